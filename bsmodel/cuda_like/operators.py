@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Composite operators that PyTorch decomposes otherwise on CUDA than elsewhere: dropout, attention, batch norm."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._subclasses import FakeTensor
+
+from bsmodel.cuda_like import autocast
+from bsmodel.cuda_like.attention import Attention, attend
+
+aten = torch.ops.aten
+_capability: tuple[int, int] = (8, 0)
+
+
+def set_capability(capability: tuple[int, int]) -> None:
+    """Say which compute capability the pretended device has; attention depends on it."""
+    global _capability
+    _capability = capability
+
+
+def _dropout(tensor: torch.Tensor, p: float, train: bool) -> Any:
+    """`native_dropout`, which keeps a boolean mask (aten/src/ATen/native/Dropout.cpp, is_fused_kernel_acceptable)."""
+    if isinstance(tensor, FakeTensor) and train and 0 < p < 1 and tensor.numel():
+        return autocast.redispatch(aten.native_dropout, tensor, p, train)[0]
+    return autocast.redispatch(aten.dropout, tensor, p, train)
+
+
+def _scaled_dot_product_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    if not isinstance(query, FakeTensor):
+        return autocast.redispatch(
+            aten.scaled_dot_product_attention, query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    query, key, value, attn_mask = autocast.cast_lower((query, key, value, attn_mask))
+    return attend(Attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, _capability))
+
+
+def _batch_norm(
+    tensor: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Any:
+    """cuDNN's batch norm where it is eligible, else the native one (aten/src/ATen/native/Normalization.cpp)."""
+    if isinstance(tensor, FakeTensor) and cudnn_enabled and _cudnn_normalizes(tensor, weight, bias, running_mean, running_var, training, eps):
+        dense = tensor.contiguous(memory_format=torch._prims_common.suggest_memory_format(tensor))
+        return autocast.redispatch(aten.cudnn_batch_norm, dense, weight, bias, running_mean, running_var, training, momentum, eps)[0]
+    if isinstance(tensor, FakeTensor):
+        return autocast.redispatch(aten.native_batch_norm, tensor, weight, bias, running_mean, running_var, training, momentum, eps)[0]
+    return autocast.redispatch(aten.batch_norm, tensor, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled)
+
+
+def _cudnn_normalizes(
+    tensor: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    training: bool,
+    eps: float,
+) -> bool:
+    largest = {True: {2: 131070}, False: {2: 262136}}[training].get(tensor.dim(), 880801 if training else 65535)
+    running = (running_mean is not None) + (running_var is not None)
+    return (
+        tensor.dtype is not torch.float64
+        and tensor.dtype is not torch.bfloat16
+        and weight is not None
+        and weight.dtype is not torch.float16
+        and bias is not None
+        and (running == 2 or (running == 0 and training))
+        and tensor.size(0) <= largest
+        and eps >= 1e-5
+    )
+
+
+def _rms_norm(tensor: torch.Tensor, normalized_shape: list[int], weight: torch.Tensor | None = None, eps: float | None = None) -> Any:
+    """One fused kernel on CUDA where input and weight agree in dtype (aten/src/ATen/native/layer_norm.cpp)."""
+    if autocast.is_active():
+        tensor, weight = (autocast.cached_cast(value, torch.float32) for value in (tensor, weight))
+    if isinstance(tensor, FakeTensor) and (weight is None or weight.dtype is tensor.dtype):
+        return autocast.redispatch(aten._fused_rms_norm, tensor, normalized_shape, weight, eps)[0]
+    return autocast.redispatch(aten.rms_norm, tensor, normalized_shape, weight, eps)
+
+
+@functools.cache
+def register_all() -> None:
+    """Register autocast's rules and this module's operators, once per process."""
+    special: dict[str, Callable[..., Any]] = {
+        "dropout": _dropout,
+        "scaled_dot_product_attention": _scaled_dot_product_attention,
+        "batch_norm": _batch_norm,
+        "rms_norm": _rms_norm,
+    }
+    autocast.register_all(elsewhere=tuple(special))
+    for name, kernel in special.items():
+        autocast.register(name, kernel)

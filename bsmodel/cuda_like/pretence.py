@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process in which a CUDA device seems to be present, as far as Python code can see.
+
+Device tensors are fake tensors on `meta`: C++ sees `meta`, Python sees `cuda:0`. Whatever a program creates on, or moves to, a CUDA
+device lands there; everything on the host is real and really runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch._subclasses import FakeTensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import DefaultDeviceType
+
+from bsmodel.cuda_like import autocast, operators
+
+CUDA = torch.device("cuda", 0)
+META = torch.device("meta")
+
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+_depth = 0  # how many dispatches are in progress: inside one, device tensors are what they are
+
+
+@contextmanager
+def inside_torch() -> Iterator[None]:
+    """Show the true device of device tensors: torch's own Python code relies on it."""
+    global _depth
+    _depth += 1
+    try:
+        yield
+    finally:
+        _depth -= 1
+
+
+def is_device(device: Any) -> bool:
+    """Whether `device` means the pretended GPU: `cuda`, `cuda:0`, 0 or the device behind it."""
+    if isinstance(device, bool) or device is None:
+        return False
+    if isinstance(device, int):
+        return True
+    return str(device).startswith(("cuda", "meta"))
+
+
+def _seen_device(tensor: FakeTensor) -> torch.device:
+    device = tensor.fake_device
+    return CUDA if _depth == 0 and device.type == "meta" and not tensor.fake_mode.in_kernel_invocation else device
+
+
+class _DeviceCalls(TorchFunctionMode):
+    """Sends what a program says about `cuda` devices to `meta`, where device tensors live."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.Tensor.cuda:
+            return args[0].to(META)
+        if func is torch.Tensor.is_cuda.__get__:
+            return isinstance(args[0], FakeTensor)
+        if func is torch.Tensor.to and len(args) > 1 and not isinstance(args[1], (torch.dtype, torch.Tensor)) and is_device(args[1]):
+            args = (args[0], META, *args[2:])
+        if "device" in kwargs and is_device(kwargs["device"]):
+            if func in (torch.tensor, torch.as_tensor, torch.asarray):
+                del kwargs["device"]
+                return func(*args, **kwargs).to(META)
+            kwargs["device"] = META
+        return func(*args, **kwargs)
+
+
+class _Properties:
+    """What `torch.cuda.get_device_properties` tells of the pretended device."""
+
+    def __init__(self, name: str, capability: tuple[int, int], memory_bytes: int, sm_count: int | None) -> None:
+        self.name, self.total_memory = name, memory_bytes
+        self.major, self.minor = capability
+        self.multi_processor_count = sm_count
+
+
+@contextmanager
+def pretend_cuda(name: str, capability: tuple[int, int], memory_bytes: int, sm_count: int | None) -> Iterator[None]:
+    """Within this context Python code sees one CUDA device with these properties.
+
+    Nothing is changed for good: every patched name of torch is restored on the way out. Not for several threads at once.
+    """
+    operators.register_all()
+    operators.set_capability(capability)
+    properties = _Properties(name, capability, memory_bytes, sm_count)
+    clear = torch.clear_autocast_cache
+
+    def clear_both() -> None:
+        autocast.clear_cast_weights()
+        clear()
+
+    answers: dict[str, Any] = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "get_device_capability": lambda device=None: capability,
+        "get_device_name": lambda device=None: name,
+        "get_device_properties": lambda device=None: properties,
+        "is_bf16_supported": lambda including_emulation=True: including_emulation or capability >= (8, 0),
+        "is_current_stream_capturing": lambda: False,
+        "synchronize": lambda device=None: None,
+        "empty_cache": lambda: None,
+        "set_device": lambda device: None,
+        "max_memory_allocated": lambda device=None: 0,
+        "memory_allocated": lambda device=None: 0,
+        "reset_peak_memory_stats": lambda device=None: None,
+    }
+    with ExitStack() as stack:
+        for attribute, answer in answers.items():
+            stack.enter_context(_replaced(torch.cuda, attribute, answer))
+        stack.enter_context(_replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
+        stack.enter_context(_replaced(torch, "clear_autocast_cache", clear_both))
+        stack.enter_context(_replaced(FakeTensor, "device", property(_seen_device)))
+        stack.enter_context(_replaced(sys.modules[torch.optim.Optimizer.__module__], "_foreach_supported_types", [torch.Tensor, torch.nn.Parameter, FakeTensor]))
+        stack.enter_context(_replaced(DefaultDeviceType, "_default_device_type", "cuda"))
+        stack.enter_context(_DeviceCalls())
+        stack.enter_context(autocast.dispatching())
+        yield

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be wrong with a question, each in one clear line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BsmodelError(ValueError):
+    """Base of every error a user can cause: the message is one line that says what was wrong and what to do."""
+
+
+class UnknownNameError(BsmodelError):
+    """A GPU, model, optimizer or precision that is in no table."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        choices = sorted(known)
+        folded = {choice.lower(): choice for choice in choices}
+        nearest = [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.4)]
+        hint = f"nearest: {', '.join(nearest)}" if nearest else f"known: {', '.join(choices)}"
+        super().__init__(f"unknown {kind} {name!r}; {hint}")
+        self.nearest = tuple(nearest)
+
+
+class InvalidInputError(BsmodelError):
+    """A value outside its range, or a file that does not follow its schema."""
+
+
+class UntraceableError(BsmodelError):
+    """A training step that cannot be recorded, or whose sizes are not straight lines in the batch."""
+
+
+for _error in (BsmodelError, UnknownNameError, InvalidInputError, UntraceableError):
+    _error.__module__ = "bsmodel"

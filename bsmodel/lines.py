@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Straight lines in the batch, their maximum, and the one law that solves for the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+UNBOUNDED = int(np.iinfo(np.int64).max)
+
+
+@dataclass(frozen=True)
+class Line:
+    """`fixed + per_sample * b`, in bytes."""
+
+    fixed: int
+    per_sample: int
+
+    def __call__(self, batch: int) -> int:
+        return self.fixed + self.per_sample * batch
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """The maximum of lines: `M(b) = max_t (f_t + s_t b)`, convex and, with no slope below zero, non-decreasing in `b`.
+
+    Valid for b >= 1 and values below 2**63.
+    """
+
+    lines: tuple[Line, ...]
+
+    def __call__(self, batch: ArrayLike) -> Any:
+        """`M(b)` for one batch (an int) or an array of them (an int64 array of its shape)."""
+        batches = np.asarray(batch, np.int64)
+        value = self._fixed + self._slopes * batches[..., None]
+        highest = value.max(axis=-1)
+        return int(highest) if batches.ndim == 0 else highest
+
+    def binding(self, batch: int) -> int:
+        """Index of the line that is highest at `batch`; of equals, the first."""
+        return int(np.argmax(self._fixed + self._slopes * batch))
+
+    def largest(self, capacity: ArrayLike) -> Any:
+        """The largest batch with `M(b) <= capacity`: `min_t floor((capacity - f_t) / s_t)`; 0 where not even one sample fits.
+
+        `capacity` in bytes, one (gives an int) or an array (gives an int64 array). A line without a slope allows any batch
+        (`UNBOUNDED`) or none.
+        """
+        capacities = np.asarray(capacity, np.int64)
+        room = capacities[..., None] - self._fixed
+        flat = np.where(room >= 0, UNBOUNDED, 0)
+        batch = np.where(self._slopes > 0, room // np.maximum(self._slopes, 1), flat).min(axis=-1)
+        batch = np.maximum(batch, 0)
+        return int(batch) if capacities.ndim == 0 else batch
+
+    @property
+    def _fixed(self) -> NDArray[np.int64]:
+        return np.array([line.fixed for line in self.lines], np.int64)
+
+    @property
+    def _slopes(self) -> NDArray[np.int64]:
+        return np.array([line.per_sample for line in self.lines], np.int64)
+
+
+def upper_envelope(fixed: NDArray[np.int64], per_sample: NDArray[np.int64]) -> list[int]:
+    """Indices of the lines that are highest somewhere at b >= 1, by rising slope.
+
+    Monotone-chain upper hull in exact integers: after sorting by slope, a line leaves when its neighbours meet above it.
+    """
+    order = np.lexsort((np.arange(len(fixed)), -fixed, per_sample))
+    slopes = per_sample[order]
+    first_of_slope = np.concatenate([[True], slopes[1:] != slopes[:-1]])
+    candidates = [int(i) for i in order[first_of_slope]]
+    hull: list[int] = []
+    for index in candidates:
+        f, s = int(fixed[index]), int(per_sample[index])
+        while hull and int(fixed[hull[-1]]) + int(per_sample[hull[-1]]) <= f + s:
+            hull.pop()  # at b = 1 already no higher, and the new line is steeper
+        while len(hull) >= 2 and _hidden(fixed, per_sample, hull[-2], hull[-1], index):
+            hull.pop()
+        hull.append(index)
+    return hull
+
+
+def _hidden(fixed: NDArray[np.int64], per_sample: NDArray[np.int64], low: int, middle: int, high: int) -> bool:
+    """Whether the middle line lies nowhere above both neighbours (slopes rise from low to high)."""
+    f1, s1, f2, s2, f3, s3 = (int(v[i]) for i in (low, middle, high) for v in (fixed, per_sample))
+    return (f1 - f3) * (s2 - s1) <= (f1 - f2) * (s3 - s1)

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a tape to the closed form, its breakdown, the peak at one batch and the largest batch that fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bsmodel.allocator import CachingAllocator, OutOfMemory, Settings
+from bsmodel.errors import InvalidInputError
+from bsmodel.hardware import Gpu
+from bsmodel.lines import Envelope, Line, upper_envelope
+from bsmodel.tape import Tape
+from bsmodel.units import format_bytes
+
+CATEGORIES = ("parameter", "buffer", "gradient", "optimizer state", "batch", "saved", "temporary", "workspace")
+_STEPS = 3  # the optimizer's state exists from the second step on, and the third finds the caches of the second
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A point of the training step: just after one allocation."""
+
+    block: str
+    phase: str
+    module: str
+    operator: str
+
+    def __str__(self) -> str:
+        if self.block == "init":
+            return "loading the model"
+        if self.phase == "step":
+            return "optimizer step"
+        return f"{self.phase}, at {self.module or 'the loss'}"
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The closed form of requested bytes, `M(b) = max_t (f_t + s_t b)`, each line with the moment it belongs to."""
+
+    envelope: Envelope
+    moments: tuple[Moment, ...]
+
+    def __call__(self, batch: ArrayLike) -> NDArray[np.int64] | int:
+        """`M(b)` in bytes, for one batch or an array of batches."""
+        return self.envelope(batch)
+
+    def largest(self, capacity_bytes: ArrayLike) -> NDArray[np.int64] | int:
+        """The largest batch with `M(b) <= capacity`: one expression, `min_t floor((capacity - f_t) / s_t)`."""
+        return self.envelope.largest(capacity_bytes)
+
+    def binding(self, batch: int) -> Moment:
+        """The moment that decides at this batch."""
+        return self.moments[self.envelope.binding(batch)]
+
+    def __str__(self) -> str:
+        terms = [f"{format_bytes(line.fixed)} + {format_bytes(line.per_sample)} b" for line in self.envelope.lines]
+        return f"M(b) = max({', '.join(terms)})"
+
+
+@dataclass(frozen=True)
+class _Timeline:
+    """Every allocation of a run in order: which moment it is, and the line of all that is alive just after it."""
+
+    blocks: tuple[str, ...]
+    numbers: NDArray[np.int64]
+    fixed: NDArray[np.int64]
+    per_sample: NDArray[np.int64]
+
+
+def _timeline(tape: Tape, accumulation: int | None) -> _Timeline:
+    program = list(tape.program(_STEPS, accumulation))
+    events = np.concatenate([np.asarray(block, np.int64) for _, block in program])
+    names = [name for name, block in program for _ in block]
+    numbers = np.where(events >= 0, events, ~events)
+    sign = np.where(events >= 0, 1, -1)
+    fixed, per_sample = np.cumsum(sign * tape.fixed_bytes[numbers]), np.cumsum(sign * tape.per_sample_bytes[numbers])
+    births = np.flatnonzero(events >= 0)
+    return _Timeline(tuple(names[i] for i in births), numbers[births], fixed[births], per_sample[births])
+
+
+def _moment(tape: Tape, timeline: _Timeline, position: int) -> Moment:
+    number = int(timeline.numbers[position])
+    return Moment(timeline.blocks[position], tape.phases[number], tape.modules[number], tape.operators[number])
+
+
+def footprint(tape: Tape, accumulation: int | None = None) -> Footprint:
+    """The closed form of the peak: `M(b) = max_t (f_t + s_t b)` over all moments t of three training steps.
+
+    `f_t` and `s_t` are the fixed and per-sample bytes alive at moment t. Only lines that are highest at some b >= 1 are kept.
+    Counts bytes as requested, torch's `requested_bytes.all.peak`; rounding and caching come on top, see `predict`.
+    Valid when every allocation is a straight line in the micro-batch, which `trace` has checked. `accumulation`: micro-steps per
+    optimizer step, the recipe's own by default.
+    """
+    timeline = _timeline(tape, accumulation)
+    kept = upper_envelope(timeline.fixed, timeline.per_sample)
+    lines = tuple(Line(int(timeline.fixed[i]), int(timeline.per_sample[i])) for i in kept)
+    return Footprint(Envelope(lines), tuple(_moment(tape, timeline, i) for i in kept))
+
+
+@dataclass(frozen=True)
+class Share:
+    """Bytes of one category in one module at the binding moment."""
+
+    category: str
+    module: str
+    bytes: int
+
+
+def breakdown(tape: Tape, batch: int, accumulation: int | None = None) -> tuple[Share, ...]:
+    """Who holds the bytes of `M(b)`: all that is alive at the binding moment, by category and module. Sums to `M(b)` exactly."""
+    timeline = _timeline(tape, accumulation)
+    position = int(np.argmax(timeline.fixed + timeline.per_sample * batch))
+    sizes = tape.sizes(batch)
+    shares: dict[tuple[str, str], int] = {}
+    births = 0
+    alive: dict[int, int] = {}
+    for event in (event for _, block in tape.program(_STEPS, accumulation) for event in block):
+        number = event if event >= 0 else ~event
+        alive[number] = alive.get(number, 0) + (1 if event >= 0 else -1)
+        births += event >= 0
+        if births > position:
+            break
+    for number, count in alive.items():
+        if count and sizes[number]:
+            key = (tape.categories[number], tape.modules[number])
+            shares[key] = shares.get(key, 0) + count * int(sizes[number])
+    rows = [Share(category, module, size) for (category, module), size in shares.items()]
+    return tuple(sorted(rows, key=lambda row: (CATEGORIES.index(row.category), -row.bytes, row.module)))
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What torch would report for a run at one batch, in bytes."""
+
+    batch: int
+    requested_bytes: int
+    allocated_bytes: int
+    reserved_bytes: int
+    device_bytes: int
+    fits: bool
+    moment: str
+
+    @property
+    def caching_bytes(self) -> int:
+        """What rounding and caching add to the closed form."""
+        return self.reserved_bytes - self.requested_bytes
+
+
+def predict(tape: Tape, gpu: Gpu, batch: int, accumulation: int | None = None, settings: Settings | None = None) -> Peak:
+    """The peak of three training steps at micro-batch `batch`, by replay through the caching allocator of a card of this size.
+
+    `allocated_bytes` and `reserved_bytes` are `torch.cuda.max_memory_allocated()` and `max_memory_reserved()`; `device_bytes` adds
+    the CUDA context. Where the run does not fit, the figures are those of a card without a limit and `fits` is False.
+    Raises `InvalidInputError` for a batch below 1 or a tape recorded for kernels of another compute capability.
+    """
+    if batch < 1:
+        raise InvalidInputError(f"batch is {batch}; expected at least 1")
+    _same_kernels(tape, gpu)
+    settings = settings or Settings()
+    allocator = _replay(tape, batch, gpu.usable_bytes, accumulation, settings)
+    fits = allocator is not None
+    allocator = allocator or _replay(tape, batch, None, accumulation, settings)
+    assert allocator is not None
+    form = footprint(tape, accumulation)
+    return Peak(
+        batch,
+        int(form(batch)),
+        allocator.max_allocated_bytes,
+        allocator.max_reserved_bytes,
+        allocator.max_reserved_bytes + gpu.context_bytes,
+        fits,
+        str(form.binding(batch)),
+    )
+
+
+def kernels(gpu: Gpu) -> tuple[int, int]:
+    """The compute capability that decides which kernels PyTorch picks; GPUs that give the same can share a tape.
+
+    Ampere and Ada cards pick alike but for attention heads wider than 192, which 8.6 and 8.9 lack in flash attention's backward.
+    """
+    return (8, 6) if gpu.capability in ((8, 7), (8, 9)) else gpu.capability
+
+
+def _same_kernels(tape: Tape, gpu: Gpu) -> None:
+    if tape.capability[0] != gpu.capability[0]:
+        recorded = ".".join(map(str, tape.capability))
+        raise InvalidInputError(
+            f"the tape was recorded for compute capability {recorded}, {gpu.id} has {gpu.compute_capability}: trace again with this GPU"
+        )
+
+
+def _replay(tape: Tape, batch: int, capacity_bytes: int | None, accumulation: int | None, settings: Settings) -> CachingAllocator | None:
+    """Run the tape through an allocator; None where memory runs out."""
+    allocator = CachingAllocator(capacity_bytes, settings)
+    sizes = tape.sizes(batch).tolist()
+    try:
+        for _, block in tape.program(_STEPS, accumulation):
+            allocator.run(block, sizes)
+    except OutOfMemory:
+        return None
+    return allocator
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The largest micro-batch on one GPU, and why it is no larger."""
+
+    tape: Tape
+    gpu: Gpu
+    accumulation: int
+    batch: int
+    binding: str
+    headroom_bytes: int
+    verdict: str
+    peak: Peak | None
+
+
+def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Settings | None = None) -> Fit:
+    """The largest micro-batch whose replay survives on this GPU, release-and-retry included.
+
+    The closed form bounds it from above, `b <= largest(capacity)`; replays decide below that. `batch` is 0 where nothing fits, and the
+    verdict then says how much is missing.
+    """
+    _same_kernels(tape, gpu)
+    settings = settings or Settings()
+    accumulation = tape.accumulation if accumulation is None else accumulation
+    form = footprint(tape, accumulation)
+    batch = _largest_replayed(tape, gpu, min(int(form.largest(gpu.usable_bytes)), 1 << 20), accumulation, settings)
+    if batch == 0:
+        missing = int(form(1)) - gpu.usable_bytes
+        needed = f"{format_bytes(int(form(1)))} at batch 1, {gpu.id} has {format_bytes(gpu.usable_bytes)}"
+        verdict = f"does not fit: needs {needed}" + (f", {format_bytes(missing)} too much" if missing > 0 else " and caching takes the rest")
+        return Fit(tape, gpu, accumulation, 0, str(form.binding(1)), -max(missing, 0), verdict, None)
+    peak = predict(tape, gpu, batch, accumulation, settings)
+    binding = str(form.binding(batch))
+    headroom = gpu.usable_bytes - peak.reserved_bytes
+    return Fit(tape, gpu, accumulation, batch, binding, headroom, f"fits up to {batch}, bound by {binding}", peak)
+
+
+def _largest_replayed(tape: Tape, gpu: Gpu, bound: int, accumulation: int, settings: Settings) -> int:
+    def survives(batch: int) -> bool:
+        return _replay(tape, batch, gpu.usable_bytes, accumulation, settings) is not None
+
+    if bound == 0 or survives(bound):
+        return bound
+    low, high, step = 0, bound, max(1, bound // 32)
+    while low == 0 and high > 1:
+        candidate = max(1, high - step)
+        step *= 2
+        if survives(candidate):
+            low = candidate
+        else:
+            high = candidate
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if survives(middle) else (low, middle)
+    return low

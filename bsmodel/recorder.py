@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watches a training step run on pretended device tensors and writes down every allocation and release."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, UnsupportedOperatorException
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from bsmodel.cuda_like.kernels import Kernel, kernel_of
+from bsmodel.cuda_like.pretence import META, inside_torch
+from bsmodel.errors import UntraceableError
+
+aten = torch.ops.aten
+_VALUE_LIMIT = 1 << 20  # elements: integer and boolean device tensors up to this size keep their values, so that masks can be asked
+
+
+@dataclass(slots=True)
+class Allocation:
+    """One storage on the device, or one buffer inside a kernel."""
+
+    size_bytes: int
+    operator: str
+    module: str
+    phase: str  # "forward", "backward" (recomputation included) or "step"
+    category: str
+
+
+class Recorder(TorchDispatchMode):
+    """Events of the device memory: `k` allocates allocation number k, `~k` releases it."""
+
+    def __init__(self, capability: tuple[int, int]) -> None:
+        super().__init__()
+        self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.capability = capability
+        self.allocations: list[Allocation] = []
+        self.events: list[int] = []
+        self.phase = "step"
+        self.uncounted: set[str] = set()
+        self.workspaces: set[str] = set()
+        self._live: dict[int, weakref.ref[Any]] = {}
+        self._number: dict[int, int] = {}
+        self._modules: dict[int, str] = {}
+        self._stack: list[str] = []
+        self._module_of_node: dict[int, str] = {}
+        self._values: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+    # -- where we are -------------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def following(self, model: torch.nn.Module) -> Iterator[None]:
+        """Name the module each operation belongs to, in forward and in backward."""
+        self._modules = {id(module): name for name, module in model.named_modules()}
+
+        def enter(module: torch.nn.Module, args: Any) -> None:
+            self._stack.append(self._modules.get(id(module), type(module).__name__))
+
+        def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
+            self._stack.pop()
+
+        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @property
+    def in_backward(self) -> bool:
+        return torch._C._current_graph_task_id() != -1
+
+    def _where(self) -> tuple[str, str]:
+        """The phase and the module of the operation in progress."""
+        if self._stack:
+            return ("backward" if self.in_backward else "forward"), self._stack[-1]
+        if not self.in_backward:
+            return self.phase, ""
+        node = torch._C._current_autograd_node()
+        return "backward", self._module_of_node.get(node._sequence_nr(), "") if node is not None else ""
+
+    # -- allocations --------------------------------------------------------------------------------------------------------------
+
+    def allocate(self, size_bytes: int, operator: str, category: str | None = None) -> int:
+        """Write down an allocation and return its number."""
+        phase, module = self._where()
+        forward = phase == "forward" or (phase == "backward" and bool(self._stack))
+        number = len(self.allocations)
+        self.allocations.append(Allocation(size_bytes, operator, module, phase, category or ("saved" if forward else "temporary")))
+        self.events.append(number)
+        return number
+
+    def release(self, number: int) -> None:
+        """Write down that an allocation is given back."""
+        self.events.append(~number)
+
+    def watch(self, tensor: torch.Tensor, operator: str, category: str | None = None) -> int:
+        """Follow the storage of a device tensor from now until it dies; a storage already followed is not counted again."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._live:
+            return self._number[key]
+        number = self.allocate(storage.nbytes(), operator, category)
+
+        def died(_: Any) -> None:
+            del self._live[key], self._number[key]
+            self.release(number)
+
+        self._live[key] = weakref.ref(storage, died)
+        self._number[key] = number
+        return number
+
+    def categorize(self, tensor: torch.Tensor, category: str) -> int | None:
+        """Say what a followed tensor turned out to be; returns the number of its allocation."""
+        number = self._number.get(tensor.untyped_storage()._cdata) if isinstance(tensor, FakeTensor) else None
+        if number is not None:
+            self.allocations[number].category = category
+        return number
+
+    def to_device(self, tensor: torch.Tensor, operator: str, category: str | None = None) -> torch.Tensor:
+        """A device tensor of the same sizes, strides and dtype, counted; the values are kept where they may be asked."""
+        with inside_torch(), self.fake_mode:
+            device_tensor = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=META)
+        self.watch(device_tensor, operator, category)
+        return device_tensor
+
+    # -- every operation ----------------------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        flat, _ = tree_flatten((args, kwargs))
+        on_device = [leaf for leaf in flat if isinstance(leaf, FakeTensor)]
+        to_device = kwargs.get("device") is not None and kwargs["device"].type == "meta"
+        if not on_device and not to_device:
+            return func(*args, **kwargs)
+        if func in (aten._local_scalar_dense.default, aten.is_nonzero.default):
+            return self._read(args[0])
+        if func is aten._to_copy.default and kwargs.get("device") is not None and kwargs["device"].type == "cpu":
+            return self._to_host(args[0], kwargs)
+        with inside_torch():
+            return self._run(func, args, kwargs, flat)
+
+    def _run(self, func: Any, args: Any, kwargs: Any, flat: list[Any]) -> Any:
+        value = self._computed_value(func, args, kwargs, flat)
+        kernel = kernel_of(func, args, kwargs, self)
+        self._ensure_workspace(kernel)
+        before = [self.allocate(size_bytes, str(func), "workspace") for size_bytes in kernel.before]
+        output = kernel.output if kernel.output is not None else self._fake(func, args, kwargs, value)
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, FakeTensor) and leaf.fake_device.type == "meta":
+                self.watch(leaf, str(func))
+        after = [self.allocate(size_bytes, str(func), "workspace") for size_bytes in kernel.after]
+        for number in (*before, *after):
+            self.release(number)
+        if not self.in_backward:
+            self._module_of_node[torch.autograd._get_sequence_nr() - 1] = self._stack[-1] if self._stack else ""
+        self._keep_value(func, output, value, flat)
+        return output
+
+    def _fake(self, func: Any, args: Any, kwargs: Any, value: Any) -> Any:
+        try:
+            with self.fake_mode:
+                return func(*args, **kwargs)
+        except DynamicOutputShapeException:
+            if value is None:
+                raise UntraceableError(
+                    f"{func} at {_user_line()} gives an output whose size depends on tensor values; "
+                    "train on padded tensors of fixed size, or compute the sizes from shapes"
+                ) from None
+            return tree_map(lambda v: self.to_device(v, str(func)) if isinstance(v, torch.Tensor) else v, value)
+        except UnsupportedOperatorException as error:
+            raise UntraceableError(f"{func} at {_user_line()} cannot be recorded: it has no shape function; register one with torch.library") from error
+
+    def _ensure_workspace(self, kernel: Kernel) -> None:
+        """The workspace of a library handle is allocated at its first use in a thread, and kept: backward runs in a thread of its own."""
+        if kernel.handle is None:
+            return
+        name = f"{kernel.handle.name} ({'backward' if self.in_backward else 'main'} thread)"
+        if name not in self.workspaces:
+            self.workspaces.add(name)
+            if kernel.handle.size_bytes:
+                self.allocate(kernel.handle.size_bytes, name, "workspace")
+
+    # -- values of small integer tensors -------------------------------------------------------------------------------------------
+
+    def set_value(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
+        """Remember what a device tensor holds, where it is small enough to be asked about."""
+        if value.numel() <= (_VALUE_LIMIT if not value.is_floating_point() else 4096):
+            self._values[tensor] = value
+
+    def _computed_value(self, func: Any, args: Any, kwargs: Any, flat: list[Any]) -> Any:
+        tensors = [leaf for leaf in flat if isinstance(leaf, torch.Tensor)]
+        known = [leaf for leaf in tensors if not isinstance(leaf, FakeTensor) or leaf in self._values]
+        if len(known) < len(tensors) or func is aten.copy_.default or any(t.numel() > _VALUE_LIMIT for t in tensors):
+            return None
+        if not tensors and not func._schema.name.startswith(("aten::arange", "aten::full", "aten::ones", "aten::zeros", "aten::scalar_tensor")):
+            return None
+        host = torch.device("cpu")
+
+        def replace(leaf: Any) -> Any:
+            if isinstance(leaf, FakeTensor):
+                return self._values[leaf]
+            return host if isinstance(leaf, torch.device) else leaf
+
+        if not tensors and _numel_of_factory(args) > _VALUE_LIMIT:
+            return None
+        args, kwargs = tree_map(replace, (args, kwargs))
+        try:
+            return func(*args, **kwargs)
+        except (RuntimeError, NotImplementedError):
+            return None
+
+    def _keep_value(self, func: Any, output: Any, value: Any, flat: list[Any]) -> None:
+        if value is None:
+            if func._schema.is_mutable:
+                for leaf in flat:
+                    if isinstance(leaf, FakeTensor):
+                        self._values.pop(leaf, None)
+            return
+        for tensor, known in zip(tree_leaves(output), tree_leaves(value), strict=True):
+            if isinstance(tensor, FakeTensor):
+                self.set_value(tensor, known)
+
+    def _read(self, tensor: torch.Tensor) -> Any:
+        value = self._values.get(tensor)
+        if value is not None:
+            return value.item()
+        if self._stack:
+            raise UntraceableError(
+                f"the forward pass reads the value of a tensor at {_user_line()} (module {self._stack[-1] or 'model'}): "
+                "a recording has no values; take that branch by a shape or a Python number instead"
+            )
+        return torch.zeros((), dtype=tensor.dtype).item()
+
+    def _to_host(self, tensor: torch.Tensor, kwargs: Any) -> torch.Tensor:
+        value = self._values.get(tensor)
+        dtype = kwargs.get("dtype") or tensor.dtype
+        if value is None and self._stack:
+            self._read(tensor)
+        return value.to(dtype) if value is not None else torch.zeros(tensor.size(), dtype=dtype)
+
+
+def _numel_of_factory(args: Any) -> int:
+    numel = 1
+    for leaf in tree_leaves(args):
+        numel *= max(1, int(abs(leaf))) if isinstance(leaf, (int, float)) and not isinstance(leaf, bool) else 1
+    return numel
+
+
+def _user_line() -> str:
+    """File and line of the nearest frame that belongs neither to torch nor to this package."""
+    frame = sys._getframe(1)
+    torch_folder, own_folder = torch.__path__[0], __file__.rsplit("/", 1)[0]
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((torch_folder, own_folder, "<")):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recorded training step as plain data: allocations and releases in order, each size a line in the micro-batch."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bsmodel.errors import InvalidInputError
+
+SCHEMA_VERSION = 1
+BLOCKS = ("init", "first", "first_step", "micro", "accumulate", "step")
+
+
+@dataclass(frozen=True)
+class Tape:
+    """Everything later questions need, and nothing of torch.
+
+    Allocation `k` asks for `fixed_bytes[k] + per_sample_bytes[k] * b` bytes. `blocks` holds the events of each part of a run: `k`
+    allocates number k, `~k` releases its oldest living instance. A run of n steps with a micro-steps each is `init`, `first`,
+    (`accumulate` x (a-1)), `first_step`, then n-1 times `micro`, (`accumulate` x (a-1)), `step`.
+    """
+
+    name: str
+    precision: str
+    optimizer: str
+    optimizer_family: str
+    capability: tuple[int, int]
+    accumulation: int
+    torch_version: str
+    recorded_batches: tuple[int, ...]
+    parameter_count: int
+    trained_parameter_count: int
+    tokens_per_sample: int
+    fixed_bytes: NDArray[np.int64]
+    per_sample_bytes: NDArray[np.int64]
+    operators: tuple[str, ...]
+    modules: tuple[str, ...]
+    phases: tuple[str, ...]
+    categories: tuple[str, ...]
+    blocks: dict[str, tuple[int, ...]]
+    uncounted: tuple[str, ...] = ()
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def sizes(self, batch: int) -> NDArray[np.int64]:
+        """Requested bytes of every allocation at micro-batch `batch`."""
+        return self.fixed_bytes + self.per_sample_bytes * batch
+
+    def program(self, steps: int = 2, accumulation: int | None = None) -> Iterable[tuple[str, tuple[int, ...]]]:
+        """The blocks of a run of `steps` optimizer steps; more than two micro-steps add nothing new to the second."""
+        micro_steps = min(self.accumulation if accumulation is None else accumulation, 2)
+        again = [("accumulate", self.blocks["accumulate"])] * (micro_steps - 1)
+        yield from (("init", self.blocks["init"]), ("first", self.blocks["first"]), *again, ("first_step", self.blocks["first_step"]))
+        for _ in range(steps - 1):
+            yield from (("micro", self.blocks["micro"]), *again, ("step", self.blocks["step"]))
+
+    def save(self, path: str | Path) -> None:
+        """Write the tape as gzipped JSON, all or nothing."""
+        document = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        document["fixed_bytes"], document["per_sample_bytes"] = self.fixed_bytes.tolist(), self.per_sample_bytes.tolist()
+        for name in ("operators", "modules", "phases", "categories"):
+            words = sorted(set(document[name]))
+            index = {word: position for position, word in enumerate(words)}
+            document[name] = {"words": words, "index": [index[word] for word in document[name]]}
+        target = Path(path)
+        partial = target.with_name(target.name + ".part")
+        try:
+            with gzip.open(partial, "wt", encoding="utf-8") as stream:
+                json.dump(document, stream, separators=(",", ":"))
+            partial.replace(target)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise InvalidInputError(f"cannot write the tape {str(path)!r}: {error.strerror or error}") from None
+
+    @staticmethod
+    def load(path: str | Path) -> Tape:
+        """Read a saved tape; raises `InvalidInputError` for a file that is none, or one of another schema version."""
+        try:
+            with gzip.open(path, "rt", encoding="utf-8") as stream:
+                document = json.load(stream)
+            version = document.pop("schema_version")
+        except OSError as error:
+            raise InvalidInputError(f"cannot read the tape {str(path)!r}: {error.strerror or error}") from None
+        except (ValueError, KeyError, EOFError, AttributeError):
+            raise InvalidInputError(f"{str(path)!r} is not a saved tape: expected the file written by Tape.save") from None
+        if version != SCHEMA_VERSION:
+            raise InvalidInputError(f"the tape {str(path)!r} has schema version {version}, this bsmodel reads {SCHEMA_VERSION}: record it again")
+        for name in ("operators", "modules", "phases", "categories"):
+            words = document[name]["words"]
+            document[name] = tuple(words[position] for position in document[name]["index"])
+        document["fixed_bytes"] = np.asarray(document["fixed_bytes"], np.int64)
+        document["per_sample_bytes"] = np.asarray(document["per_sample_bytes"], np.int64)
+        for name in ("capability", "recorded_batches", "uncounted"):
+            document[name] = tuple(document[name])
+        document["blocks"] = {name: tuple(events) for name, events in document["blocks"].items()}
+        return Tape(**document)

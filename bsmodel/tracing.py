@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workload + training + GPU -> tape: runs the real step on pretended device tensors at three batch sizes."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+from bsmodel import alignment, placement
+from bsmodel.cuda_like.pretence import inside_torch, pretend_cuda
+from bsmodel.errors import BsmodelError, InvalidInputError, UntraceableError
+from bsmodel.hardware import Gpu
+from bsmodel.recorder import Allocation, Recorder
+from bsmodel.tape import BLOCKS, Tape
+from bsmodel.training import Training
+from bsmodel.workloads import Workload
+
+BATCHES = (2, 3, 5)  # at a batch of 1 many models take other code paths; the third size checks that two points make a line
+
+
+@dataclass
+class _Run:
+    """One model on one pretended device, and where each block of its recording starts and ends."""
+
+    recorder: Recorder
+    model: torch.nn.Module
+    optimizer: Any
+    workload: Workload
+    training: Training
+    average: list[torch.Tensor]
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
+    alive: dict[str, Any] = field(default_factory=dict)  # the loop's variables: they live until they are assigned again
+
+    @contextlib.contextmanager
+    def block(self, name: str) -> Iterator[None]:
+        start = len(self.recorder.events)
+        yield
+        self.spans[name] = (start, len(self.recorder.events))
+
+    def events(self, block: str) -> list[int]:
+        start, end = self.spans[block]
+        return self.recorder.events[start:end]
+
+    def allocated(self, block: str) -> list[tuple[int, Allocation]]:
+        """Numbers and records of what a block allocates, in order."""
+        return [(number, self.recorder.allocations[number]) for number in self.events(block) if number >= 0]
+
+    def released(self) -> set[int]:
+        """Numbers of everything given back so far."""
+        return {~event for event in self.recorder.events if event < 0}
+
+
+def trace(workload: Workload, training: Training | None = None, gpu: Gpu | None = None) -> Tape:
+    """Record one training recipe of a workload, as the kernels of `gpu` would run it.
+
+    The step runs for real, without data, at micro-batches 2 and 3: every allocation is then a line in the batch; a third batch checks
+    the lines. Seconds, no GPU, no weights in memory.
+
+    Raises `UntraceableError` where the step cannot be recorded (it names the operation, module and line) or where a size is no line in
+    the batch, `InvalidInputError` where the recipe does not suit the model or the GPU (bf16 on a card without it).
+    """
+    training = training or workload.training
+    gpu = gpu or Gpu.named("a100-40gb")
+    if training.numerics.needs_bf16 and not gpu.supports_bf16:
+        raise InvalidInputError(f"{gpu.id} has no bf16 arithmetic (compute capability {gpu.compute_capability}, 8.0 is needed); use precision fp16-mixed")
+    with _recording(workload, training, gpu) as run:
+        _first_run(run, BATCHES[0])
+        steady = run.allocated("micro")
+        again = [_repeated(run, batch) for batch in BATCHES[1:]]
+        lines = alignment.lines(steady, again, BATCHES, workload.name)
+        known = alignment.spread(lines, steady, [run.allocated("first"), run.allocated("accumulate")], run.released())
+        if known is not None:
+            return _tape(run, gpu, known, BATCHES)
+    return _traced_in_full(workload, training, gpu)
+
+
+def _traced_in_full(workload: Workload, training: Training, gpu: Gpu) -> Tape:
+    """For models whose first step differs from later ones: record every step at every batch."""
+    recordings = []
+    for batch in BATCHES:
+        with _recording(workload, training, gpu) as run:
+            _first_run(run, batch)
+            recordings.append(list(enumerate(run.recorder.allocations)))
+    return _tape(run, gpu, alignment.lines(recordings[0], recordings[1:], BATCHES, workload.name), BATCHES)
+
+
+def record(workload: Workload, training: Training, gpu: Gpu, batch: int) -> Tape:
+    """Record the same run directly at `batch`; every size is then fixed. The laws compare this with `trace`."""
+    with _recording(workload, training, gpu) as run:
+        _first_run(run, batch)
+        return _tape(run, gpu, {}, (batch,))
+
+
+@contextlib.contextmanager
+def _recording(workload: Workload, training: Training, gpu: Gpu) -> Iterator[_Run]:
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        model = placement.adapt(placement.build(workload.model, training), training)
+        with pretend_cuda(gpu.name, gpu.capability, gpu.memory_bytes, gpu.sm_count), Recorder(gpu.capability) as recorder:
+            yield _prepared(recorder, model, workload, training)
+    except BsmodelError:
+        raise
+    except NotImplementedError as error:
+        raise UntraceableError(f"{workload.name} cannot be recorded: {str(error).splitlines()[0]}") from error
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _prepared(recorder: Recorder, model: torch.nn.Module, workload: Workload, training: Training) -> _Run:
+    placement.place(model, training, recorder)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    average = []
+    if training.ema:
+        average = [parameter.detach().clone() for parameter in trained]
+        for tensor in average:
+            recorder.categorize(tensor, "optimizer state")
+    run = _Run(recorder, model, placement.make_optimizer(trained, training), workload, training, average)
+    if training.numerics.loss_scaling:
+        run.alive["scaler"] = torch.amp.GradScaler("cuda")
+    run.spans["init"] = (0, len(recorder.events))
+    return run
+
+
+def _first_run(run: _Run, batch: int) -> None:
+    """Two optimizer steps: the first makes the optimizer's state, the second finds everything in place."""
+    for micro, accumulate, step in (("first", "", "first_step"), ("micro", "accumulate", "step")):
+        with run.block(micro):
+            _micro_step(run, batch)
+        if accumulate:
+            with run.block(accumulate):
+                _micro_step(run, batch)
+        with run.block(step):
+            _optimizer_step(run)
+
+
+def _repeated(run: _Run, batch: int) -> list[tuple[int, Allocation]]:
+    with run.block("again"):
+        _micro_step(run, batch)
+    allocated = run.allocated("again")
+    _zero_grad(run)
+    return allocated
+
+
+def _to_device(run: _Run, batch: Any) -> Any:
+    dtype = getattr(torch, run.training.numerics.weights)
+
+    def move(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        if leaf.is_floating_point() and dtype is not torch.float32:
+            leaf = leaf.to(dtype)
+        if run.training.channels_last and leaf.dim() == 4:
+            leaf = leaf.contiguous(memory_format=torch.channels_last)
+        moved = run.recorder.to_device(leaf, "to", "batch")
+        run.recorder.set_value(moved, leaf)
+        return moved
+
+    return tree_map(move, batch)
+
+
+def _micro_step(run: _Run, batch_size: int) -> None:
+    """Forward and backward of one micro-batch, with a training loop's lifetimes: batch and loss live until they are replaced."""
+    run.recorder.phase = "forward"
+    with run.recorder.following(run.model):
+        if run.workload.step is not None:
+            return _own_step(run, batch_size)
+        run.alive["batch"] = _to_device(run, run.workload.batch(batch_size))
+        autocast = run.training.numerics.autocast
+        with torch.autocast("cuda", dtype=getattr(torch, autocast)) if autocast else contextlib.nullcontext():
+            loss, outputs = _loss(run)
+        run.alive["outputs"] = outputs if run.training.keep_outputs else None
+        del outputs
+        run.alive["loss"] = loss
+        del loss
+        if run.training.accumulation > 1:
+            run.alive["loss"] = run.alive["loss"] / run.training.accumulation
+        scaler = run.alive.get("scaler")
+        (scaler.scale(run.alive["loss"]) if scaler else run.alive["loss"]).backward()
+    for parameter in run.model.parameters():
+        if parameter.grad is not None:
+            run.recorder.categorize(parameter.grad, "gradient")
+
+
+def _own_step(run: _Run, batch_size: int) -> None:
+    assert run.workload.step is not None
+    run.alive["result"] = run.workload.step(run.model, run.optimizer, run.workload.batch(batch_size))
+    _categorize_state(run)
+
+
+def _loss(run: _Run) -> tuple[torch.Tensor, Any]:
+    assert run.workload.loss is not None
+    result = run.workload.loss(run.model, run.alive["batch"])
+    loss, outputs = result if isinstance(result, tuple) else (result, None)
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise InvalidInputError(f"loss(model, batch) of {run.workload.name} gives {found}; expected a scalar tensor, e.g. its mean")
+    if not loss.requires_grad:
+        raise InvalidInputError(f"loss(model, batch) of {run.workload.name} does not depend on any trained parameter")
+    return loss, outputs
+
+
+def _optimizer_step(run: _Run) -> None:
+    run.recorder.phase = "step"
+    if run.workload.step is not None:
+        return
+    scaler = run.alive.get("scaler")
+    if run.training.gradient_clipping is not None:
+        if scaler:
+            scaler.unscale_(run.optimizer)
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.training.gradient_clipping)
+    if scaler:
+        scaler.step(run.optimizer)
+        scaler.update()
+    else:
+        run.optimizer.step()
+    if run.average:
+        torch._foreach_lerp_(run.average, [p for p in run.model.parameters() if p.requires_grad], 0.001)
+    _zero_grad(run)
+    _categorize_state(run)
+
+
+def _zero_grad(run: _Run) -> None:
+    run.optimizer.zero_grad(set_to_none=run.training.zero_grad == "none")
+
+
+def _categorize_state(run: _Run) -> None:
+    for tensor in tree_leaves(list(run.optimizer.state.values())):
+        if isinstance(tensor, torch.Tensor):
+            with inside_torch():
+                run.recorder.categorize(tensor, "optimizer state")
+
+
+def _tape(run: _Run, gpu: Gpu, lines: dict[int, tuple[int, int]], batches: tuple[int, ...]) -> Tape:
+    recorded = run.recorder.allocations
+    blocks, kept = alignment.periodic({name: run.events(name) for name in BLOCKS}, recorded)
+    allocations = [recorded[number] for number in kept]
+    line = [lines.get(number, (recorded[number].size_bytes, 0)) for number in kept]
+    parameters = list(run.model.parameters())
+    return Tape(
+        name=run.workload.name,
+        precision=run.training.precision,
+        optimizer=run.training.optimizer_name,
+        optimizer_family=run.training.optimizer_family,
+        capability=gpu.capability,
+        accumulation=run.training.accumulation,
+        torch_version=torch.__version__.split("+")[0],
+        recorded_batches=batches,
+        parameter_count=sum(p.numel() for p in parameters),
+        trained_parameter_count=sum(p.numel() for p in parameters if p.requires_grad),
+        tokens_per_sample=run.workload.tokens_per_sample,
+        fixed_bytes=np.array([fixed for fixed, _ in line], np.int64),
+        per_sample_bytes=np.array([per_sample for _, per_sample in line], np.int64),
+        operators=tuple(a.operator for a in allocations),
+        modules=tuple(a.module for a in allocations),
+        phases=tuple(a.phase for a in allocations),
+        categories=tuple(a.category for a in allocations),
+        blocks=blocks,
+        uncounted=tuple(sorted(run.recorder.uncounted)),
+        recipe=run.training.model_dump(mode="json", exclude={"optimizer"}),
+    )

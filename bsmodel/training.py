@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How one trains: precision, optimizer, checkpointing, accumulation, clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from bsmodel.errors import InvalidInputError, UnknownNameError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What a precision name means: the dtype of the weights, of autocast, and whether the loss is scaled."""
+
+    weights: str
+    autocast: str | None = None
+    loss_scaling: bool = False
+    matmul: str = "fp32"
+
+    @property
+    def needs_bf16(self) -> bool:
+        return "bfloat16" in (self.weights, self.autocast)
+
+
+PRECISIONS: dict[str, Precision] = {
+    "fp32": Precision("float32"),
+    "tf32": Precision("float32", matmul="tf32"),
+    "fp16-mixed": Precision("float32", "float16", loss_scaling=True, matmul="fp16"),
+    "bf16-mixed": Precision("float32", "bfloat16", matmul="bf16"),
+    "fp16": Precision("float16", matmul="fp16"),
+    "bf16": Precision("bfloat16", matmul="bf16"),
+}
+
+
+@dataclass(frozen=True)
+class OptimizerRule:
+    """Where an optimizer comes from, how it is called, and the family whose learning-rate rule applies."""
+
+    path: str
+    arguments: dict[str, Any]
+    family: Literal["sgd", "adam", "layerwise"]
+    source: str
+
+
+OPTIMIZERS: dict[str, OptimizerRule] = {
+    "sgd": OptimizerRule("torch.optim:SGD", {"lr": 0.1}, "sgd", "torch/optim/sgd.py"),
+    "sgd-momentum": OptimizerRule("torch.optim:SGD", {"lr": 0.1, "momentum": 0.9}, "sgd", "torch/optim/sgd.py"),
+    "adam": OptimizerRule("torch.optim:Adam", {"lr": 1e-4}, "adam", "torch/optim/adam.py"),
+    "adamw": OptimizerRule("torch.optim:AdamW", {"lr": 1e-4}, "adam", "torch/optim/adamw.py"),
+    "adamw-fused": OptimizerRule("torch.optim:AdamW", {"lr": 1e-4, "fused": True}, "adam", "torch/optim/adamw.py"),
+    "adamw-forloop": OptimizerRule("torch.optim:AdamW", {"lr": 1e-4, "foreach": False}, "adam", "torch/optim/adamw.py"),
+    "rmsprop": OptimizerRule("torch.optim:RMSprop", {"lr": 1e-4}, "adam", "torch/optim/rmsprop.py"),
+    "adagrad": OptimizerRule("torch.optim:Adagrad", {"lr": 1e-2}, "adam", "torch/optim/adagrad.py"),
+    "adafactor": OptimizerRule("torch.optim:Adafactor", {"lr": 1e-2}, "adam", "torch/optim/_adafactor.py"),
+    "lion": OptimizerRule("bsmodel.optimizers:Lion", {"lr": 1e-4}, "adam", "Chen 2023, arXiv 2302.06675, algorithm 2"),
+    "lamb": OptimizerRule("bsmodel.optimizers:Lamb", {"lr": 1e-3}, "layerwise", "You 2019, arXiv 1904.00962, algorithm 2"),
+    "lars": OptimizerRule("bsmodel.optimizers:Lars", {"lr": 1.0, "momentum": 0.9}, "layerwise", "You 2017, arXiv 1708.03888, algorithm 1"),
+    "adamw-8bit": OptimizerRule(
+        "bsmodel.optimizers:AdamW8bit", {"lr": 1e-4}, "adam", "Dettmers 2021, arXiv 2110.02861; bitsandbytes/optim/optimizer.py (block size 256)"
+    ),
+}
+
+
+class Training(BaseModel):
+    """A training recipe. Frozen; every field has the default of a plain PyTorch loop."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=True)
+
+    precision: str = "fp32"
+    """One of `fp32`, `tf32`, `fp16-mixed` (with loss scaling), `bf16-mixed`, `fp16`, `bf16`."""
+    optimizer: str | Callable[..., Any] = "adamw"
+    """A name of `bsmodel.OPTIMIZERS`, a `torch.optim.Optimizer` class, or a function from parameters to an optimizer."""
+    checkpointing: bool = False
+    """Recompute activations in backward: by the model's own switch, else block by block with `torch.utils.checkpoint`."""
+    accumulation: int = Field(default=1, ge=1)
+    """Micro-steps per optimizer step; from two on, gradients stay alive through the next micro-step."""
+    channels_last: bool = False
+    """Keep 4-dimensional weights and images in `torch.channels_last`."""
+    gradient_clipping: float | None = Field(default=None, gt=0)
+    """Maximum gradient norm for `clip_grad_norm_`."""
+    zero_grad: Literal["none", "zeros"] = "none"
+    """Whether `zero_grad` frees the gradients or fills them with zeros."""
+    ema: bool = False
+    """Keep an exponential moving average of the trained parameters on the device."""
+    lora_rank: int | None = Field(default=None, ge=1)
+    """Train rank-r adapters on every linear layer through peft, all else frozen."""
+    frozen: tuple[str, ...] = ()
+    """Prefixes of parameter names that are not trained, e.g. `("embeddings", "encoder.layer.0.")`."""
+    keep_outputs: bool = False
+    """Whether the model's outputs stay alive through backward, as `out = model(x); loss = out.loss` makes them."""
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            if first["type"] == "extra_forbidden":
+                raise UnknownNameError("training field", name, type(self).model_fields) from None
+            reason = first.get("ctx", {}).get("error", None)
+            if isinstance(reason, UnknownNameError):
+                raise reason from None
+            raise InvalidInputError(f"training field {name!r} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+    @field_validator("precision")
+    @classmethod
+    def _known_precision(cls, name: str) -> str:
+        if name not in PRECISIONS:
+            raise UnknownNameError("precision", name, PRECISIONS)
+        return name
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, optimizer: str | Callable[..., Any]) -> str | Callable[..., Any]:
+        if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
+            raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
+        return optimizer
+
+    @property
+    def numerics(self) -> Precision:
+        """What the precision name means."""
+        return PRECISIONS[self.precision]
+
+    @property
+    def optimizer_name(self) -> str:
+        """The optimizer as printed and stored."""
+        return self.optimizer if isinstance(self.optimizer, str) else getattr(self.optimizer, "__name__", repr(self.optimizer))
+
+    @property
+    def optimizer_family(self) -> str:
+        """`sgd`, `adam` or `layerwise`: which learning-rate rule applies. A user's own class counts as Adam unless SGD is in its name."""
+        if isinstance(self.optimizer, str):
+            return OPTIMIZERS[self.optimizer].family
+        return "sgd" if "sgd" in self.optimizer_name.lower() else "adam"
