@@ -13,30 +13,34 @@ Line = tuple[int, int]
 Allocated = Sequence[tuple[int, Any]]  # (number, allocation)
 
 
-def lines(first: Allocated, others: Sequence[Allocated], batches: Sequence[int], workload: str) -> dict[int, Line]:
-    """Fixed and per-sample bytes of every allocation of `first`, from the same step recorded at the other batches.
+def lines(steps: Sequence[Allocated], batches: Sequence[int], workload: str) -> dict[int, Line]:
+    """Fixed and per-sample bytes of every allocation, from the same allocations recorded at several batches.
 
-    Two batches give the line `fixed + per_sample * b`, every further one checks it.
+    Two batches give the line `fixed + per_sample * b`, every further one checks it; the line holds for the numbers of all the steps.
     Raises `UntraceableError` naming the operation and module where the steps differ or the sizes are no line.
     """
+    for step, batch in zip(steps[1:], batches[1:], strict=True):
+        _same_path(steps[0], step, batches[0], batch, workload)
     found: dict[int, Line] = {}
-    for other, batch in zip(others, batches[1:], strict=True):
-        _same_path(first, other, batches[0], batch, workload)
-    for position, (number, allocation) in enumerate(first):
-        sizes = [allocation.size_bytes, *(other[position][1].size_bytes for other in others)]
+    for same in zip(*steps, strict=True):
+        sizes = [allocation.size_bytes for _, allocation in same]
         per_sample, rest = divmod(sizes[1] - sizes[0], batches[1] - batches[0])
         fixed = sizes[0] - per_sample * batches[0]
         if rest or any(fixed + per_sample * batch != size for batch, size in zip(batches, sizes, strict=True)):
             raise UntraceableError(
-                f"{allocation.operator} in module {allocation.module or 'model'} takes {', '.join(map(str, sizes))} bytes at batches "
+                f"{same[0][1].operator} in module {same[0][1].module or 'model'} takes {', '.join(map(str, sizes))} bytes at batches "
                 f"{', '.join(map(str, batches))}: not a straight line in the batch, so {workload} has no closed form"
             )
-        found[number] = (fixed, per_sample)
+        found.update((number, (fixed, per_sample)) for number, _ in same)
     return found
 
 
+def _token(allocation: Any) -> tuple[str, str]:
+    return allocation.operator, allocation.module
+
+
 def _same_path(first: Allocated, other: Allocated, low: int, high: int, workload: str) -> None:
-    names = [[(allocation.operator, allocation.module) for _, allocation in step] for step in (first, other)]
+    names = [[_token(allocation) for _, allocation in step] for step in (first, other)]
     if names[0] == names[1]:
         return
     shared = min(map(len, names))
@@ -48,25 +52,24 @@ def _same_path(first: Allocated, other: Allocated, low: int, high: int, workload
     )
 
 
-def spread(known: dict[int, Line], steady: Allocated, others: Sequence[Allocated], released: set[int]) -> dict[int, Line] | None:
-    """Extend the lines of the steady step to the steps before and after it, which allocate the same in the same order.
+def lines_of_steps(steps: Sequence[Allocated], released: set[int], batches: Sequence[int], workload: str) -> dict[int, Line] | None:
+    """Lines from micro-steps of one run, each at another batch, when they allocate the same in the same order.
 
-    What only one of them allocates and never gives back (library workspaces, caches) is fixed. Returns None where something else
-    differs: then every step has to be recorded at every batch.
+    What the first of them alone allocates and never gives back (library workspaces, caches) is fixed. Returns None where something
+    else differs: then every step has to be recorded at every batch.
     """
-    spread_lines = dict(known)
-    tokens = [(a.operator, a.module, a.size_bytes) for _, a in steady]
-    for other in others:
-        matches = difflib.SequenceMatcher(None, tokens, [(a.operator, a.module, a.size_bytes) for _, a in other], autojunk=False)
-        matched: set[int] = set()
-        for tag, low, high, start, end in matches.get_opcodes():
+    shortest = [_token(allocation) for _, allocation in steps[1]]
+    trimmed: list[Allocated] = []
+    for step in steps:
+        tokens = [_token(allocation) for _, allocation in step]
+        kept: list[tuple[int, Any]] = []
+        for tag, _, _, start, end in difflib.SequenceMatcher(None, shortest, tokens, autojunk=False).get_opcodes() if tokens != shortest else ():
             if tag == "equal":
-                for offset in range(high - low):
-                    spread_lines[other[start + offset][0]] = known[steady[low + offset][0]]
-                    matched.add(start + offset)
-            elif any(other[position][0] in released for position in range(start, end)):
+                kept += step[start:end]
+            elif tag == "delete" or any(number in released for number, _ in step[start:end]):
                 return None
-    return spread_lines
+        trimmed.append(kept if tokens != shortest else step)
+    return lines(trimmed, batches, workload)
 
 
 def periodic(events: dict[str, list[int]], allocations: Sequence[Any]) -> tuple[dict[str, tuple[int, ...]], list[int]]:

@@ -126,7 +126,8 @@ def _repeated_blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
 def place(model: torch.nn.Module, training: Training, recorder: Recorder) -> None:
     """Move parameters and buffers to the device in the order of `Module._apply`: children first; tied tensors once."""
     moved: dict[int, torch.Tensor] = {}
-    _place(model, training.channels_last, recorder, moved)
+    with torch._C._DisableTorchDispatch():  # what the factory left on meta is not on the device yet
+        _place(model, training.channels_last, recorder, moved)
 
 
 def _place(module: torch.nn.Module, channels_last: bool, recorder: Recorder, moved: dict[int, torch.Tensor]) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
 from collections.abc import Iterator
@@ -11,18 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._subclasses import FakeTensor, FakeTensorMode
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, UnsupportedOperatorException
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from bsmodel.cuda_like.kernels import Kernel, kernel_of
-from bsmodel.cuda_like.pretence import META, inside_torch
+from bsmodel.cuda_like.pretence import META
 from bsmodel.errors import UntraceableError
 
 aten = torch.ops.aten
+_READS = (aten._local_scalar_dense.default, aten.is_nonzero.default)
 _VALUE_LIMIT = 1 << 20  # elements: integer and boolean device tensors up to this size keep their values, so that masks can be asked
 
 
@@ -42,7 +42,6 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self, capability: tuple[int, int]) -> None:
         super().__init__()
-        self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.capability = capability
         self.allocations: list[Allocation] = []
         self.events: list[int] = []
@@ -122,14 +121,14 @@ class Recorder(TorchDispatchMode):
 
     def categorize(self, tensor: torch.Tensor, category: str) -> int | None:
         """Say what a followed tensor turned out to be; returns the number of its allocation."""
-        number = self._number.get(tensor.untyped_storage()._cdata) if isinstance(tensor, FakeTensor) else None
+        number = self._number.get(tensor.untyped_storage()._cdata)
         if number is not None:
             self.allocations[number].category = category
         return number
 
     def to_device(self, tensor: torch.Tensor, operator: str, category: str | None = None) -> torch.Tensor:
         """A device tensor of the same sizes, strides and dtype, counted; the values are kept where they may be asked."""
-        with inside_torch(), self.fake_mode:
+        with torch._C._DisableTorchDispatch():
             device_tensor = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=META)
         self.watch(device_tensor, operator, category)
         return device_tensor
@@ -137,17 +136,17 @@ class Recorder(TorchDispatchMode):
     # -- every operation ----------------------------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        flat, _ = tree_flatten((args, kwargs))
-        on_device = [leaf for leaf in flat if isinstance(leaf, FakeTensor)]
-        to_device = kwargs.get("device") is not None and kwargs["device"].type == "meta"
-        if not on_device and not to_device:
-            return func(*args, **kwargs)
-        if func in (aten._local_scalar_dense.default, aten.is_nonzero.default):
-            return self._read(args[0])
-        if func is aten._to_copy.default and kwargs.get("device") is not None and kwargs["device"].type == "cpu":
-            return self._to_host(args[0], kwargs)
-        with inside_torch():
+        with torch._C.DisableTorchFunction():  # from here on tensors show their true device
+            kwargs = kwargs or {}
+            flat = tree_leaves((args, kwargs)) if kwargs else tree_leaves(args)
+            on_device = any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in flat)
+            device = kwargs.get("device")
+            if not on_device and (device is None or device.type != "meta"):
+                return func(*args, **kwargs)
+            if func in _READS:
+                return self._read(args[0])
+            if func is aten._to_copy.default and device is not None and device.type == "cpu":
+                return self._to_host(args[0], kwargs)
             return self._run(func, args, kwargs, flat)
 
     def _run(self, func: Any, args: Any, kwargs: Any, flat: list[Any]) -> Any:
@@ -155,9 +154,9 @@ class Recorder(TorchDispatchMode):
         kernel = kernel_of(func, args, kwargs, self)
         self._ensure_workspace(kernel)
         before = [self.allocate(size_bytes, str(func), "workspace") for size_bytes in kernel.before]
-        output = kernel.output if kernel.output is not None else self._fake(func, args, kwargs, value)
+        output = kernel.output if kernel.output is not None else self._shaped(func, args, kwargs, value)
         for leaf in tree_leaves(output):
-            if isinstance(leaf, FakeTensor) and leaf.fake_device.type == "meta":
+            if isinstance(leaf, torch.Tensor) and leaf.is_meta:
                 self.watch(leaf, str(func))
         after = [self.allocate(size_bytes, str(func), "workspace") for size_bytes in kernel.after]
         for number in (*before, *after):
@@ -167,19 +166,19 @@ class Recorder(TorchDispatchMode):
         self._keep_value(func, output, value, flat)
         return output
 
-    def _fake(self, func: Any, args: Any, kwargs: Any, value: Any) -> Any:
+    def _shaped(self, func: Any, args: Any, kwargs: Any, value: Any) -> Any:
+        """The outputs of an operation, without data: by its shape function, or by its value where only that tells the size."""
         try:
-            with self.fake_mode:
-                return func(*args, **kwargs)
-        except DynamicOutputShapeException:
-            if value is None:
+            return func(*args, **kwargs)
+        except (NotImplementedError, RuntimeError) as error:
+            if value is not None:
+                return tree_map(lambda v: self.to_device(v, str(func)) if isinstance(v, torch.Tensor) else v, value)
+            if isinstance(error, NotImplementedError) or "meta" in str(error).lower():
                 raise UntraceableError(
-                    f"{func} at {_user_line()} gives an output whose size depends on tensor values; "
-                    "train on padded tensors of fixed size, or compute the sizes from shapes"
-                ) from None
-            return tree_map(lambda v: self.to_device(v, str(func)) if isinstance(v, torch.Tensor) else v, value)
-        except UnsupportedOperatorException as error:
-            raise UntraceableError(f"{func} at {_user_line()} cannot be recorded: it has no shape function; register one with torch.library") from error
+                    f"{func} at {_user_line()} (module {self._where()[1] or 'model'}) gives an output whose size depends on tensor values, "
+                    "or has no shape function; train on tensors of fixed size, compute sizes from shapes, or register one with torch.library"
+                ) from error
+            raise
 
     def _ensure_workspace(self, kernel: Kernel) -> None:
         """The workspace of a library handle is allocated at its first use in a thread, and kept: backward runs in a thread of its own."""
@@ -200,7 +199,7 @@ class Recorder(TorchDispatchMode):
 
     def _computed_value(self, func: Any, args: Any, kwargs: Any, flat: list[Any]) -> Any:
         tensors = [leaf for leaf in flat if isinstance(leaf, torch.Tensor)]
-        known = [leaf for leaf in tensors if not isinstance(leaf, FakeTensor) or leaf in self._values]
+        known = [leaf for leaf in tensors if not leaf.is_meta or leaf in self._values]
         if len(known) < len(tensors) or func is aten.copy_.default or any(t.numel() > _VALUE_LIMIT for t in tensors):
             return None
         if not tensors and not func._schema.name.startswith(("aten::arange", "aten::full", "aten::ones", "aten::zeros", "aten::scalar_tensor")):
@@ -208,7 +207,7 @@ class Recorder(TorchDispatchMode):
         host = torch.device("cpu")
 
         def replace(leaf: Any) -> Any:
-            if isinstance(leaf, FakeTensor):
+            if isinstance(leaf, torch.Tensor) and leaf.is_meta:
                 return self._values[leaf]
             return host if isinstance(leaf, torch.device) else leaf
 
@@ -224,11 +223,11 @@ class Recorder(TorchDispatchMode):
         if value is None:
             if func._schema.is_mutable:
                 for leaf in flat:
-                    if isinstance(leaf, FakeTensor):
+                    if isinstance(leaf, torch.Tensor):
                         self._values.pop(leaf, None)
             return
         for tensor, known in zip(tree_leaves(output), tree_leaves(value), strict=True):
-            if isinstance(tensor, FakeTensor):
+            if isinstance(tensor, torch.Tensor):
                 self.set_value(tensor, known)
 
     def _read(self, tensor: torch.Tensor) -> Any:
@@ -250,11 +249,11 @@ class Recorder(TorchDispatchMode):
         return value.to(dtype) if value is not None else torch.zeros(tensor.size(), dtype=dtype)
 
 
-def _numel_of_factory(args: Any) -> int:
-    numel = 1
-    for leaf in tree_leaves(args):
-        numel *= max(1, int(abs(leaf))) if isinstance(leaf, (int, float)) and not isinstance(leaf, bool) else 1
-    return numel
+def _numel_of_factory(args: Any) -> float:
+    """Elements of what arange, full, ones, zeros or scalar_tensor make: by their sizes, or by the numbers a range runs between."""
+    if args and isinstance(args[0], (list, tuple)):
+        return math.prod(args[0])
+    return max((abs(leaf) for leaf in args if isinstance(leaf, (int, float)) and math.isfinite(leaf)), default=1)
 
 
 def _user_line() -> str:

@@ -14,7 +14,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bsmodel import alignment, placement
-from bsmodel.cuda_like.pretence import inside_torch, pretend_cuda
+from bsmodel.cuda_like.pretence import pretend_cuda
 from bsmodel.errors import BsmodelError, InvalidInputError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.recorder import Allocation, Recorder
@@ -71,13 +71,11 @@ def trace(workload: Workload, training: Training | None = None, gpu: Gpu | None 
     if training.numerics.needs_bf16 and not gpu.supports_bf16:
         raise InvalidInputError(f"{gpu.id} has no bf16 arithmetic (compute capability {gpu.compute_capability}, 8.0 is needed); use precision fp16-mixed")
     with _recording(workload, training, gpu) as run:
-        _first_run(run, BATCHES[0])
-        steady = run.allocated("micro")
-        again = [_repeated(run, batch) for batch in BATCHES[1:]]
-        lines = alignment.lines(steady, again, BATCHES, workload.name)
-        known = alignment.spread(lines, steady, [run.allocated("first"), run.allocated("accumulate")], run.released())
-        if known is not None:
-            return _tape(run, gpu, known, BATCHES)
+        _two_steps(run, BATCHES)
+        micro_steps = [run.allocated(block) for block in ("first", "micro", "accumulate")]
+        lines = alignment.lines_of_steps(micro_steps, run.released(), BATCHES, workload.name)
+        if lines is not None:
+            return _tape(run, gpu, lines, BATCHES)
     return _traced_in_full(workload, training, gpu)
 
 
@@ -86,7 +84,7 @@ def _traced_in_full(workload: Workload, training: Training, gpu: Gpu) -> Tape:
     recordings = []
     for batch in BATCHES:
         with _recording(workload, training, gpu) as run:
-            _first_run(run, batch)
+            _two_steps(run, (batch,) * 3)
             recordings.append(list(enumerate(run.recorder.allocations)))
     return _tape(run, gpu, alignment.lines(recordings[0], recordings[1:], BATCHES, workload.name), BATCHES)
 
@@ -94,7 +92,7 @@ def _traced_in_full(workload: Workload, training: Training, gpu: Gpu) -> Tape:
 def record(workload: Workload, training: Training, gpu: Gpu, batch: int) -> Tape:
     """Record the same run directly at `batch`; every size is then fixed. The laws compare this with `trace`."""
     with _recording(workload, training, gpu) as run:
-        _first_run(run, batch)
+        _two_steps(run, (batch,) * 3)
         return _tape(run, gpu, {}, (batch,))
 
 
@@ -131,24 +129,14 @@ def _prepared(recorder: Recorder, model: torch.nn.Module, workload: Workload, tr
     return run
 
 
-def _first_run(run: _Run, batch: int) -> None:
-    """Two optimizer steps: the first makes the optimizer's state, the second finds everything in place."""
-    for micro, accumulate, step in (("first", "", "first_step"), ("micro", "accumulate", "step")):
-        with run.block(micro):
-            _micro_step(run, batch)
-        if accumulate:
-            with run.block(accumulate):
+def _two_steps(run: _Run, batches: tuple[int, ...]) -> None:
+    """Two optimizer steps: the first makes the optimizer's state; the second finds it, and accumulates over two micro-steps."""
+    for block, batch in zip(("first", "first_step", "micro", "accumulate", "step"), (batches[0], 0, batches[1], batches[2], 0), strict=True):
+        with run.block(block):
+            if batch:
                 _micro_step(run, batch)
-        with run.block(step):
-            _optimizer_step(run)
-
-
-def _repeated(run: _Run, batch: int) -> list[tuple[int, Allocation]]:
-    with run.block("again"):
-        _micro_step(run, batch)
-    allocated = run.allocated("again")
-    _zero_grad(run)
-    return allocated
+            else:
+                _optimizer_step(run)
 
 
 def _to_device(run: _Run, batch: Any) -> Any:
@@ -236,8 +224,7 @@ def _zero_grad(run: _Run) -> None:
 def _categorize_state(run: _Run) -> None:
     for tensor in tree_leaves(list(run.optimizer.state.values())):
         if isinstance(tensor, torch.Tensor):
-            with inside_torch():
-                run.recorder.categorize(tensor, "optimizer state")
+            run.recorder.categorize(tensor, "optimizer state")
 
 
 def _tape(run: _Run, gpu: Gpu, lines: dict[int, tuple[int, int]], batches: tuple[int, ...]) -> Tape:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch._subclasses import FakeTensor
 from torch.utils._pytree import tree_map
 
 _KEY = torch._C.DispatchKey.AutocastPrivateUse1
@@ -72,8 +71,13 @@ def dispatching() -> Iterator[None]:
             clear_cast_weights()
 
 
+def on_device(value: Any) -> bool:
+    """Whether `value` is a tensor on the pretended device, whichever name of it is seen here."""
+    return isinstance(value, torch.Tensor) and value.device.type in ("cuda", "meta")
+
+
 def _eligible(value: Any) -> bool:
-    return isinstance(value, FakeTensor) and value.is_floating_point() and value.dtype is not torch.float64
+    return on_device(value) and value.is_floating_point() and value.dtype is not torch.float64
 
 
 def cached_cast(value: Any, dtype: torch.dtype) -> Any:

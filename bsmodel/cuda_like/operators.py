@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._subclasses import FakeTensor
 
 from bsmodel.cuda_like import autocast
 from bsmodel.cuda_like.attention import Attention, attend
@@ -25,7 +24,7 @@ def set_capability(capability: tuple[int, int]) -> None:
 
 def _dropout(tensor: torch.Tensor, p: float, train: bool) -> Any:
     """`native_dropout`, which keeps a boolean mask (aten/src/ATen/native/Dropout.cpp, is_fused_kernel_acceptable)."""
-    if isinstance(tensor, FakeTensor) and train and 0 < p < 1 and tensor.numel():
+    if autocast.on_device(tensor) and train and 0 < p < 1 and tensor.numel():
         return autocast.redispatch(aten.native_dropout, tensor, p, train)[0]
     return autocast.redispatch(aten.dropout, tensor, p, train)
 
@@ -41,7 +40,7 @@ def _scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    if not isinstance(query, FakeTensor):
+    if not autocast.on_device(query):
         return autocast.redispatch(
             aten.scaled_dot_product_attention, query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
@@ -61,10 +60,10 @@ def _batch_norm(
     cudnn_enabled: bool,
 ) -> Any:
     """cuDNN's batch norm where it is eligible, else the native one (aten/src/ATen/native/Normalization.cpp)."""
-    if isinstance(tensor, FakeTensor) and cudnn_enabled and _cudnn_normalizes(tensor, weight, bias, running_mean, running_var, training, eps):
+    if autocast.on_device(tensor) and cudnn_enabled and _cudnn_normalizes(tensor, weight, bias, running_mean, running_var, training, eps):
         dense = tensor.contiguous(memory_format=torch._prims_common.suggest_memory_format(tensor))
         return autocast.redispatch(aten.cudnn_batch_norm, dense, weight, bias, running_mean, running_var, training, momentum, eps)[0]
-    if isinstance(tensor, FakeTensor):
+    if autocast.on_device(tensor):
         return autocast.redispatch(aten.native_batch_norm, tensor, weight, bias, running_mean, running_var, training, momentum, eps)[0]
     return autocast.redispatch(aten.batch_norm, tensor, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled)
 
@@ -96,7 +95,7 @@ def _rms_norm(tensor: torch.Tensor, normalized_shape: list[int], weight: torch.T
     """One fused kernel on CUDA where input and weight agree in dtype (aten/src/ATen/native/layer_norm.cpp)."""
     if autocast.is_active():
         tensor, weight = (autocast.cached_cast(value, torch.float32) for value in (tensor, weight))
-    if isinstance(tensor, FakeTensor) and (weight is None or weight.dtype is tensor.dtype):
+    if autocast.on_device(tensor) and (weight is None or weight.dtype is tensor.dtype):
         return autocast.redispatch(aten._fused_rms_norm, tensor, normalized_shape, weight, eps)[0]
     return autocast.redispatch(aten.rms_norm, tensor, normalized_shape, weight, eps)
 

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """A process in which a CUDA device seems to be present, as far as Python code can see.
 
-Device tensors are fake tensors on `meta`: C++ sees `meta`, Python sees `cuda:0`. Whatever a program creates on, or moves to, a CUDA
-device lands there; everything on the host is real and really runs.
+Device tensors are `meta` tensors: C++ sees `meta`, Python sees `cuda:0`. Whatever a program creates on, or moves to, a CUDA device
+lands there; everything on the host is real and really runs.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch._subclasses import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import DefaultDeviceType
 
@@ -34,20 +32,6 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, original)
 
 
-_depth = 0  # how many dispatches are in progress: inside one, device tensors are what they are
-
-
-@contextmanager
-def inside_torch() -> Iterator[None]:
-    """Show the true device of device tensors: torch's own Python code relies on it."""
-    global _depth
-    _depth += 1
-    try:
-        yield
-    finally:
-        _depth -= 1
-
-
 def is_device(device: Any) -> bool:
     """Whether `device` means the pretended GPU: `cuda`, `cuda:0`, 0 or the device behind it."""
     if isinstance(device, bool) or device is None:
@@ -57,20 +41,25 @@ def is_device(device: Any) -> bool:
     return str(device).startswith(("cuda", "meta"))
 
 
-def _seen_device(tensor: FakeTensor) -> torch.device:
-    device = tensor.fake_device
-    return CUDA if _depth == 0 and device.type == "meta" and not tensor.fake_mode.in_kernel_invocation else device
+# What Python sees of a device tensor, from what torch says of it.
+_SEEN: dict[Any, Any] = {
+    torch.Tensor.device.__get__: lambda device: CUDA if device.type == "meta" else device,  # type: ignore[attr-defined]
+    torch.Tensor.is_meta.__get__: lambda on_meta: False,  # type: ignore[attr-defined]
+    torch.Tensor.get_device: lambda index: 0,
+}
 
 
 class _DeviceCalls(TorchFunctionMode):
     """Sends what a program says about `cuda` devices to `meta`, where device tensors live."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _SEEN:
+            return _SEEN[func](func(*args))
         kwargs = dict(kwargs or {})
+        if func is torch.Tensor.is_cuda.__get__:  # type: ignore[attr-defined]
+            return bool(args[0].is_meta)
         if func is torch.Tensor.cuda:
             return args[0].to(META)
-        if func is torch.Tensor.is_cuda.__get__:
-            return isinstance(args[0], FakeTensor)
         if func is torch.Tensor.to and len(args) > 1 and not isinstance(args[1], (torch.dtype, torch.Tensor)) and is_device(args[1]):
             args = (args[0], META, *args[2:])
         if "device" in kwargs and is_device(kwargs["device"]):
@@ -126,8 +115,6 @@ def pretend_cuda(name: str, capability: tuple[int, int], memory_bytes: int, sm_c
             stack.enter_context(_replaced(torch.cuda, attribute, answer))
         stack.enter_context(_replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         stack.enter_context(_replaced(torch, "clear_autocast_cache", clear_both))
-        stack.enter_context(_replaced(FakeTensor, "device", property(_seen_device)))
-        stack.enter_context(_replaced(sys.modules[torch.optim.Optimizer.__module__], "_foreach_supported_types", [torch.Tensor, torch.nn.Parameter, FakeTensor]))
         stack.enter_context(_replaced(DefaultDeviceType, "_default_device_type", "cuda"))
         stack.enter_context(_DeviceCalls())
         stack.enter_context(autocast.dispatching())
