@@ -168,6 +168,8 @@ class Recorder(TorchDispatchMode):
 
     def _shaped(self, func: Any, args: Any, kwargs: Any, value: Any) -> Any:
         """The outputs of an operation, without data: by its shape function, or by its value where only that tells the size."""
+        if func.namespace == "aten" and func._schema.name.startswith("aten::_foreach_"):
+            return _foreach_output(func, args, kwargs)
         try:
             return func(*args, **kwargs)
         except (NotImplementedError, RuntimeError) as error:
@@ -247,6 +249,15 @@ class Recorder(TorchDispatchMode):
         if value is None and self._stack:
             self._read(tensor)
         return value.to(dtype) if value is not None else torch.zeros(tensor.size(), dtype=dtype)
+
+
+def _foreach_output(func: Any, args: Any, kwargs: Any) -> Any:
+    """Outputs of a foreach operator: one like each input, or nothing in place. Torch's own shape functions go tensor by tensor, slowly."""
+    if not func._schema.returns:
+        return None
+    if func._schema.name in ("aten::_foreach_norm", "aten::_foreach_powsum", "aten::_foreach_max"):
+        return func(*args, **kwargs)
+    return [torch.empty_like(tensor) for tensor in args[0]]
 
 
 def _numel_of_factory(args: Any) -> float:

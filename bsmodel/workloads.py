@@ -195,9 +195,9 @@ def _bert(seq_len: int = 128, attention: str | None = None) -> Workload:
     )
 
 
-def _vision(model_type: str, image_size: int, training: Training, attention: str | None = None, **fields: Any) -> Workload:
+def _vision(model_type: str, pixels: int, training: Training, attention: str | None = None, **fields: Any) -> Workload:
     config = _config(model_type, attention, num_labels=1000, **fields)
-    return Workload(_transformers_model(config, "AutoModelForImageClassification"), image_batch(image_size), own_loss, training=training)
+    return Workload(_transformers_model(config, "AutoModelForImageClassification"), image_batch(pixels), own_loss, training=training)
 
 
 def _resnet50(image_size: int = 224) -> Workload:
