@@ -21,7 +21,7 @@ MIN_LARGE_ALLOCATION = 10 * MiB  # kMinLargeAlloc: from here on a segment is as 
 ROUND_LARGE = 2 * MiB  # kRoundLarge
 
 
-class OutOfMemory(Exception):
+class OutOfMemoryError(Exception):
     """The device cannot give what an allocation needs, even after everything cached was released."""
 
     def __init__(self, requested_bytes: int, segment_bytes: int, allocated_bytes: int, reserved_bytes: int) -> None:
@@ -73,7 +73,7 @@ class Settings:
 class Block:
     """A stretch of a segment, allocated or free, between its neighbours."""
 
-    __slots__ = ("address", "size", "previous", "next", "free", "mapped", "small", "stream", "requested", "age_base", "segment")
+    __slots__ = ("address", "age_base", "free", "mapped", "next", "previous", "requested", "segment", "size", "small", "stream")
 
     def __init__(self, address: int, size: int, small: bool, stream: int, segment: int) -> None:
         self.address, self.size, self.small, self.stream, self.segment = address, size, small, stream, segment
@@ -136,7 +136,7 @@ class CachingAllocator:
     def run(self, operations: Iterable[int], sizes: Sequence[int]) -> None:
         """Carry out a sequence of operations: `k` allocates `sizes[k]` bytes as tensor k, `~k` frees the oldest living tensor k.
 
-        An allocation of 0 bytes takes nothing. Raises `OutOfMemory` and leaves the index of the operation in `failed_at`.
+        An allocation of 0 bytes takes nothing. Raises `OutOfMemoryError` and leaves the index of the operation in `failed_at`.
         """
         live, malloc, free = self._live, self.malloc, self.free
         for index, operation in enumerate(operations):
@@ -145,7 +145,7 @@ class CachingAllocator:
                 if size:
                     try:
                         block = malloc(size)
-                    except OutOfMemory:
+                    except OutOfMemoryError:
                         self.failed_at = index
                         raise
                     if operation in live:
@@ -257,7 +257,7 @@ class CachingAllocator:
             self.retries += 1
             block = self._obtain(wanted, size, small, stream)
         if block is None:
-            raise OutOfMemory(requested, wanted, self.allocated_bytes, self.reserved_bytes)
+            raise OutOfMemoryError(requested, wanted, self.allocated_bytes, self.reserved_bytes)
         return block
 
     def _room(self, size: int) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bsmodel.allocator import CachingAllocator, OutOfMemory, Settings
+from bsmodel.allocator import CachingAllocator, OutOfMemoryError, Settings
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.lines import Envelope, Line, upper_envelope
@@ -177,11 +177,12 @@ def predict(tape: Tape, gpu: Gpu, batch: int, accumulation: int | None = None, s
 
 
 def kernels(gpu: Gpu) -> tuple[int, int]:
-    """The compute capability that decides which kernels PyTorch picks; GPUs that give the same can share a tape.
+    """The compute capability that stands for the kernels PyTorch picks on `gpu`; GPUs that give the same can share a tape.
 
-    Ampere and Ada cards pick alike but for attention heads wider than 192, which 8.6 and 8.9 lack in flash attention's backward.
+    Ampere and Ada cards (8.x) pick alike but for attention heads wider than 192, where 8.6 is the narrower one; Volta and Turing alike.
+    Source: aten/src/ATen/native/transformers/cuda/sdp_utils.cpp.
     """
-    return (8, 6) if gpu.capability in ((8, 7), (8, 9)) else gpu.capability
+    return {7: (7, 5), 8: (8, 6)}.get(gpu.capability[0], gpu.capability)
 
 
 def _same_kernels(tape: Tape, gpu: Gpu) -> None:
@@ -199,7 +200,7 @@ def _replay(tape: Tape, batch: int, capacity_bytes: int | None, accumulation: in
     try:
         for _, block in tape.program(_STEPS, accumulation):
             allocator.run(block, sizes)
-    except OutOfMemory:
+    except OutOfMemoryError:
         return None
     return allocator
 
@@ -230,10 +231,13 @@ def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Setting
     form = footprint(tape, accumulation)
     batch = _largest_replayed(tape, gpu, min(int(form.largest(gpu.usable_bytes)), 1 << 20), accumulation, settings)
     if batch == 0:
-        missing = int(form(1)) - gpu.usable_bytes
-        needed = f"{format_bytes(int(form(1)))} at batch 1, {gpu.id} has {format_bytes(gpu.usable_bytes)}"
-        verdict = f"does not fit: needs {needed}" + (f", {format_bytes(missing)} too much" if missing > 0 else " and caching takes the rest")
-        return Fit(tape, gpu, accumulation, 0, str(form.binding(1)), -max(missing, 0), verdict, None)
+        peak = predict(tape, gpu, 1, accumulation, settings)
+        missing = peak.reserved_bytes - gpu.usable_bytes
+        verdict = (
+            f"does not fit on {gpu.id}: one sample needs {format_bytes(peak.reserved_bytes)} of {format_bytes(gpu.usable_bytes)}, "
+            f"{format_bytes(missing)} too much, at the {peak.moment}; {remedy(tape, gpu)}"
+        )
+        return Fit(tape, gpu, accumulation, 0, peak.moment, -missing, verdict, None)
     peak = predict(tape, gpu, batch, accumulation, settings)
     binding = str(form.binding(batch))
     headroom = gpu.usable_bytes - peak.reserved_bytes
@@ -258,3 +262,25 @@ def _largest_replayed(tape: Tape, gpu: Gpu, bound: int, accumulation: int, setti
         middle = (low + high) // 2
         low, high = (middle, high) if survives(middle) else (low, middle)
     return low
+
+
+# Recipe changes that shrink the fixed cost: what to write, and bytes per trained parameter of weights, gradients and state after it.
+_REMEDIES = (
+    ("optimizer=adamw-8bit", lambda p, t, w: w * p + w * t + 2.1 * t),
+    ("precision=bf16", lambda p, t, w: 2 * p + 2 * t + 4 * t),
+    ("precision=bf16 optimizer=adamw-8bit", lambda p, t, w: 2 * p + 2 * t + 2.1 * t),
+    ("precision=bf16 optimizer=sgd", lambda p, t, w: 2 * p + 2 * t),
+    ("precision=bf16 lora_rank=16", lambda p, t, w: 2 * p + 0.03 * p),
+)
+
+
+def remedy(tape: Tape, gpu: Gpu) -> str:
+    """The mildest recipe change whose weights, gradients and optimizer state leave a tenth of the card for activations."""
+    weight = 2 if tape.precision in ("fp16", "bf16") else 4
+    for change, state_bytes in _REMEDIES:
+        if "bf16" in change and not gpu.supports_bf16:
+            change = change.replace("bf16", "fp16")
+        if state_bytes(tape.parameter_count, tape.trained_parameter_count, weight) < 0.9 * gpu.usable_bytes and not tape.recipe.get("lora_rank"):
+            saved = "" if tape.recipe.get("checkpointing") else " checkpointing=True"
+            return f"try {change}{saved}"
+    return "no change of recipe makes it fit on one such card; take one with more memory"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -162,7 +163,7 @@ def _moved(tensor: torch.Tensor, channels_last: bool, recorder: Recorder, catego
     return recorder.to_device(tensor, "to", category)
 
 
-def make_optimizer(parameters: list[torch.Tensor], training: Training) -> Any:
+def make_optimizer(parameters: Sequence[torch.Tensor], training: Training) -> Any:
     """The optimizer of the recipe over the parameters that are trained."""
     if not isinstance(training.optimizer, str):
         optimizer = training.optimizer(parameters)

@@ -7,16 +7,16 @@ import contextlib
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
-from bsmodel import alignment, placement
+from bsmodel import alignment, loop, placement
 from bsmodel.cuda_like.pretence import pretend_cuda
 from bsmodel.errors import BsmodelError, InvalidInputError, UntraceableError
 from bsmodel.hardware import Gpu
+from bsmodel.loop import Loop
 from bsmodel.recorder import Allocation, Recorder
 from bsmodel.tape import BLOCKS, Tape
 from bsmodel.training import Training
@@ -27,16 +27,11 @@ BATCHES = (2, 3, 5)  # at a batch of 1 many models take other code paths; the th
 
 @dataclass
 class _Run:
-    """One model on one pretended device, and where each block of its recording starts and ends."""
+    """One training loop on a pretended device, and where each block of its recording starts and ends."""
 
     recorder: Recorder
-    model: torch.nn.Module
-    optimizer: Any
-    workload: Workload
-    training: Training
-    average: list[torch.Tensor]
+    loop: Loop
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
-    alive: dict[str, Any] = field(default_factory=dict)  # the loop's variables: they live until they are assigned again
 
     @contextlib.contextmanager
     def block(self, name: str) -> Iterator[None]:
@@ -86,7 +81,7 @@ def _traced_in_full(workload: Workload, training: Training, gpu: Gpu) -> Tape:
         with _recording(workload, training, gpu) as run:
             _two_steps(run, (batch,) * 3)
             recordings.append(list(enumerate(run.recorder.allocations)))
-    return _tape(run, gpu, alignment.lines(recordings[0], recordings[1:], BATCHES, workload.name), BATCHES)
+    return _tape(run, gpu, alignment.lines(recordings, BATCHES, workload.name), BATCHES)
 
 
 def record(workload: Workload, training: Training, gpu: Gpu, batch: int) -> Tape:
@@ -116,15 +111,16 @@ def _recording(workload: Workload, training: Training, gpu: Gpu) -> Iterator[_Ru
 
 def _prepared(recorder: Recorder, model: torch.nn.Module, workload: Workload, training: Training) -> _Run:
     placement.place(model, training, recorder)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    average = []
-    if training.ema:
-        average = [parameter.detach().clone() for parameter in trained]
-        for tensor in average:
-            recorder.categorize(tensor, "optimizer state")
-    run = _Run(recorder, model, placement.make_optimizer(trained, training), workload, training, average)
-    if training.numerics.loss_scaling:
-        run.alive["scaler"] = torch.amp.GradScaler("cuda")
+    optimizer = placement.make_optimizer([parameter for parameter in model.parameters() if parameter.requires_grad], training)
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        moved = recorder.to_device(tensor, "to", "batch")
+        recorder.set_value(moved, tensor)
+        return moved
+
+    run = _Run(recorder, loop.start(model, optimizer, workload, training, move))
+    for tensor in run.loop.average:
+        recorder.categorize(tensor, "optimizer state")
     run.spans["init"] = (0, len(recorder.events))
     return run
 
@@ -139,90 +135,25 @@ def _two_steps(run: _Run, batches: tuple[int, ...]) -> None:
                 _optimizer_step(run)
 
 
-def _to_device(run: _Run, batch: Any) -> Any:
-    dtype = getattr(torch, run.training.numerics.weights)
-
-    def move(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
-            return leaf
-        if leaf.is_floating_point() and dtype is not torch.float32:
-            leaf = leaf.to(dtype)
-        if run.training.channels_last and leaf.dim() == 4:
-            leaf = leaf.contiguous(memory_format=torch.channels_last)
-        moved = run.recorder.to_device(leaf, "to", "batch")
-        run.recorder.set_value(moved, leaf)
-        return moved
-
-    return tree_map(move, batch)
-
-
 def _micro_step(run: _Run, batch_size: int) -> None:
-    """Forward and backward of one micro-batch, with a training loop's lifetimes: batch and loss live until they are replaced."""
     run.recorder.phase = "forward"
-    with run.recorder.following(run.model):
-        if run.workload.step is not None:
-            return _own_step(run, batch_size)
-        run.alive["batch"] = _to_device(run, run.workload.batch(batch_size))
-        autocast = run.training.numerics.autocast
-        with torch.autocast("cuda", dtype=getattr(torch, autocast)) if autocast else contextlib.nullcontext():
-            loss, outputs = _loss(run)
-        run.alive["outputs"] = outputs if run.training.keep_outputs else None
-        del outputs
-        run.alive["loss"] = loss
-        del loss
-        if run.training.accumulation > 1:
-            run.alive["loss"] = run.alive["loss"] / run.training.accumulation
-        scaler = run.alive.get("scaler")
-        (scaler.scale(run.alive["loss"]) if scaler else run.alive["loss"]).backward()
-    for parameter in run.model.parameters():
+    with run.recorder.following(run.loop.model):
+        loop.micro_step(run.loop, batch_size)
+    for parameter in run.loop.model.parameters():
         if parameter.grad is not None:
             run.recorder.categorize(parameter.grad, "gradient")
-
-
-def _own_step(run: _Run, batch_size: int) -> None:
-    assert run.workload.step is not None
-    run.alive["result"] = run.workload.step(run.model, run.optimizer, run.workload.batch(batch_size))
-    _categorize_state(run)
-
-
-def _loss(run: _Run) -> tuple[torch.Tensor, Any]:
-    assert run.workload.loss is not None
-    result = run.workload.loss(run.model, run.alive["batch"])
-    loss, outputs = result if isinstance(result, tuple) else (result, None)
-    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
-        raise InvalidInputError(f"loss(model, batch) of {run.workload.name} gives {found}; expected a scalar tensor, e.g. its mean")
-    if not loss.requires_grad:
-        raise InvalidInputError(f"loss(model, batch) of {run.workload.name} does not depend on any trained parameter")
-    return loss, outputs
+    if run.loop.workload.step is not None:
+        _categorize_state(run)
 
 
 def _optimizer_step(run: _Run) -> None:
     run.recorder.phase = "step"
-    if run.workload.step is not None:
-        return
-    scaler = run.alive.get("scaler")
-    if run.training.gradient_clipping is not None:
-        if scaler:
-            scaler.unscale_(run.optimizer)
-        torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.training.gradient_clipping)
-    if scaler:
-        scaler.step(run.optimizer)
-        scaler.update()
-    else:
-        run.optimizer.step()
-    if run.average:
-        torch._foreach_lerp_(run.average, [p for p in run.model.parameters() if p.requires_grad], 0.001)
-    _zero_grad(run)
+    loop.optimizer_step(run.loop)
     _categorize_state(run)
 
 
-def _zero_grad(run: _Run) -> None:
-    run.optimizer.zero_grad(set_to_none=run.training.zero_grad == "none")
-
-
 def _categorize_state(run: _Run) -> None:
-    for tensor in tree_leaves(list(run.optimizer.state.values())):
+    for tensor in tree_leaves(list(run.loop.optimizer.state.values())):
         if isinstance(tensor, torch.Tensor):
             run.recorder.categorize(tensor, "optimizer state")
 
@@ -232,19 +163,19 @@ def _tape(run: _Run, gpu: Gpu, lines: dict[int, tuple[int, int]], batches: tuple
     blocks, kept = alignment.periodic({name: run.events(name) for name in BLOCKS}, recorded)
     allocations = [recorded[number] for number in kept]
     line = [lines.get(number, (recorded[number].size_bytes, 0)) for number in kept]
-    parameters = list(run.model.parameters())
+    parameters = list(run.loop.model.parameters())
     return Tape(
-        name=run.workload.name,
-        precision=run.training.precision,
-        optimizer=run.training.optimizer_name,
-        optimizer_family=run.training.optimizer_family,
+        name=run.loop.workload.name,
+        precision=run.loop.training.precision,
+        optimizer=run.loop.training.optimizer_name,
+        optimizer_family=run.loop.training.optimizer_family,
         capability=gpu.capability,
-        accumulation=run.training.accumulation,
+        accumulation=run.loop.training.accumulation,
         torch_version=torch.__version__.split("+")[0],
         recorded_batches=batches,
         parameter_count=sum(p.numel() for p in parameters),
         trained_parameter_count=sum(p.numel() for p in parameters if p.requires_grad),
-        tokens_per_sample=run.workload.tokens_per_sample,
+        tokens_per_sample=run.loop.workload.tokens_per_sample,
         fixed_bytes=np.array([fixed for fixed, _ in line], np.int64),
         per_sample_bytes=np.array([per_sample for _, per_sample in line], np.int64),
         operators=tuple(a.operator for a in allocations),
@@ -253,5 +184,5 @@ def _tape(run: _Run, gpu: Gpu, lines: dict[int, tuple[int, int]], batches: tuple
         categories=tuple(a.category for a in allocations),
         blocks=blocks,
         uncounted=tuple(sorted(run.recorder.uncounted)),
-        recipe=run.training.model_dump(mode="json", exclude={"optimizer"}),
+        recipe=run.loop.training.model_dump(mode="json", exclude={"optimizer"}),
     )

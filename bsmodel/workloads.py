@@ -25,6 +25,7 @@ class Workload:
     loss(model, batch) -> scalar tensor, or (scalar tensor, outputs); outputs live on where `Training.keep_outputs` says so
     step(model, optimizer, batch) -> anything, instead of `loss`: a whole training step of your own; what it returns lives until the
         next one returns. It moves the host batch to `"cuda"` itself and calls the optimizer.
+    training: the recipe where none is given. base_lr at base_batch: a learning rate known to train it.
     """
 
     model: Callable[[], Any]
@@ -34,6 +35,8 @@ class Workload:
     name: str = "model"
     training: Training = field(default_factory=Training)
     tokens_per_sample: int = 1
+    base_lr: float | None = None
+    base_batch: int | None = None
 
     def __post_init__(self) -> None:
         if (self.loss is None) == (self.step is None):
@@ -66,7 +69,8 @@ def _built(builder: Callable[..., Workload], name: str, options: dict[str, Any])
     for option in options:
         if option not in accepted:
             raise InvalidInputError(f"{name} has no option {option.replace('_', '-')!r}; it takes: {', '.join(accepted) or 'none'}")
-    return replace(builder(**options), name=name)
+    rate, batch, _ = KNOWN_RATES.get(name, (None, None, ""))
+    return replace(builder(**options), name=name, base_lr=rate, base_batch=batch)
 
 
 def _library(name: str, extra: str | None = "models") -> Any:
@@ -394,6 +398,18 @@ def _imported(place: str) -> Any:
         sys.path.remove(str(path.parent))
     return module
 
+
+# A learning rate and effective batch known to train each named model, with where they are published.
+KNOWN_RATES: dict[str, tuple[float, int, str]] = {
+    "resnet50": (0.1, 256, "Goyal 2017, arXiv 1706.02677"),
+    "vit-b-16": (3e-3, 4096, "Dosovitskiy 2020, arXiv 2010.11929, table 3"),
+    "vit-l-16": (3e-3, 4096, "Dosovitskiy 2020, arXiv 2010.11929, table 3"),
+    "gpt2": (6e-4, 512, "Brown 2020, arXiv 2005.14165, table 2.1: 0.5 M tokens"),
+    "bert-base": (2e-5, 32, "Devlin 2018, arXiv 1810.04805, appendix A.3, fine-tuning"),
+    "llama-3.2-1b": (3e-4, 2048, "Touvron 2023, arXiv 2302.13971, table 2: 4 M tokens, taken for its size"),
+    "llama-3-8b": (3e-4, 2048, "Touvron 2023, arXiv 2302.13971, table 2: 4 M tokens, taken for its size"),
+    "sd15-unet": (1e-5, 4, "diffusers examples/text_to_image, README"),
+}
 
 NAMED: dict[str, Callable[..., Workload]] = {
     "resnet50": _resnet50,

@@ -1,0 +1,24 @@
+# One virtual environment, made on first use from the constraints that the tests run with.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: plan test check clean
+
+plan: .venv/installed
+	$(BIN)/bsmodel plan resnet50
+
+test: .venv/installed
+	$(BIN)/python -m pytest -q
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[models,test]'
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m bsmodel`."""
+
+import sys
+
+from bsmodel.cli import main
+
+sys.exit(main())

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: reads arguments, calls the library, prints what `report` makes of it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import bsmodel
+from bsmodel import hardware, planning, report
+from bsmodel.errors import BsmodelError, InvalidInputError
+from bsmodel.hardware import Gpu
+from bsmodel.memory import Footprint, breakdown, fit, footprint, kernels, predict
+from bsmodel.tape import Tape
+from bsmodel.training import OPTIMIZERS, PRECISIONS, Training
+from bsmodel.units import parse_bytes
+from bsmodel.workloads import NAMED, Workload
+
+FITS, DOES_NOT_FIT, BAD_USAGE = 0, 1, 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_USAGE, f"bsmodel: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 fits, 1 fits on none of the GPUs asked for, 2 bad usage or untraceable."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except BsmodelError as error:
+        print(f"bsmodel: {error}", file=sys.stderr)
+        return BAD_USAGE
+    except BrokenPipeError:
+        sys.stderr.close()
+        return FITS
+    return code
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="bsmodel", description="Which batch trains on which GPU, before you rent it.")
+    parser.add_argument("--version", action="version", version=f"bsmodel {bsmodel.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    plan = _command(commands, "plan", _plan, "largest batch per GPU, and how to reach a target batch")
+    _add_recipe(plan)
+    plan.add_argument("--target-batch", type=_positive, metavar="N", help="samples per optimizer step (default: the largest micro-batch)")
+    plan.add_argument("--devices", type=_positive, default=1, metavar="N", help="data-parallel GPUs (default 1)")
+    plan.add_argument("--samples", type=_positive, metavar="N", help="samples in the training set")
+    plan.add_argument("--epochs", type=float, metavar="N", help="passes over it")
+    plan.add_argument("--base-lr", type=float, metavar="LR", help="a learning rate that works (default: the published one of a named model)")
+    plan.add_argument("--base-batch", type=_positive, metavar="N", help="the effective batch it works at")
+    one = _command(commands, "predict", _predict, "the peak at one batch, and whether it fits")
+    _add_recipe(one)
+    one.add_argument("--batch", type=_positive, required=True, metavar="N", help="micro-batch")
+    explain = _command(commands, "explain", _explain, "where the bytes go at the binding moment, by category and module")
+    _add_recipe(explain)
+    explain.add_argument("--batch", type=_positive, required=True, metavar="N", help="micro-batch")
+    gpus = _command(commands, "gpus", _gpus, "the GPUs of the catalogue")
+    gpus.add_argument("--min-memory", type=_size, default=0, metavar="SIZE", help="only cards with at least this, e.g. 40GiB")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    parser.set_defaults(run=run)
+    parser.add_argument("--json", action="store_true", help="print JSON, nothing else")
+    return parser
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help=f"one of {', '.join(NAMED)}; timm:NAME, torchvision:NAME, config.json, module:attr, path.py:attr, tape.json.gz")
+    parser.add_argument("--gpu", action="append", metavar="GPU", help="id or TOML file, repeatable (default: the four of the catalogue)")
+    parser.add_argument("--seq-len", type=_positive, metavar="N")
+    parser.add_argument("--image-size", type=_positive, metavar="N")
+    parser.add_argument("--attention", choices=("sdpa", "eager"))
+    parser.add_argument("--input", metavar="SHAPE", help="shape of one sample for a bare nn.Module, e.g. 3x224x224")
+    parser.add_argument("--precision", metavar="NAME", help=", ".join(PRECISIONS))
+    parser.add_argument("--optimizer", metavar="NAME", help=", ".join(OPTIMIZERS))
+    parser.add_argument("--checkpointing", action="store_true", default=None)
+    parser.add_argument("--channels-last", action="store_true", default=None)
+    parser.add_argument("--ema", action="store_true", default=None)
+    parser.add_argument("--keep-outputs", action="store_true", default=None)
+    parser.add_argument("--accumulation", type=_positive, metavar="N", help="record with this many micro-steps per optimizer step")
+    parser.add_argument("--gradient-clipping", type=float, metavar="NORM")
+    parser.add_argument("--zero-grad", choices=("none", "zeros"))
+    parser.add_argument("--lora-rank", type=_positive, metavar="R")
+    parser.add_argument("--frozen", action="append", metavar="PREFIX", help="parameters not trained, repeatable")
+    parser.add_argument("--save", metavar="FILE", help="keep the recording, to ask again without torch (one group of GPUs only)")
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return value
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+# -- recording -----------------------------------------------------------------------------------------------------------------------
+
+
+def _gpus_asked(options: argparse.Namespace) -> list[Gpu]:
+    return [Gpu.named(name) for name in options.gpu] if options.gpu else list(hardware.defaults())
+
+
+def _training(options: argparse.Namespace, base: Training) -> Training:
+    names = set(Training.model_fields) & set(vars(options))
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if "frozen" in given:
+        given["frozen"] = tuple(given["frozen"])
+    return Training(**{**base.model_dump(), **given})
+
+
+def _workload(options: argparse.Namespace) -> Workload:
+    if options.input is not None:
+        return _bare_module(options)
+    return Workload.named(options.model, seq_len=options.seq_len, image_size=options.image_size, attention=options.attention)
+
+
+def _bare_module(options: argparse.Namespace) -> Workload:
+    return importlib.import_module("bsmodel.workloads").bare_module(options.model, options.input)
+
+
+def _recorded(options: argparse.Namespace) -> tuple[Workload | None, dict[str, Tape], list[Gpu]]:
+    """A tape for each GPU asked for; GPUs that pick the same kernels share one."""
+    gpus = _gpus_asked(options)
+    if options.model.endswith(".json.gz"):
+        tape = Tape.load(options.model)
+        return None, {gpu.id: tape for gpu in gpus}, gpus
+    workload = _workload(options)
+    training = _training(options, workload.training)
+    groups: dict[tuple[int, int], Tape] = {}
+    refused: dict[str, BsmodelError] = {}
+    tapes: dict[str, Tape] = {}
+    for gpu in gpus:
+        if training.numerics.needs_bf16 and not gpu.supports_bf16:
+            refused[gpu.id] = InvalidInputError(f"{gpu.id} has no bf16 arithmetic (compute capability {gpu.compute_capability}); use --precision fp16-mixed")
+            raise refused[gpu.id]
+        key = kernels(gpu)
+        if key not in groups:
+            groups[key] = _traced(workload, training, gpu.model_copy(update={"compute_capability": f"{key[0]}.{key[1]}"}))
+        tapes[gpu.id] = groups[key]
+    if options.save:
+        if len(groups) > 1:
+            raise InvalidInputError("--save keeps one recording, and these GPUs need several; name GPUs of one architecture")
+        next(iter(groups.values())).save(options.save)
+    return workload, tapes, gpus
+
+
+def _traced(workload: Workload, training: Training, gpu: Gpu) -> Tape:
+    started = time.perf_counter()
+    print(f"recording {workload.name} for compute capability {gpu.compute_capability} ...", end=" ", file=sys.stderr, flush=True)
+    try:
+        tape = bsmodel.trace(workload, training, gpu)
+    except BaseException:
+        print(file=sys.stderr)
+        raise
+    print(f"{len(tape.operators):,} allocations in {time.perf_counter() - started:.1f} s", file=sys.stderr)
+    return tape
+
+
+def _print(options: argparse.Namespace, text: str, document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=2) if options.json else text, end="\n" if options.json else "")
+
+
+# -- commands ------------------------------------------------------------------------------------------------------------------------
+
+
+def _plan(options: argparse.Namespace) -> int:
+    workload, tapes, gpus = _recorded(options)
+    base_lr, base_batch = options.base_lr, options.base_batch
+    if workload is not None and base_lr is None:
+        base_lr, base_batch = workload.base_lr, base_batch or workload.base_batch
+    plans: list[planning.Plan | bsmodel.Fit] = []
+    for gpu in gpus:
+        found = fit(tapes[gpu.id], gpu)
+        arguments = (options.target_batch, options.devices, options.samples, options.epochs, base_lr, base_batch)
+        plans.append(planning.plan(found, *arguments) if found.batch else found)
+    forms = {gpu.id: footprint(tapes[gpu.id]) for gpu in gpus}
+    answer = [
+        report.plan_json(item, forms[gpu.id], planning.ladder(item.fit) if isinstance(item, planning.Plan) and options.json else ())
+        for gpu, item in zip(gpus, plans, strict=True)
+    ]
+    distinct = list({id(tape): tape for tape in tapes.values()}.values())
+    text = "" if options.json else report.plan_text(distinct, plans, _labelled(tapes, gpus, forms))
+    missing = sorted({name for tape in distinct for name in tape.uncounted})
+    _print(options, text, report.document("plan", workload=report.tape_json(distinct[0]), gpus=answer, uncounted=missing))
+    return FITS if any(isinstance(item, planning.Plan) for item in plans) else DOES_NOT_FIT
+
+
+def _labelled(tapes: dict[str, Tape], gpus: Sequence[Gpu], forms: dict[str, Footprint]) -> list[tuple[str, Footprint]]:
+    """Each closed form once, with the GPUs it holds for."""
+    groups: dict[str, list[Gpu]] = {}
+    for gpu in gpus:
+        groups.setdefault(str(forms[gpu.id]), []).append(gpu)
+    return [(", ".join(gpu.id for gpu in group), forms[group[0].id]) for group in groups.values()]
+
+
+def _predict(options: argparse.Namespace) -> int:
+    _, tapes, gpus = _recorded(options)
+    peaks = [(gpu, predict(tapes[gpu.id], gpu, options.batch)) for gpu in gpus]
+    tape = tapes[gpus[0].id]
+    answer = [{"gpu": gpu.id, "usable_bytes": gpu.usable_bytes, **report.peak_json(peak)} for gpu, peak in peaks]
+    _print(options, report.predict_text(tape, peaks), report.document("predict", workload=report.tape_json(tape), gpus=answer))
+    return FITS if any(peak.fits for _, peak in peaks) else DOES_NOT_FIT
+
+
+def _explain(options: argparse.Namespace) -> int:
+    if options.gpu is None:
+        options.gpu = [hardware.DEFAULT_GPUS[2]]
+    _, tapes, gpus = _recorded(options)
+    tape = tapes[gpus[0].id]
+    form, shares = footprint(tape), breakdown(tape, options.batch)
+    moment = str(form.binding(options.batch))
+    content = {
+        "workload": report.tape_json(tape),
+        "batch": options.batch,
+        "moment": moment,
+        "total_bytes": int(form(options.batch)),
+        "by_category": dict(report.totals(shares, "category")),
+        "by_module": dict(report.totals(shares, "module")),
+    }
+    _print(options, report.explain_text(tape, options.batch, moment, shares), report.document("explain", **content))
+    return FITS
+
+
+def _gpus(options: argparse.Namespace) -> int:
+    gpus = [gpu for gpu in Gpu.all() if gpu.memory_bytes >= options.min_memory]
+    _print(options, report.gpus_text(gpus), report.document("gpus", gpus=[gpu.model_dump(mode="json") for gpu in gpus]))
+    return FITS

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The canonical training loop: what is recorded without a GPU and what is measured on one run the same lines."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from bsmodel.errors import InvalidInputError
+from bsmodel.training import Training
+from bsmodel.workloads import Workload
+
+
+@dataclass
+class Loop:
+    """A model and its optimizer in training, and the variables of the loop, which live until they are assigned again."""
+
+    model: torch.nn.Module
+    optimizer: Any
+    workload: Workload
+    training: Training
+    move: Callable[[torch.Tensor], torch.Tensor]
+    average: list[torch.Tensor] = field(default_factory=list)
+    scaler: Any = None
+    batch: Any = None
+    loss: Any = None
+    outputs: Any = None
+    result: Any = None
+
+
+def start(model: torch.nn.Module, optimizer: Any, workload: Workload, training: Training, move: Callable[[torch.Tensor], torch.Tensor]) -> Loop:
+    """The loop before its first step: averages and loss scaler made, nothing run."""
+    average = [parameter.detach().clone() for parameter in _trained(model)] if training.ema else []
+    scaler = torch.amp.GradScaler("cuda") if training.numerics.loss_scaling else None
+    return Loop(model, optimizer, workload, training, move, average, scaler)
+
+
+def micro_step(loop: Loop, batch_size: int) -> None:
+    """Forward and backward of one micro-batch. Batch and loss live on until the next one replaces them."""
+    training = loop.training
+    if loop.workload.step is not None:
+        loop.result = loop.workload.step(loop.model, loop.optimizer, loop.workload.batch(batch_size))
+        return
+    loop.batch = tree_map(lambda leaf: _moved(loop, leaf), loop.workload.batch(batch_size))
+    autocast = training.numerics.autocast
+    with torch.autocast("cuda", dtype=getattr(torch, autocast)) if autocast else contextlib.nullcontext():
+        loss, outputs = _loss(loop)
+    loop.outputs = outputs if training.keep_outputs else None
+    del outputs
+    loop.loss = loss
+    del loss
+    if training.accumulation > 1:
+        loop.loss = loop.loss / training.accumulation
+    (loop.scaler.scale(loop.loss) if loop.scaler else loop.loss).backward()
+
+
+def optimizer_step(loop: Loop) -> None:
+    """Clip, update, average, and let go of the gradients."""
+    if loop.workload.step is not None:
+        return
+    if loop.training.gradient_clipping is not None:
+        if loop.scaler:
+            loop.scaler.unscale_(loop.optimizer)
+        torch.nn.utils.clip_grad_norm_(loop.model.parameters(), loop.training.gradient_clipping)
+    if loop.scaler:
+        loop.scaler.step(loop.optimizer)
+        loop.scaler.update()
+    else:
+        loop.optimizer.step()
+    if loop.average:
+        torch._foreach_lerp_(loop.average, _trained(loop.model), 0.001)
+    loop.optimizer.zero_grad(set_to_none=loop.training.zero_grad == "none")
+
+
+def _trained(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _moved(loop: Loop, leaf: Any) -> Any:
+    if not isinstance(leaf, torch.Tensor):
+        return leaf
+    dtype = getattr(torch, loop.training.numerics.weights)
+    if leaf.is_floating_point() and dtype is not torch.float32:
+        leaf = leaf.to(dtype)
+    if loop.training.channels_last and leaf.dim() == 4:
+        leaf = leaf.contiguous(memory_format=torch.channels_last)
+    return loop.move(leaf)
+
+
+def _loss(loop: Loop) -> tuple[torch.Tensor, Any]:
+    assert loop.workload.loss is not None
+    result = loop.workload.loss(loop.model, loop.batch)
+    loss, outputs = result if isinstance(result, tuple) else (result, None)
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise InvalidInputError(f"loss(model, batch) of {loop.workload.name} gives {found}; expected a scalar tensor, e.g. its mean")
+    if not loss.requires_grad:
+        raise InvalidInputError(f"loss(model, batch) of {loop.workload.name} does not depend on any trained parameter")
+    return loss, outputs

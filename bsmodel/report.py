@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values in, tables and JSON out; no arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bsmodel.hardware import Gpu
+from bsmodel.memory import Fit, Footprint, Peak, Share
+from bsmodel.planning import Plan, Rung, power_of_two_at_most
+from bsmodel.tape import Tape
+from bsmodel.units import GiB, format_bytes
+
+SCHEMA_VERSION = 1
+WIDTH = 140
+
+
+def render(*parts: RenderableType) -> str:
+    """Plain text of tables and lines, without colour, 140 columns wide."""
+    console = Console(width=WIDTH, color_system=None, force_terminal=False, highlight=False)
+    with console.capture() as capture:
+        console.print(Group(*parts))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip() + "\n"
+
+
+def _table(*columns: tuple[str, str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for heading, side in columns:
+        table.add_column(heading, justify="right" if side == "right" else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def title(tape: Tape, target: str = "") -> str:
+    """One line that says what was recorded."""
+    recipe = [tape.precision, tape.optimizer]
+    recipe += [name.replace("_", " ") for name in ("checkpointing", "channels_last", "ema", "keep_outputs") if tape.recipe.get(name)]
+    if tape.recipe.get("lora_rank"):
+        recipe.append(f"LoRA rank {tape.recipe['lora_rank']}")
+    return f"{tape.name}: {tape.parameter_count / 1e6:,.1f} M parameters, {', '.join(recipe)}{target}"
+
+
+def closed_forms(forms: Sequence[tuple[str, Footprint]]) -> Group:
+    """The formula for each group of GPUs, and the moment each of its lines belongs to."""
+    parts: list[RenderableType] = []
+    for label, form in forms:
+        parts.append(Text(f"Closed form, bytes requested at micro-batch b ({label}):"))
+        parts.append(Text(f"  {form}"))
+        for line, moment in zip(form.envelope.lines, form.moments, strict=True):
+            parts.append(Text(f"    {format_bytes(line.fixed):>11} + {format_bytes(line.per_sample):>11} b   {moment}"))
+    return Group(*parts)
+
+
+def uncounted(tapes: Iterable[Tape]) -> Text:
+    """What the recording could not count, or that there is nothing."""
+    names = sorted({name for tape in tapes for name in tape.uncounted})
+    return Text("Not counted: " + ("; ".join(names) if names else "nothing the recording saw"))
+
+
+def plan_table(plans: Sequence[Plan | Fit]) -> Table:
+    """One row per GPU: the largest micro-batch, what binds it, its memory, and the split for the target."""
+    rows = []
+    for item in plans:
+        if isinstance(item, Fit):
+            rows.append([item.gpu.id, "0", "-", item.binding, "-", "-", "-"])
+            continue
+        fit, split = item.fit, item.split
+        assert fit.peak is not None
+        rows.append(
+            [
+                fit.gpu.id,
+                str(fit.batch),
+                str(power_of_two_at_most(fit.batch)),
+                fit.binding,
+                f"{fit.peak.reserved_bytes / GiB:.2f} of {fit.gpu.usable_bytes / GiB:.2f} GiB",
+                f"{split.micro_batch} x {split.accumulation} x {split.devices} = {split.effective_batch}{'' if item.exact else ' (nearest)'}",
+                f"{item.learning_rate:.3g}" if item.learning_rate is not None else "-",
+            ]
+        )
+    columns = (
+        ("GPU", ""),
+        ("largest", "right"),
+        ("2^k", "right"),
+        ("bound by", ""),
+        ("reserved of usable", "right"),
+        ("micro x accumulation x devices", ""),
+        ("learning rate", "right"),
+    )
+    return _table(*columns, rows=rows)
+
+
+def plan_text(tapes: Sequence[Tape], plans: Sequence[Plan | Fit], forms: Sequence[tuple[str, Footprint]]) -> str:
+    """What `bsmodel plan` prints."""
+    parts: list[RenderableType] = [Text(title(tapes[0])), Text(""), plan_table(plans), Text("")]
+    for item in plans:
+        if isinstance(item, Fit):
+            parts += [Text(item.verdict), Text("")]
+    first = next((item for item in plans if isinstance(item, Plan)), None)
+    if first is not None:
+        parts += [*_schedule(first), *(Text(f"Note: {advice}.") for advice in first.advice), Text("")]
+    return render(*parts, closed_forms(forms), Text(""), uncounted(tapes))
+
+
+def _schedule(plan: Plan) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    if plan.learning_rate is not None:
+        parts.append(Text(f"Learning rate by the {plan.learning_rate_rule} rule for the effective batch."))
+    if plan.steps_per_epoch is not None:
+        total = f", {plan.total_steps:,} in all" if plan.total_steps is not None else ""
+        parts.append(Text(f"Steps on {plan.fit.gpu.id}: {plan.steps_per_epoch:,} per epoch{total}; warm up over the first {plan.warmup_steps:,}."))
+    return parts
+
+
+def predict_text(tape: Tape, peaks: Sequence[tuple[Gpu, Peak]]) -> str:
+    """What `bsmodel predict` prints."""
+    rows = [
+        [
+            gpu.id,
+            "fits" if peak.fits else "OUT OF MEMORY",
+            *(f"{value / GiB:.2f} GiB" for value in (peak.requested_bytes, peak.allocated_bytes, peak.reserved_bytes, peak.device_bytes)),
+            f"{gpu.usable_bytes / GiB:.2f} GiB",
+            peak.moment,
+        ]
+        for gpu, peak in peaks
+    ]
+    headings = ("requested", "allocated", "reserved", "with context", "usable")
+    columns = (("GPU", ""), ("verdict", ""), *((heading, "right") for heading in headings), ("peak in", ""))
+    return render(Text(title(tape, f", batch {peaks[0][1].batch}")), Text(""), _table(*columns, rows=rows), Text(""), uncounted([tape]))
+
+
+def explain_text(tape: Tape, batch: int, moment: str, shares: Sequence[Share], most: int = 30) -> str:
+    """What `bsmodel explain` prints: bytes at the binding moment by category, then by module."""
+    total = sum(share.bytes for share in shares)
+    by_category, by_module = totals(shares, "category"), totals(shares, "module")
+    rows = [[name, format_bytes(size), f"{size:,}", f"{size / total:.1%}"] for name, size in by_category]
+    rows.append(["total", format_bytes(total), f"{total:,}", "100.0%"])
+    modules = [[name or "(the step itself)", format_bytes(size), f"{size / total:.1%}"] for name, size in by_module[:most]]
+    if len(by_module) > most:
+        rest = sum(size for _, size in by_module[most:])
+        modules.append([f"{len(by_module) - most} more", format_bytes(rest), f"{rest / total:.1%}"])
+    return render(
+        Text(title(tape, f", batch {batch}")),
+        Text(f"Binding moment: {moment}"),
+        Text(""),
+        _table(("category", ""), ("size", "right"), ("bytes", "right"), ("share", "right"), rows=rows),
+        Text(""),
+        _table(("module", ""), ("size", "right"), ("share", "right"), rows=modules),
+        Text(""),
+        uncounted([tape]),
+    )
+
+
+def totals(shares: Sequence[Share], key: str) -> list[tuple[str, int]]:
+    """Bytes by one field of the shares, largest first."""
+    sums: dict[str, int] = {}
+    for share in shares:
+        name = getattr(share, key)
+        sums[name] = sums.get(name, 0) + share.bytes
+    return sorted(sums.items(), key=lambda item: (-item[1], item[0]))
+
+
+def gpus_text(gpus: Sequence[Gpu]) -> str:
+    """What `bsmodel gpus` prints."""
+    rows = [
+        [
+            gpu.id,
+            gpu.name,
+            f"{gpu.memory_bytes / GiB:.2f} GiB",
+            f"{gpu.usable_bytes / GiB:.2f} GiB",
+            gpu.compute_capability,
+            f"{gpu.bandwidth_bytes_per_s / 1e9:,.0f} GB/s" if gpu.bandwidth_bytes_per_s else "-",
+            f"{gpu.fp16_dense_flops_per_s / 1e12:,.0f}" if gpu.fp16_dense_flops_per_s else "-",
+            f"{gpu.price_usd_per_hour:.2f} ({source.checked})" if gpu.price_usd_per_hour and (source := gpu.source_of("price_usd_per_hour")) else "-",
+        ]
+        for gpu in gpus
+    ]
+    columns = (
+        ("id", ""),
+        ("name", ""),
+        ("memory", "right"),
+        ("usable", "right"),
+        ("capability", "right"),
+        ("bandwidth", "right"),
+        ("fp16 TFLOP/s", "right"),
+        ("USD per hour (checked)", "right"),
+    )
+    return render(_table(*columns, rows=rows))
+
+
+# -- JSON --------------------------------------------------------------------------------------------------------------------------
+
+
+def document(command: str, **content: Any) -> dict[str, Any]:
+    """The shape every `--json` answer has: `schema_version`, `command`, then the answer."""
+    return {"schema_version": SCHEMA_VERSION, "command": command, **content}
+
+
+def tape_json(tape: Tape) -> dict[str, Any]:
+    """The workload and recipe of an answer."""
+    return {
+        "name": tape.name,
+        "parameters": tape.parameter_count,
+        "trained_parameters": tape.trained_parameter_count,
+        "precision": tape.precision,
+        "optimizer": tape.optimizer,
+        "recipe": tape.recipe,
+        "torch_version": tape.torch_version,
+    }
+
+
+def form_json(form: Footprint) -> dict[str, Any]:
+    """The closed form as data."""
+    return {
+        "formula": str(form),
+        "lines": [
+            {"fixed_bytes": line.fixed, "per_sample_bytes": line.per_sample, "moment": str(moment)}
+            for line, moment in zip(form.envelope.lines, form.moments, strict=True)
+        ],
+    }
+
+
+def peak_json(peak: Peak) -> dict[str, Any]:
+    """The peak at one batch."""
+    return {
+        "batch": peak.batch,
+        "requested_bytes": peak.requested_bytes,
+        "allocated_bytes": peak.allocated_bytes,
+        "reserved_bytes": peak.reserved_bytes,
+        "device_bytes": peak.device_bytes,
+        "fits": peak.fits,
+        "moment": peak.moment,
+    }
+
+
+def plan_json(item: Plan | Fit, form: Footprint, rungs: Sequence[Rung]) -> dict[str, Any]:
+    """One GPU of a plan."""
+    fit = item if isinstance(item, Fit) else item.fit
+    found: dict[str, Any] = {
+        "gpu": fit.gpu.id,
+        "usable_bytes": fit.gpu.usable_bytes,
+        "fits": fit.batch > 0,
+        "largest_batch": fit.batch,
+        "power_of_two": power_of_two_at_most(fit.batch),
+        "binding": fit.binding,
+        "headroom_bytes": fit.headroom_bytes,
+        "verdict": fit.verdict,
+        "closed_form": form_json(form),
+        "ladder": [peak_json(rung.peak) for rung in rungs],
+    }
+    if isinstance(item, Plan):
+        found |= {
+            "peak": peak_json(item.peak),
+            "target_batch": item.target_batch,
+            "micro_batch": item.split.micro_batch,
+            "accumulation": item.split.accumulation,
+            "devices": item.split.devices,
+            "effective_batch": item.split.effective_batch,
+            "exact": item.exact,
+            "learning_rate": item.learning_rate,
+            "learning_rate_rule": item.learning_rate_rule or None,
+            "warmup_steps": item.warmup_steps,
+            "steps_per_epoch": item.steps_per_epoch,
+            "total_steps": item.total_steps,
+            "advice": list(item.advice),
+        }
+    return found
