@@ -10,10 +10,11 @@ from typing import Any
 from bsmodel.errors import UntraceableError
 
 Line = tuple[int, int]
+Term = tuple[str, tuple[Line, ...]]  # a formula and the line of each of its parameters
 Allocated = Sequence[tuple[int, Any]]  # (number, allocation)
 
 
-def lines(steps: Sequence[Allocated], batches: Sequence[int], workload: str) -> dict[int, Line]:
+def lines(steps: Sequence[Allocated], batches: Sequence[int], workload: str) -> dict[int, Line | Term]:
     """Fixed and per-sample bytes of every allocation, from the same allocations recorded at several batches.
 
     Two batches give the line `fixed + per_sample * b`, every further one checks it; the line holds for the numbers of all the steps.
@@ -21,18 +22,28 @@ def lines(steps: Sequence[Allocated], batches: Sequence[int], workload: str) -> 
     """
     for step, batch in zip(steps[1:], batches[1:], strict=True):
         _same_path(steps[0], step, batches[0], batch, workload)
-    found: dict[int, Line] = {}
+    found: dict[int, Line | Term] = {}
     for same in zip(*steps, strict=True):
-        sizes = [allocation.size_bytes for _, allocation in same]
-        per_sample, rest = divmod(sizes[1] - sizes[0], batches[1] - batches[0])
-        fixed = sizes[0] - per_sample * batches[0]
-        if rest or any(fixed + per_sample * batch != size for batch, size in zip(batches, sizes, strict=True)):
-            raise UntraceableError(
-                f"{same[0][1].operator} in module {same[0][1].module or 'model'} takes {', '.join(map(str, sizes))} bytes at batches "
-                f"{', '.join(map(str, batches))}: not a straight line in the batch, so {workload} has no closed form"
-            )
-        found.update((number, (fixed, per_sample)) for number, _ in same)
+        allocation = same[0][1]
+        what = f"{allocation.operator} in module {allocation.module or 'model'}"
+        if allocation.term is None:
+            line: Line | Term = _line([a.size_bytes for _, a in same], batches, what, workload)
+        else:
+            columns = zip(*(a.term[1] for _, a in same), strict=True)
+            line = (allocation.term[0], tuple(_line(list(column), batches, what, workload) for column in columns))
+        found.update((number, line) for number, _ in same)
     return found
+
+
+def _line(values: list[int], batches: Sequence[int], what: str, workload: str) -> Line:
+    per_sample, rest = divmod(values[1] - values[0], batches[1] - batches[0]) if len(values) > 1 else (0, 0)
+    fixed = values[0] - per_sample * batches[0]
+    if rest or any(fixed + per_sample * batch != value for batch, value in zip(batches, values, strict=True)):
+        raise UntraceableError(
+            f"{what} takes {', '.join(map(str, values))} bytes at batches {', '.join(map(str, batches))}: "
+            f"not a straight line in the batch, so {workload} has no closed form"
+        )
+    return fixed, per_sample
 
 
 def _token(allocation: Any) -> tuple[str, str]:
@@ -52,7 +63,7 @@ def _same_path(first: Allocated, other: Allocated, low: int, high: int, workload
     )
 
 
-def lines_of_steps(steps: Sequence[Allocated], released: set[int], batches: Sequence[int], workload: str) -> dict[int, Line] | None:
+def lines_of_steps(steps: Sequence[Allocated], released: set[int], batches: Sequence[int], workload: str) -> dict[int, Line | Term] | None:
     """Lines from micro-steps of one run, each at another batch, when they allocate the same in the same order.
 
     What the first of them alone allocates and never gives back (library workspaces, caches) is fixed. Returns None where something

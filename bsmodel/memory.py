@@ -76,7 +76,8 @@ def _timeline(tape: Tape, accumulation: int | None) -> _Timeline:
     names = [name for name, block in program for _ in block]
     numbers = np.where(events >= 0, events, ~events)
     sign = np.where(events >= 0, 1, -1)
-    fixed, per_sample = np.cumsum(sign * tape.fixed_bytes[numbers]), np.cumsum(sign * tape.per_sample_bytes[numbers])
+    fixed_bytes, per_sample_bytes = tape.bounds()
+    fixed, per_sample = np.cumsum(sign * fixed_bytes[numbers]), np.cumsum(sign * per_sample_bytes[numbers])
     births = np.flatnonzero(events >= 0)
     return _Timeline(tuple(names[i] for i in births), numbers[births], fixed[births], per_sample[births])
 
@@ -113,7 +114,8 @@ def breakdown(tape: Tape, batch: int, accumulation: int | None = None) -> tuple[
     """Who holds the bytes of `M(b)`: all that is alive at the binding moment, by category and module. Sums to `M(b)` exactly."""
     timeline = _timeline(tape, accumulation)
     position = int(np.argmax(timeline.fixed + timeline.per_sample * batch))
-    sizes = tape.sizes(batch)
+    fixed_bytes, per_sample_bytes = tape.bounds()
+    sizes = fixed_bytes + per_sample_bytes * batch
     shares: dict[tuple[str, str], int] = {}
     births = 0
     alive: dict[int, int] = {}
@@ -160,9 +162,9 @@ def predict(tape: Tape, gpu: Gpu, batch: int, accumulation: int | None = None, s
         raise InvalidInputError(f"batch is {batch}; expected at least 1")
     _same_kernels(tape, gpu)
     settings = settings or Settings()
-    allocator = _replay(tape, batch, gpu.usable_bytes, accumulation, settings)
+    allocator = _replay(tape, batch, gpu, True, accumulation, settings)
     fits = allocator is not None
-    allocator = allocator or _replay(tape, batch, None, accumulation, settings)
+    allocator = allocator or _replay(tape, batch, gpu, False, accumulation, settings)
     assert allocator is not None
     form = footprint(tape, accumulation)
     return Peak(
@@ -186,17 +188,16 @@ def kernels(gpu: Gpu) -> tuple[int, int]:
 
 
 def _same_kernels(tape: Tape, gpu: Gpu) -> None:
-    if tape.capability[0] != gpu.capability[0]:
-        recorded = ".".join(map(str, tape.capability))
+    if tape.gpu.capability[0] != gpu.capability[0]:
         raise InvalidInputError(
-            f"the tape was recorded for compute capability {recorded}, {gpu.id} has {gpu.compute_capability}: trace again with this GPU"
+            f"the tape was recorded for compute capability {tape.gpu.compute_capability}, {gpu.id} has {gpu.compute_capability}: trace again with this GPU"
         )
 
 
-def _replay(tape: Tape, batch: int, capacity_bytes: int | None, accumulation: int | None, settings: Settings) -> CachingAllocator | None:
+def _replay(tape: Tape, batch: int, gpu: Gpu, limited: bool, accumulation: int | None, settings: Settings) -> CachingAllocator | None:
     """Run the tape through an allocator; None where memory runs out."""
-    allocator = CachingAllocator(capacity_bytes, settings)
-    sizes = tape.sizes(batch).tolist()
+    allocator = CachingAllocator(gpu.usable_bytes if limited else None, settings)
+    sizes = tape.sizes(batch, gpu).tolist()
     try:
         for _, block in tape.program(_STEPS, accumulation):
             allocator.run(block, sizes)
@@ -246,7 +247,7 @@ def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Setting
 
 def _largest_replayed(tape: Tape, gpu: Gpu, bound: int, accumulation: int, settings: Settings) -> int:
     def survives(batch: int) -> bool:
-        return _replay(tape, batch, gpu.usable_bytes, accumulation, settings) is not None
+        return _replay(tape, batch, gpu, True, accumulation, settings) is not None
 
     if bound == 0 or survives(bound):
         return bound

@@ -35,6 +35,7 @@ class Allocation:
     module: str
     phase: str  # "forward", "backward" (recomputation included) or "step"
     category: str
+    term: tuple[str, tuple[int, ...]] | None = None  # formula and parameters, where the size is no line in the batch
 
 
 class Recorder(TorchDispatchMode):
@@ -90,12 +91,12 @@ class Recorder(TorchDispatchMode):
 
     # -- allocations --------------------------------------------------------------------------------------------------------------
 
-    def allocate(self, size_bytes: int, operator: str, category: str | None = None) -> int:
+    def allocate(self, size_bytes: int, operator: str, category: str | None = None, term: tuple[str, tuple[int, ...]] | None = None) -> int:
         """Write down an allocation and return its number."""
         phase, module = self._where()
         forward = phase == "forward" or (phase == "backward" and bool(self._stack))
         number = len(self.allocations)
-        self.allocations.append(Allocation(size_bytes, operator, module, phase, category or ("saved" if forward else "temporary")))
+        self.allocations.append(Allocation(size_bytes, operator, module, phase, category or ("saved" if forward else "temporary"), term))
         self.events.append(number)
         return number
 
@@ -151,16 +152,9 @@ class Recorder(TorchDispatchMode):
 
     def _run(self, func: Any, args: Any, kwargs: Any, flat: list[Any]) -> Any:
         value = self._computed_value(func, args, kwargs, flat)
-        kernel = kernel_of(func, args, kwargs, self)
-        self._ensure_workspace(kernel)
-        before = [self.allocate(size_bytes, str(func), "workspace") for size_bytes in kernel.before]
-        output = kernel.output if kernel.output is not None else self._shaped(func, args, kwargs, value)
-        for leaf in tree_leaves(output):
-            if isinstance(leaf, torch.Tensor) and leaf.is_meta:
-                self.watch(leaf, str(func))
-        after = [self.allocate(size_bytes, str(func), "workspace") for size_bytes in kernel.after]
-        for number in (*before, *after):
-            self.release(number)
+        kernel = kernel_of(func, args, self.capability)
+        output = self._shaped(func, args, kwargs, value)
+        self._allocate_all(str(func), kernel, [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.is_meta])
         if not self.in_backward:
             self._module_of_node[torch.autograd._get_sequence_nr() - 1] = self._stack[-1] if self._stack else ""
         self._keep_value(func, output, value, flat)
@@ -182,15 +176,31 @@ class Recorder(TorchDispatchMode):
                 ) from error
             raise
 
-    def _ensure_workspace(self, kernel: Kernel) -> None:
+    def _allocate_all(self, operator: str, kernel: Kernel, outputs: list[torch.Tensor]) -> None:
+        """Write down outputs and inner buffers in the order the kernel takes them."""
+        held: list[int] = []
+        for position, tensor in enumerate((*outputs, None)):
+            for buffer in kernel.buffers:
+                if buffer.before == position or (tensor is None and buffer.before is None):
+                    number = self.allocate(buffer.size_bytes, operator, "workspace", (buffer.formula, buffer.parameters) if buffer.formula else None)
+                    if buffer.brief:
+                        self.release(number)
+                    else:
+                        held.append(number)
+            if tensor is not None:
+                self.watch(tensor, operator)
+                if position == 0:
+                    self._ensure_workspaces(kernel)
+        for number in reversed(held):
+            self.release(number)
+
+    def _ensure_workspaces(self, kernel: Kernel) -> None:
         """The workspace of a library handle is allocated at its first use in a thread, and kept: backward runs in a thread of its own."""
-        if kernel.handle is None:
-            return
-        name = f"{kernel.handle.name} ({'backward' if self.in_backward else 'main'} thread)"
-        if name not in self.workspaces:
-            self.workspaces.add(name)
-            if kernel.handle.size_bytes:
-                self.allocate(kernel.handle.size_bytes, name, "workspace")
+        for handle in kernel.handles:
+            name = f"{handle.name} ({'backward' if self.in_backward else 'main'} thread)"
+            if name not in self.workspaces:
+                self.workspaces.add(name)
+                self.allocate(handle.size_bytes, name, "workspace")
 
     # -- values of small integer tensors -------------------------------------------------------------------------------------------
 

@@ -14,9 +14,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsmodel.errors import InvalidInputError
+from bsmodel.hardware import Gpu
+from bsmodel.workspaces import size_bytes
 
 SCHEMA_VERSION = 1
 BLOCKS = ("init", "first", "first_step", "micro", "accumulate", "step")
+
+
+@dataclass(frozen=True)
+class Term:
+    """A buffer inside a kernel whose size is no line in the batch: a formula of `bsmodel.workspaces` over parameters that are."""
+
+    formula: str
+    parameters: tuple[tuple[int, int], ...]
+
+    def __call__(self, batch: int, gpu: Gpu) -> int:
+        """Bytes at a micro-batch on a device."""
+        return size_bytes(self.formula, tuple(fixed + per_sample * batch for fixed, per_sample in self.parameters), gpu)
+
+    def bound(self, gpu: Gpu) -> tuple[int, int]:
+        """A line no lower than the term: its slope for large batches, lifted until it is above every smaller one."""
+        batches = [1 << k for k in range(17)]
+        sizes = [self(batch, gpu) for batch in batches]
+        per_sample = max(0, -(-(sizes[-1] - sizes[-2]) // (batches[-1] - batches[-2])))
+        return max(0, *(size - per_sample * batch for size, batch in zip(sizes, batches, strict=True))), per_sample
 
 
 @dataclass(frozen=True)
@@ -32,7 +53,7 @@ class Tape:
     precision: str
     optimizer: str
     optimizer_family: str
-    capability: tuple[int, int]
+    gpu: Gpu
     accumulation: int
     torch_version: str
     recorded_batches: tuple[int, ...]
@@ -45,13 +66,27 @@ class Tape:
     modules: tuple[str, ...]
     phases: tuple[str, ...]
     categories: tuple[str, ...]
+    terms: dict[int, Term]
     blocks: dict[str, tuple[int, ...]]
     uncounted: tuple[str, ...] = ()
     recipe: dict[str, Any] = field(default_factory=dict)
 
-    def sizes(self, batch: int) -> NDArray[np.int64]:
-        """Requested bytes of every allocation at micro-batch `batch`."""
-        return self.fixed_bytes + self.per_sample_bytes * batch
+    def sizes(self, batch: int, gpu: Gpu | None = None) -> NDArray[np.int64]:
+        """Requested bytes of every allocation at micro-batch `batch`; buffers inside kernels as `gpu` (default: the recorded one) has them."""
+        sizes = self.fixed_bytes + self.per_sample_bytes * batch
+        for number, term in self.terms.items():
+            sizes[number] = term(batch, gpu or self.gpu)
+        return sizes
+
+    def bounds(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Fixed and per-sample bytes of every allocation: exact lines, and lines no lower than the terms for batches up to 65536."""
+        fixed, per_sample = self.fixed_bytes.copy(), self.per_sample_bytes.copy()
+        known: dict[Term, tuple[int, int]] = {}
+        for number, term in self.terms.items():
+            if term not in known:
+                known[term] = term.bound(self.gpu)
+            fixed[number], per_sample[number] = known[term]
+        return fixed, per_sample
 
     def program(self, steps: int = 2, accumulation: int | None = None) -> Iterable[tuple[str, tuple[int, ...]]]:
         """The blocks of a run of `steps` optimizer steps; more than two micro-steps add nothing new to the second."""
@@ -63,7 +98,8 @@ class Tape:
 
     def save(self, path: str | Path) -> None:
         """Write the tape as gzipped JSON, all or nothing."""
-        document = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        document = {"schema_version": SCHEMA_VERSION, **asdict(self), "gpu": self.gpu.model_dump(mode="json")}
+        document["terms"] = [[number, term.formula, term.parameters] for number, term in self.terms.items()]
         document["fixed_bytes"], document["per_sample_bytes"] = self.fixed_bytes.tolist(), self.per_sample_bytes.tolist()
         for name in ("operators", "modules", "phases", "categories"):
             words = sorted(set(document[name]))
@@ -97,7 +133,9 @@ class Tape:
             document[name] = tuple(words[position] for position in document[name]["index"])
         document["fixed_bytes"] = np.asarray(document["fixed_bytes"], np.int64)
         document["per_sample_bytes"] = np.asarray(document["per_sample_bytes"], np.int64)
-        for name in ("capability", "recorded_batches", "uncounted"):
+        document["gpu"] = Gpu.model_validate_json(json.dumps(document["gpu"]))
+        document["terms"] = {number: Term(formula, tuple(map(tuple, lines))) for number, formula, lines in document["terms"]}
+        for name in ("recorded_batches", "uncounted"):
             document[name] = tuple(document[name])
         document["blocks"] = {name: tuple(events) for name, events in document["blocks"].items()}
         return Tape(**document)

@@ -18,7 +18,7 @@ from bsmodel.errors import BsmodelError, InvalidInputError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.loop import Loop
 from bsmodel.recorder import Allocation, Recorder
-from bsmodel.tape import BLOCKS, Tape
+from bsmodel.tape import BLOCKS, Tape, Term
 from bsmodel.training import Training
 from bsmodel.workloads import Workload
 
@@ -88,7 +88,7 @@ def record(workload: Workload, training: Training, gpu: Gpu, batch: int) -> Tape
     """Record the same run directly at `batch`; every size is then fixed. The laws compare this with `trace`."""
     with _recording(workload, training, gpu) as run:
         _two_steps(run, (batch,) * 3)
-        return _tape(run, gpu, {}, (batch,))
+        return _tape(run, gpu, alignment.lines([list(enumerate(run.recorder.allocations))], (batch,), workload.name), (batch,))
 
 
 @contextlib.contextmanager
@@ -158,18 +158,20 @@ def _categorize_state(run: _Run) -> None:
             run.recorder.categorize(tensor, "optimizer state")
 
 
-def _tape(run: _Run, gpu: Gpu, lines: dict[int, tuple[int, int]], batches: tuple[int, ...]) -> Tape:
+def _tape(run: _Run, gpu: Gpu, lines: dict[int, alignment.Line | alignment.Term], batches: tuple[int, ...]) -> Tape:
     recorded = run.recorder.allocations
     blocks, kept = alignment.periodic({name: run.events(name) for name in BLOCKS}, recorded)
     allocations = [recorded[number] for number in kept]
-    line = [lines.get(number, (recorded[number].size_bytes, 0)) for number in kept]
+    found = [lines.get(number, (recorded[number].size_bytes, 0)) for number in kept]
+    terms = {index: Term(line[0], line[1]) for index, line in enumerate(found) if isinstance(line[0], str)}  # type: ignore[arg-type]
+    line = [(0, 0) if index in terms else line for index, line in enumerate(found)]
     parameters = list(run.loop.model.parameters())
     return Tape(
         name=run.loop.workload.name,
         precision=run.loop.training.precision,
         optimizer=run.loop.training.optimizer_name,
         optimizer_family=run.loop.training.optimizer_family,
-        capability=gpu.capability,
+        gpu=gpu,
         accumulation=run.loop.training.accumulation,
         torch_version=torch.__version__.split("+")[0],
         recorded_batches=batches,
@@ -182,6 +184,7 @@ def _tape(run: _Run, gpu: Gpu, lines: dict[int, tuple[int, int]], batches: tuple
         modules=tuple(a.module for a in allocations),
         phases=tuple(a.phase for a in allocations),
         categories=tuple(a.category for a in allocations),
+        terms=terms,
         blocks=blocks,
         uncounted=tuple(sorted(run.recorder.uncounted)),
         recipe=run.loop.training.model_dump(mode="json", exclude={"optimizer"}),

@@ -118,10 +118,9 @@ def _cudnn_applies(call: Attention) -> bool:
         and _half_applies(call)
         and _shapes_apply(call)
         and _heads_apply(call, gqa_supported=True)
-        and all(head <= 128 and head % 8 == 0 for head in heads)
+        and all(head <= (256 if call.capability in ((9, 0), (10, 0)) else 128) and head % 8 == 0 for head in heads)
         and call.key.size(2) != 1
         and not (call.dropout and call.query.size(2) == 1)
-        and (call.dropout * 16).is_integer()
     )
 
 
@@ -133,7 +132,8 @@ def attend(call: Attention) -> Any:
 def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
     if mask is None or mask.dtype is not torch.bool:
         return mask
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask.logical_not(), -math.inf)
+    zero, lowest = (torch.full((), value, dtype=dtype, device=mask.device) for value in (0.0, -math.inf))
+    return torch.where(mask, zero, lowest)
 
 
 def _pad_last(tensor: torch.Tensor, multiple: int) -> torch.Tensor:

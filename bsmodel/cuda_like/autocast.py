@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 _KEY = torch._C.DispatchKey.AutocastPrivateUse1
 _KEYS = torch._C.DispatchKeySet(_KEY)
@@ -108,8 +108,14 @@ def cast_lower(values: Any) -> Any:
     """Cast every eligible tensor in `values` to the autocast dtype, where autocast is on."""
     if not is_active():
         return values
-    dtype = torch.get_autocast_dtype("cuda")
-    return tree_map(lambda value: cached_cast(value, dtype), values)
+    return cast_all(values, torch.get_autocast_dtype("cuda"))
+
+
+def cast_all(values: Any, dtype: torch.dtype) -> Any:
+    """Cast every eligible tensor, the last argument first: the order in which compilers evaluate autocast's C++ kernels."""
+    leaves, structure = tree_flatten(values)
+    cast = [cached_cast(leaf, dtype) for leaf in reversed(leaves)]
+    return tree_unflatten(cast[::-1], structure)
 
 
 def redispatch(operator: Any, *args: Any, **kwargs: Any) -> Any:
@@ -129,7 +135,7 @@ def _lower(operator: Any) -> Callable[..., Any]:
 def _float32(operator: Any) -> Callable[..., Any]:
     def kernel(*args: Any, **kwargs: Any) -> Any:
         if is_active():
-            args, kwargs = tree_map(lambda value: cached_cast(value, torch.float32), (args, kwargs))
+            args, kwargs = cast_all((args, kwargs), torch.float32)
         return redispatch(operator, *args, **kwargs)
 
     return kernel
@@ -161,10 +167,10 @@ def _float32_appended(operator: Any, target: Any) -> Callable[..., Any]:
 def _promote(operator: Any) -> Callable[..., Any]:
     def kernel(*args: Any, **kwargs: Any) -> Any:
         if is_active():
-            leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+            leaves = tree_leaves((args, kwargs))
             wide = any(_eligible(leaf) and leaf.dtype is torch.float32 for leaf in leaves)
             dtype = torch.float32 if wide else torch.get_autocast_dtype("cuda")
-            args, kwargs = tree_map(lambda value: cached_cast(value, dtype), (args, kwargs))
+            args, kwargs = cast_all((args, kwargs), dtype)
         return redispatch(operator, *args, **kwargs)
 
     return kernel

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes of buffers inside CUDA kernels that are no straight line in the batch: formulas over shapes and the device, torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bsmodel.hardware import Gpu
+
+# Resident threads per multiprocessor by compute capability (CUDA C programming guide, technical specifications table).
+THREADS_PER_SM = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536}
+
+
+@dataclass(frozen=True)
+class Formula:
+    """Bytes of one buffer from its shape parameters and the device, and where the formula stands."""
+
+    size_bytes: Callable[..., int]
+    source: str
+
+
+def _up(value: int, divisor: int) -> int:
+    return -(-value // divisor)
+
+
+def _last_power(value: int) -> int:
+    return 1 << (max(1, value).bit_length() - 1)
+
+
+def _reduction(gpu: Gpu, outputs: int, inputs: int, along_rows: int, vector: int) -> int:
+    """Staging memory of a reduction that is split over thread blocks, float32 accumulators.
+
+    `along_rows` is 1 where the fastest dimension is kept (a sum over rows) and each thread block then stages its whole width.
+    """
+    if outputs < 1 or inputs < 1:
+        return 0
+    kept, reduced = (_up(outputs, vector), inputs) if along_rows else (inputs, outputs)
+    limit = 512 // (vector if along_rows else 1)
+    wide, high = (min(limit, _last_power(size)) for size in (kept, reduced))
+    width = min(wide, 32)
+    height = min(high, limit // width)
+    width = min(wide, limit // height)
+    step_input, step_output = (1, width) if along_rows else (width, 1)
+    if _up(inputs, step_input) < min(16 * height, 256):
+        return 0
+    step_input *= height
+    threads = THREADS_PER_SM.get(gpu.capability, 2048)
+    target = (gpu.sm_count or 108) * (threads // (width * height))
+    grid = _up(_up(outputs, vector) if along_rows else outputs, step_output)
+    values = _up(inputs, step_input)
+    if values < 256 or grid > target:
+        return 0
+    blocks = max(min(_up(target, grid), _up(values, 16)), _up(values, 256))
+    return 0 if blocks < 2 else 4 * outputs * blocks * (width * vector if along_rows else 1)
+
+
+def _embedding_partials(gpu: Gpu, indices: int, rows: int, columns: int) -> int:
+    """Partial gradients of a sorted embedding backward: one float32 row per segment of equal indices or per ten indices."""
+    return 0 if indices <= 3072 else (indices // 10 + min(indices, rows)) * columns * 4
+
+
+def _embedding_indices(gpu: Gpu, indices: int, rows: int, columns: int) -> int:
+    """Sorted indices, their origins and counts, and the sort's double buffers."""
+    return 0 if indices <= 3072 else 6 * indices * 8
+
+
+FORMULAS: dict[str, Formula] = {
+    "reduction": Formula(_reduction, "aten/src/ATen/native/cuda/Reduce.cuh, setReduceConfig and global_memory_size"),
+    "embedding partials": Formula(_embedding_partials, "aten/src/ATen/native/cuda/EmbeddingBackwardKernel.cu"),
+    "embedding indices": Formula(_embedding_indices, "aten/src/ATen/native/cuda/Embedding.cu, embedding_dense_backward_cuda"),
+}
+
+
+def size_bytes(name: str, parameters: tuple[int, ...], gpu: Gpu) -> int:
+    """Bytes of the buffer `name` for these parameters on this device."""
+    return FORMULAS[name].size_bytes(gpu, *parameters)
