@@ -7,20 +7,26 @@ import functools
 import json
 import os
 import tomllib
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError
+from bsmodel.errors import InvalidInputError, UnknownNameError
 
 DEFAULT_GPUS = ("rtx-3070-8gb", "rtx-4090-24gb", "a100-40gb", "h100-80gb")
 SEARCH_PATH_VARIABLE = "BSMODEL_HARDWARE_PATH"
+NO_FIGURES = {"id", "name", "aliases", "interconnect", "power_limited", "sources"}  # the fields that need no source
+
+Dtype = Literal["fp32", "tf32", "fp16", "bf16", "fp8"]
+Count = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
 
 
 class _Row(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 _AnyRow = TypeVar("_AnyRow", bound=_Row)
@@ -29,11 +35,11 @@ _AnyRow = TypeVar("_AnyRow", bound=_Row)
 class Source(_Row):
     """Where figures come from."""
 
-    figures: tuple[str, ...] = Field(strict=False)
+    figures: tuple[str, ...] = Field(strict=False, min_length=1)
     """Names of the fields this source stands for."""
     source: str = Field(min_length=1)
     """Document, listing or measurement."""
-    checked: date
+    checked: date = Field(examples=[date(2026, 11, 1)])
     """The day the figure was looked up."""
     kind: Literal["measured", "reported", "datasheet", "derived", "listed"]
     """`reported`: printed by a driver or library; `derived`: computed from other figures, see `note`; `listed`: a price list."""
@@ -44,72 +50,86 @@ class Source(_Row):
 class Runtime(_Row):
     """What the CUDA runtime takes from a card before a program has allocated anything."""
 
-    context_bytes: int = Field(gt=0)
+    context_bytes: Count
     """CUDA context: the default for cards without a figure of their own, on the safe side."""
-    context_bytes_low: int = Field(gt=0)
+    context_bytes_low: Count
     """Lowest published figure."""
-    context_bytes_high: int = Field(gt=0)
+    context_bytes_high: Count
     """Highest published figure."""
     sources: tuple[Source, ...] = Field(strict=False)
     """Provenance of the figures above."""
 
 
+@functools.cache
+def runtime() -> Runtime:
+    """The runtime's own memory, with provenance."""
+    return _read(Runtime, catalogue_folder() / "runtime.toml")
+
+
 class Gpu(_Row):
     """One GPU model. Bytes, seconds and FLOP/s; a multiply-add is two FLOPs; tensor rates are dense, with float32 accumulation."""
 
-    id: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", examples=["rtx-3070-8gb"])
     """Lower-case name and memory; SXM is meant unless `-pcie` follows."""
     name: str
     """Name on the box."""
     aliases: tuple[str, ...] = Field(default=(), strict=False)
-    """Other names it is found by."""
-    memory_bytes: int = Field(gt=0)
+    """Other names it is found by, such as the one the driver prints."""
+    memory_bytes: Count
     """`total_memory` as torch and the driver report it."""
-    context_bytes: int = Field(default=0, ge=0)
-    """CUDA context; filled from `runtime.toml` where the row has no figure of its own."""
-    compute_capability: str = Field(pattern=r"^\d+\.\d$")
-    """CUDA compute capability, e.g. `8.6`."""
-    sm_count: int | None = Field(default=None, gt=0)
+    context_bytes: Count = Field(default_factory=lambda: runtime().context_bytes)
+    """CUDA context; taken from `runtime.toml` where the row has no figure of its own."""
+    compute_capability: str = Field(pattern=r"^\d+\.\d$", examples=["8.6"])
+    """CUDA compute capability."""
+    sm_count: Count | None = None
     """Streaming multiprocessors."""
-    l2_bytes: int | None = Field(default=None, gt=0)
+    l2_bytes: Count | None = None
     """Level-2 cache."""
-    bandwidth_bytes_per_s: float | None = Field(default=None, gt=0)
+    bandwidth_bytes_per_s: Rate | None = None
     """Peak memory bandwidth."""
-    fp32_flops_per_s: float | None = Field(default=None, gt=0)
+    fp32_flops_per_s: Rate | None = None
     """Peak float32 rate without tensor cores."""
-    tf32_dense_flops_per_s: float | None = Field(default=None, gt=0)
+    tf32_dense_flops_per_s: Rate | None = None
     """Peak TF32 tensor rate."""
-    fp16_dense_flops_per_s: float | None = Field(default=None, gt=0)
+    fp16_dense_flops_per_s: Rate | None = None
     """Peak float16 tensor rate."""
-    bf16_dense_flops_per_s: float | None = Field(default=None, gt=0)
+    bf16_dense_flops_per_s: Rate | None = None
     """Peak bfloat16 tensor rate; absent where bfloat16 is only emulated."""
-    fp8_dense_flops_per_s: float | None = Field(default=None, gt=0)
+    fp8_dense_flops_per_s: Rate | None = None
     """Peak float8 tensor rate."""
     interconnect: str | None = None
     """Link to other GPUs."""
-    interconnect_bytes_per_s: float | None = Field(default=None, gt=0)
+    interconnect_bytes_per_s: Rate | None = None
     """Its bandwidth in one direction."""
     power_limited: bool = False
     """Whether the card throttles far below its peak under sustained load."""
-    matmul_efficiency: dict[str, float] | None = None
-    """Best measured matmul rate over the peak, by dtype (`fp32`, `tf32`, `fp16`, `bf16`)."""
-    bandwidth_efficiency: float | None = Field(default=None, gt=0, le=1)
+    matmul_efficiency: dict[Dtype, Rate] | None = None
+    """Best measured matmul rate over the peak, by dtype; above 1 where a card clocks higher than its box says."""
+    bandwidth_efficiency: Annotated[float, Field(gt=0, le=1)] | None = None
     """Measured copy bandwidth over the peak."""
-    price_usd_per_hour: float | None = Field(default=None, gt=0)
+    price_usd_per_hour: Rate | None = None
     """On-demand price of one card, on the day of its source."""
     sources: tuple[Source, ...] = Field(strict=False)
     """Provenance: every figure of the row is covered by one of them."""
 
     @model_validator(mode="after")
     def _every_figure_has_a_source(self) -> Gpu:
+        figures = set(type(self).model_fields) - NO_FIGURES
+        present = {name for name in figures if getattr(self, name) is not None}
         covered = {figure for source in self.sources for figure in source.figures}
-        texts = {"id", "name", "aliases", "sources", "interconnect", "power_limited"}
-        present = {name for name in type(self).model_fields if name not in texts and getattr(self, name) not in (None, 0)}
-        if missing := sorted(present - covered - {"context_bytes"}):
-            raise ValueError(f"no source covers {', '.join(missing)}; add them to the figures of a [[sources]] row")
-        if unknown := sorted(covered - set(type(self).model_fields)):
-            raise ValueError(f"sources name {', '.join(unknown)}, which is no figure of a GPU")
+        needed = present if self.context_bytes != runtime().context_bytes else present - {"context_bytes"}
+        if missing := sorted(needed - covered):
+            raise ValueError(f"no source covers {', '.join(missing)}; name them in the figures of a [[sources]] row")
+        if unknown := sorted(covered - figures):
+            raise UnknownNameError("figure in sources", unknown[0], figures)
+        if absent := sorted(covered - present):
+            raise ValueError(f"sources name {', '.join(absent)}, for which the row has no figure")
+        if self.memory_bytes <= self.context_bytes:
+            raise ValueError(f"memory_bytes is {self.memory_bytes}; expected more than the CUDA context of {self.context_bytes} bytes")
         return self
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.memory_bytes, self.compute_capability))
 
     @property
     def capability(self) -> tuple[int, int]:
@@ -128,53 +148,49 @@ class Gpu(_Row):
         return self.capability >= (8, 0)
 
     def source_of(self, figure: str) -> Source | None:
-        """The source of one figure."""
-        return next((source for source in self.sources if figure in source.figures), None)
+        """The source of one figure, or `None` where the row has no such figure."""
+        return next((source for source in (*self.sources, *runtime().sources) if figure in source.figures), None)
 
-    def model_copy(self, *, update: Any = None, deep: bool = False) -> Gpu:
-        """A copy with other figures, e.g. `model_copy(update={"memory_bytes": 12 * GiB})`; refuses what the schema refuses."""
-        for name, value in (update or {}).items():
-            if name not in type(self).model_fields:
-                raise UnknownNameError("GPU field", name, type(self).model_fields)
-            if name.endswith(("bytes", "per_s", "count")) and value is not None and (not isinstance(value, (int, float)) or value <= 0):
-                raise InvalidInputError(f"{name} is {value!r}; expected a positive number")
-        return super().model_copy(update=update, deep=deep)
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Gpu:
+        """A copy with other figures, e.g. `model_copy(update={"memory_bytes": 12 * GiB})`.
+
+        Raises `InvalidInputError` for what the schema refuses: a figure new to the row needs a source, so update `sources` with it.
+        """
+        return _validated(Gpu, {**dict(self), **(update or {})}, f"a copy of {self.id}")
 
     @staticmethod
     def all() -> tuple[Gpu, ...]:
-        """Every GPU of the catalogue and of the user's own files, by memory."""
-        places = [catalogue_folder(), *filter(None, os.environ.get(SEARCH_PATH_VARIABLE, "").split(os.pathsep))]
-        found = {gpu.id: gpu for place in places for gpu in gpus_at(place)}
+        """Every GPU of the catalogue and of the user's own files, by memory; a user's row replaces the catalogue's of the same id."""
+        places: list[str | Path] = [catalogue_folder(), *filter(None, os.environ.get(SEARCH_PATH_VARIABLE, "").split(os.pathsep))]
+        found = {gpu.id: gpu for place in places for gpu in gpus_in(place)}
         return tuple(sorted(found.values(), key=lambda gpu: (gpu.memory_bytes, gpu.id)))
 
     @staticmethod
     def named(name: str) -> Gpu:
-        """The GPU with this id or alias, in any case, or the one in a TOML file. Never another one instead.
+        """The GPU with this id, name or alias, in any case, or the one in a TOML file. Never another one instead.
 
-        Raises `UnknownNameError` with the nearest ids, `InvalidInputError` for a file that does not follow the schema.
+        Raises `UnknownNameError` with the nearest ids, `InvalidInputError` for an alias of several GPUs or a file that breaks the schema.
         """
-        if name.endswith(".toml"):
+        if name.lower().endswith(".toml"):
             return Gpu.load(name)
-        known = {alias.lower(): gpu for gpu in Gpu.all() for alias in (gpu.id, gpu.name, *gpu.aliases)}
-        if name.lower() not in known:
-            raise UnknownNameError("GPU", name, (gpu.id for gpu in Gpu.all()))
-        return known[name.lower()]
+        rows, wanted = Gpu.all(), _folded(name)
+        by_id = [gpu for gpu in rows if gpu.id == wanted]
+        matches = by_id or [gpu for gpu in rows if wanted in map(_folded, (gpu.name, *gpu.aliases))]
+        if not matches:
+            raise UnknownNameError("GPU", name, (gpu.id for gpu in rows))
+        if len(matches) > 1:
+            raise InvalidInputError(f"GPU {name!r} may be {' or '.join(gpu.id for gpu in matches)}; use one of these ids")
+        return matches[0]
 
     @staticmethod
     def load(path: str | Path) -> Gpu:
-        """Read one GPU from a TOML file; the error names the field that is wrong."""
-        gpu = _read(Gpu, Path(path))
-        return gpu if gpu.context_bytes else gpu.model_copy(update={"context_bytes": runtime().context_bytes})
+        """Read one GPU from a TOML file; `InvalidInputError` names the file, the field that is wrong and what was expected."""
+        return _read(Gpu, Path(path))
 
 
 def defaults() -> tuple[Gpu, ...]:
     """The four GPUs a plan is made for when none is named."""
     return tuple(Gpu.named(name) for name in DEFAULT_GPUS)
-
-
-def runtime() -> Runtime:
-    """The runtime's own memory, with provenance."""
-    return _read(Runtime, catalogue_folder() / "runtime.toml")
 
 
 def catalogue_folder() -> Path:
@@ -183,42 +199,59 @@ def catalogue_folder() -> Path:
     return package / "_hardware" if (package / "_hardware").is_dir() else package.parent / "hardware"
 
 
-def gpus_at(place: str | Path) -> tuple[Gpu, ...]:
-    """The GPUs of one TOML file or of every TOML file in a folder."""
+def gpus_in(place: str | Path) -> tuple[Gpu, ...]:
+    """The GPUs of every TOML file in a folder, or of one TOML file; `InvalidInputError` where there is neither."""
     path = Path(place)
     if not path.exists():
-        raise InvalidInputError(f"no such hardware file or folder: {str(place)!r}")
+        raise InvalidInputError(f"no hardware file or folder at {str(place)!r}; see {SEARCH_PATH_VARIABLE}")
     files = [path] if path.is_file() else sorted(file for file in path.glob("*.toml") if file.name != "runtime.toml")
-    return tuple(_cached(str(file), file.stat().st_mtime_ns) for file in files)
+    return tuple(_cached(file, file.stat().st_mtime_ns) for file in files)
 
 
 @functools.cache
-def _cached(path: str, modified_ns: int) -> Gpu:
+def _cached(path: Path, modified_ns: int) -> Gpu:
     return Gpu.load(path)
+
+
+def _folded(name: str) -> str:
+    return name.strip().lower().replace(" ", "-").replace("_", "-")
 
 
 def _read(row: type[_AnyRow], path: Path) -> _AnyRow:
     try:
-        with path.open("rb") as stream:
-            return row.model_validate(tomllib.load(stream))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidInputError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # not TOML, or not text
         raise InvalidInputError(f"{str(path)!r} is not TOML: {error}") from None
+    return _validated(row, values, repr(str(path)))
+
+
+def _validated(row: type[_AnyRow], values: Mapping[str, Any], where: str) -> _AnyRow:
+    try:
+        return row.model_validate(values)
     except ValidationError as error:
-        raise _one_line(row, path, error) from None
+        raise InvalidInputError(f"{where}: {_reason(row, error)}") from None
 
 
-def _one_line(row: type[_Row], path: Path, error: ValidationError) -> BsmodelError:
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
+def _reason(row: type[_Row], error: ValidationError) -> str:
+    """One line for the first problem; a misspelt field goes before the field that is missing because of it."""
+    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    *parents, name = map(str, first["loc"] or ("",))
+    fields = (Source if parents[:1] == ["sources"] else row).model_fields
+    where = f"a key of {parents[0]}" if name == "[key]" else ".".join([*parents, name])
     if first["type"] == "extra_forbidden":
-        nearest = UnknownNameError("field", field, row.model_fields)
-        return InvalidInputError(f"{str(path)!r}: {nearest}")
+        return f"{'.'.join(parents)}: ".removeprefix(": ") + str(UnknownNameError("field", name, fields))
     if first["type"] == "missing":
-        return InvalidInputError(f"{str(path)!r}: field {field!r} is missing")
-    reason = first["msg"].removeprefix("Value error, ")
-    return InvalidInputError(f"{str(path)!r}: " + (f"{field} is {first['input']!r}: {reason[0].lower()}{reason[1:]}" if field else reason))
+        return f"field {where!r} is missing; expected: {(fields[name].description or '').rstrip('.')}"
+    reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected").replace("String should", "expected text to")
+    reason = reason.replace("expected greater", "expected a number greater").replace("expected less", "expected a number less")
+    example = "".join(f', e.g. "{value}"' if isinstance(value, str) else f", e.g. {value}" for value in _examples(fields, name))
+    return f"{where} is {first['input']!r}; {reason}{example}" if where else reason
+
+
+def _examples(fields: Mapping[str, Any], name: str) -> list[Any]:
+    return (fields[name].examples or []) if name in fields else []
 
 
 def schema() -> str:
