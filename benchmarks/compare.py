@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Predict every measured row and print the errors, worst first.
 
-    python benchmarks/compare.py --measured benchmarks/measured.jsonl --out benchmarks/errors.jsonl
+python benchmarks/compare.py --measured benchmarks/measured.jsonl --out benchmarks/errors.jsonl
 """
 
 from __future__ import annotations

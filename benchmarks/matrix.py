@@ -354,11 +354,22 @@ def _language() -> list[Case]:
     found += [Case("bert-large", "h100-80gb", 8, _recipe(), (("padded", True),)), Case("vit-l-16", "a100-40gb", 32, _recipe("fp16-mixed"))]
     found += [Case("vit-b-16", "rtx-3070-8gb", 32, _recipe("fp32")), Case("t5-base", "a100-40gb", 8, _recipe("bf16", "adafactor"))]
     found += [Case("t5-base", "h100-80gb", 8, _recipe()), Case("qwen2.5-0.5b", "a100-40gb", 2, _recipe(optimizer="adamw-fused"))]
-    found += [Case("qwen2.5-0.5b", "h100-80gb", 4, _recipe("bf16")), Case("gemma-like", "a100-40gb", 2, _recipe()), Case("gemma-like", "rtx-4090-24gb", 2, _recipe("bf16"))]
+    found += [
+        Case("qwen2.5-0.5b", "h100-80gb", 4, _recipe("bf16")),
+        Case("gemma-like", "a100-40gb", 2, _recipe()),
+        Case("gemma-like", "rtx-4090-24gb", 2, _recipe("bf16")),
+    ]
     found += [Case("opt-350m", "a100-40gb", 8, _recipe()), Case("pythia-410m", "rtx-3090-24gb", 2, _recipe("fp16-mixed"))]
     found += [Case("llama-3.2-1b", "h100-80gb", 2, _recipe()), Case("llama-3.2-1b", "a100-40gb", 2, _recipe("bf16", checkpointing=True))]
-    found += [Case("llama-3-8b", "h100-80gb", 1, _recipe("bf16", checkpointing=True)), Case("llama-3-8b", "rtx-4090-24gb", 1, _recipe("bf16", lora_rank=16, checkpointing=True))]
-    found += [Case("torch-encoder", "a100-40gb", 32, _recipe()), Case("torch-encoder", "t4-16gb", 16, _recipe("fp32")), Case("mlp", "a100-40gb", 512, _recipe("fp32"))]
+    found += [
+        Case("llama-3-8b", "h100-80gb", 1, _recipe("bf16", checkpointing=True)),
+        Case("llama-3-8b", "rtx-4090-24gb", 1, _recipe("bf16", lora_rank=16, checkpointing=True)),
+    ]
+    found += [
+        Case("torch-encoder", "a100-40gb", 32, _recipe()),
+        Case("torch-encoder", "t4-16gb", 16, _recipe("fp32")),
+        Case("mlp", "a100-40gb", 512, _recipe("fp32")),
+    ]
     return found
 
 
@@ -375,7 +386,18 @@ def _recipes() -> list[Case]:
     found += [Case("gpt2", "a100-40gb", 4, _recipe(accumulation=4)), Case("gpt2", "a100-40gb", 4, _recipe(gradient_clipping=1.0))]
     found += [Case("gpt2", "a100-40gb", 4, _recipe(zero_grad="zeros")), Case("gpt2", "a100-40gb", 4, _recipe(keep_outputs=True))]
     found += [Case("gpt2", "a100-40gb", 4, _recipe("fp16-mixed", gradient_clipping=1.0, accumulation=2)), Case("gpt2", "a100-40gb", 4, _recipe(ema=True))]
-    found += [Case("gpt2", "a100-40gb", 8, _recipe(checkpointing=True)), Case("gpt2", "a100-40gb", 4, _recipe(lora_rank=8)), Case("vit-b-16", "a100-40gb", 64, _recipe("bf16"))]
-    found += [Case("gpt2", "a100-40gb", 4, _recipe("fp16")), Case("vit-b-16", "a100-40gb", 64, _recipe("tf32")), Case("vit-b-16", "a100-40gb", 128, _recipe(checkpointing=True))]
-    found += [Case("bert-base", "a100-40gb", 32, _recipe(frozen=("bert.embeddings", "bert.encoder.layer.0."))), Case("bert-base", "a100-40gb", 32, _recipe(), (("attention", "eager"),))]
+    found += [
+        Case("gpt2", "a100-40gb", 8, _recipe(checkpointing=True)),
+        Case("gpt2", "a100-40gb", 4, _recipe(lora_rank=8)),
+        Case("vit-b-16", "a100-40gb", 64, _recipe("bf16")),
+    ]
+    found += [
+        Case("gpt2", "a100-40gb", 4, _recipe("fp16")),
+        Case("vit-b-16", "a100-40gb", 64, _recipe("tf32")),
+        Case("vit-b-16", "a100-40gb", 128, _recipe(checkpointing=True)),
+    ]
+    found += [
+        Case("bert-base", "a100-40gb", 32, _recipe(frozen=("bert.embeddings", "bert.encoder.layer.0."))),
+        Case("bert-base", "a100-40gb", 32, _recipe(), (("attention", "eager"),)),
+    ]
     return found

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure the matrix on a CUDA device, one process per case, one JSON line each; rows already in the file are skipped.
 
-    python benchmarks/measure.py --gpu a100-40gb --out benchmarks/measured.jsonl
+python benchmarks/measure.py --gpu a100-40gb --out benchmarks/measured.jsonl
 """
 
 from __future__ import annotations

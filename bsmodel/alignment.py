@@ -5,16 +5,27 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bsmodel.errors import UntraceableError
 
 Line = tuple[int, int]
-Term = tuple[str, tuple[Line, ...]]  # a formula and the line of each of its parameters
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of an allocation: a line in the batch, plus a formula of `bsmodel.workspaces` over parameters that are lines."""
+
+    line: Line
+    formula: str = ""
+    parameters: tuple[Line, ...] = ()
+
+
 Allocated = Sequence[tuple[int, Any]]  # (number, allocation)
 
 
-def lines(steps: Sequence[Allocated], batches: Sequence[int], workload: str) -> dict[int, Line | Term]:
+def lines(steps: Sequence[Allocated], batches: Sequence[int], workload: str) -> dict[int, Size]:
     """Fixed and per-sample bytes of every allocation, from the same allocations recorded at several batches.
 
     Two batches give the line `fixed + per_sample * b`, every further one checks it; the line holds for the numbers of all the steps.
@@ -22,16 +33,14 @@ def lines(steps: Sequence[Allocated], batches: Sequence[int], workload: str) -> 
     """
     for step, batch in zip(steps[1:], batches[1:], strict=True):
         _same_path(steps[0], step, batches[0], batch, workload)
-    found: dict[int, Line | Term] = {}
+    found: dict[int, Size] = {}
     for same in zip(*steps, strict=True):
         allocation = same[0][1]
         what = f"{allocation.operator} in module {allocation.module or 'model'}"
-        if allocation.term is None:
-            line: Line | Term = _line([a.size_bytes for _, a in same], batches, what, workload)
-        else:
-            columns = zip(*(a.term[1] for _, a in same), strict=True)
-            line = (allocation.term[0], tuple(_line(list(column), batches, what, workload) for column in columns))
-        found.update((number, line) for number, _ in same)
+        line = _line([a.size_bytes for _, a in same], batches, what, workload)
+        columns = zip(*(a.parameters for _, a in same), strict=True)
+        parameters = tuple(_line(list(column), batches, what, workload) for column in columns)
+        found.update((number, Size(line, allocation.formula, parameters)) for number, _ in same)
     return found
 
 
@@ -63,7 +72,7 @@ def _same_path(first: Allocated, other: Allocated, low: int, high: int, workload
     )
 
 
-def lines_of_steps(steps: Sequence[Allocated], released: set[int], batches: Sequence[int], workload: str) -> dict[int, Line | Term] | None:
+def lines_of_steps(steps: Sequence[Allocated], released: set[int], batches: Sequence[int], workload: str) -> dict[int, Size] | None:
     """Lines from micro-steps of one run, each at another batch, when they allocate the same in the same order.
 
     What the first of them alone allocates and never gives back (library workspaces, caches) is fixed. Returns None where something

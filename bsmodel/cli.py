@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 import time
@@ -19,7 +18,7 @@ from bsmodel.memory import Footprint, breakdown, fit, footprint, kernels, predic
 from bsmodel.tape import Tape
 from bsmodel.training import OPTIMIZERS, PRECISIONS, Training
 from bsmodel.units import parse_bytes
-from bsmodel.workloads import NAMED, Workload
+from bsmodel.workloads import NAMED, Workload, bare_module
 
 FITS, DOES_NOT_FIT, BAD_USAGE = 0, 1, 2
 
@@ -128,12 +127,8 @@ def _training(options: argparse.Namespace, base: Training) -> Training:
 
 def _workload(options: argparse.Namespace) -> Workload:
     if options.input is not None:
-        return _bare_module(options)
+        return bare_module(options.model, options.input)
     return Workload.named(options.model, seq_len=options.seq_len, image_size=options.image_size, attention=options.attention)
-
-
-def _bare_module(options: argparse.Namespace) -> Workload:
-    return importlib.import_module("bsmodel.workloads").bare_module(options.model, options.input)
 
 
 def _recorded(options: argparse.Namespace) -> tuple[Workload | None, dict[str, Tape], list[Gpu]]:
@@ -145,12 +140,10 @@ def _recorded(options: argparse.Namespace) -> tuple[Workload | None, dict[str, T
     workload = _workload(options)
     training = _training(options, workload.training)
     groups: dict[tuple[int, int], Tape] = {}
-    refused: dict[str, BsmodelError] = {}
     tapes: dict[str, Tape] = {}
     for gpu in gpus:
         if training.numerics.needs_bf16 and not gpu.supports_bf16:
-            refused[gpu.id] = InvalidInputError(f"{gpu.id} has no bf16 arithmetic (compute capability {gpu.compute_capability}); use --precision fp16-mixed")
-            raise refused[gpu.id]
+            raise InvalidInputError(f"{gpu.id} has no bf16 arithmetic (compute capability {gpu.compute_capability}); use --precision fp16-mixed")
         key = kernels(gpu)
         if key not in groups:
             groups[key] = _traced(workload, training, gpu.model_copy(update={"compute_capability": f"{key[0]}.{key[1]}"}))

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,11 +45,11 @@ class Footprint:
     envelope: Envelope
     moments: tuple[Moment, ...]
 
-    def __call__(self, batch: ArrayLike) -> NDArray[np.int64] | int:
+    def __call__(self, batch: ArrayLike) -> Any:
         """`M(b)` in bytes, for one batch or an array of batches."""
         return self.envelope(batch)
 
-    def largest(self, capacity_bytes: ArrayLike) -> NDArray[np.int64] | int:
+    def largest(self, capacity_bytes: ArrayLike) -> Any:
         """The largest batch with `M(b) <= capacity`: one expression, `min_t floor((capacity - f_t) / s_t)`."""
         return self.envelope.largest(capacity_bytes)
 
@@ -76,8 +78,7 @@ def _timeline(tape: Tape, accumulation: int | None) -> _Timeline:
     names = [name for name, block in program for _ in block]
     numbers = np.where(events >= 0, events, ~events)
     sign = np.where(events >= 0, 1, -1)
-    fixed_bytes, per_sample_bytes = tape.bounds()
-    fixed, per_sample = np.cumsum(sign * fixed_bytes[numbers]), np.cumsum(sign * per_sample_bytes[numbers])
+    fixed, per_sample = np.cumsum(sign * tape.fixed_bytes[numbers]), np.cumsum(sign * tape.per_sample_bytes[numbers])
     births = np.flatnonzero(events >= 0)
     return _Timeline(tuple(names[i] for i in births), numbers[births], fixed[births], per_sample[births])
 
@@ -91,7 +92,7 @@ def footprint(tape: Tape, accumulation: int | None = None) -> Footprint:
     """The closed form of the peak: `M(b) = max_t (f_t + s_t b)` over all moments t of three training steps.
 
     `f_t` and `s_t` are the fixed and per-sample bytes alive at moment t. Only lines that are highest at some b >= 1 are kept.
-    Counts bytes as requested, torch's `requested_bytes.all.peak`; rounding and caching come on top, see `predict`.
+    Counts bytes as requested; rounding, caching and the few kernel buffers that are no line in b come on top, see `predict`.
     Valid when every allocation is a straight line in the micro-batch, which `trace` has checked. `accumulation`: micro-steps per
     optimizer step, the recipe's own by default.
     """
@@ -114,8 +115,7 @@ def breakdown(tape: Tape, batch: int, accumulation: int | None = None) -> tuple[
     """Who holds the bytes of `M(b)`: all that is alive at the binding moment, by category and module. Sums to `M(b)` exactly."""
     timeline = _timeline(tape, accumulation)
     position = int(np.argmax(timeline.fixed + timeline.per_sample * batch))
-    fixed_bytes, per_sample_bytes = tape.bounds()
-    sizes = fixed_bytes + per_sample_bytes * batch
+    sizes = tape.fixed_bytes + tape.per_sample_bytes * batch
     shares: dict[tuple[str, str], int] = {}
     births = 0
     alive: dict[int, int] = {}
@@ -266,7 +266,7 @@ def _largest_replayed(tape: Tape, gpu: Gpu, bound: int, accumulation: int, setti
 
 
 # Recipe changes that shrink the fixed cost: what to write, and bytes per trained parameter of weights, gradients and state after it.
-_REMEDIES = (
+_REMEDIES: tuple[tuple[str, Callable[[float, float, float], float]], ...] = (
     ("optimizer=adamw-8bit", lambda p, t, w: w * p + w * t + 2.1 * t),
     ("precision=bf16", lambda p, t, w: 2 * p + 2 * t + 4 * t),
     ("precision=bf16 optimizer=adamw-8bit", lambda p, t, w: 2 * p + 2 * t + 2.1 * t),

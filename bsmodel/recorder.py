@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from bsmodel.cuda_like.kernels import Kernel, kernel_of
+from bsmodel.cuda_like.kernels import Buffer, Kernel, kernel_of
 from bsmodel.cuda_like.pretence import META
 from bsmodel.errors import UntraceableError
 
@@ -35,7 +35,8 @@ class Allocation:
     module: str
     phase: str  # "forward", "backward" (recomputation included) or "step"
     category: str
-    term: tuple[str, tuple[int, ...]] | None = None  # formula and parameters, where the size is no line in the batch
+    formula: str = ""  # of `bsmodel.workspaces`, for what comes on top of `size_bytes` and is no line in the batch
+    parameters: tuple[int, ...] = ()
 
 
 class Recorder(TorchDispatchMode):
@@ -86,17 +87,18 @@ class Recorder(TorchDispatchMode):
             return ("backward" if self.in_backward else "forward"), self._stack[-1]
         if not self.in_backward:
             return self.phase, ""
-        node = torch._C._current_autograd_node()
-        return "backward", self._module_of_node.get(node._sequence_nr(), "") if node is not None else ""
+        node: Any = torch._C._current_autograd_node()
+        return "backward", "" if node is None else self._module_of_node.get(node._sequence_nr(), "")
 
     # -- allocations --------------------------------------------------------------------------------------------------------------
 
-    def allocate(self, size_bytes: int, operator: str, category: str | None = None, term: tuple[str, tuple[int, ...]] | None = None) -> int:
+    def allocate(self, size_bytes: int, operator: str, category: str | None = None, buffer: Buffer | None = None) -> int:
         """Write down an allocation and return its number."""
         phase, module = self._where()
         forward = phase == "forward" or (phase == "backward" and bool(self._stack))
         number = len(self.allocations)
-        self.allocations.append(Allocation(size_bytes, operator, module, phase, category or ("saved" if forward else "temporary"), term))
+        term = (buffer.formula, buffer.parameters) if buffer is not None else ("", ())
+        self.allocations.append(Allocation(size_bytes, operator, module, phase, category or ("saved" if forward else "temporary"), *term))
         self.events.append(number)
         return number
 
@@ -156,7 +158,7 @@ class Recorder(TorchDispatchMode):
         output = self._shaped(func, args, kwargs, value)
         self._allocate_all(str(func), kernel, [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.is_meta])
         if not self.in_backward:
-            self._module_of_node[torch.autograd._get_sequence_nr() - 1] = self._stack[-1] if self._stack else ""
+            self._module_of_node[torch._C._autograd._get_sequence_nr() - 1] = self._stack[-1] if self._stack else ""
         self._keep_value(func, output, value, flat)
         return output
 
@@ -182,7 +184,7 @@ class Recorder(TorchDispatchMode):
         for position, tensor in enumerate((*outputs, None)):
             for buffer in kernel.buffers:
                 if buffer.before == position or (tensor is None and buffer.before is None):
-                    number = self.allocate(buffer.size_bytes, operator, "workspace", (buffer.formula, buffer.parameters) if buffer.formula else None)
+                    number = self.allocate(buffer.size_bytes, operator, "workspace", buffer)
                     if buffer.brief:
                         self.release(number)
                     else:

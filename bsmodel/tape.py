@@ -23,7 +23,7 @@ BLOCKS = ("init", "first", "first_step", "micro", "accumulate", "step")
 
 @dataclass(frozen=True)
 class Term:
-    """A buffer inside a kernel whose size is no line in the batch: a formula of `bsmodel.workspaces` over parameters that are."""
+    """The part of a buffer inside a kernel that is no line in the batch: a formula of `bsmodel.workspaces` over parameters that are."""
 
     formula: str
     parameters: tuple[tuple[int, int], ...]
@@ -32,19 +32,13 @@ class Term:
         """Bytes at a micro-batch on a device."""
         return size_bytes(self.formula, tuple(fixed + per_sample * batch for fixed, per_sample in self.parameters), gpu)
 
-    def bound(self, gpu: Gpu) -> tuple[int, int]:
-        """A line no lower than the term: its slope for large batches, lifted until it is above every smaller one."""
-        batches = [1 << k for k in range(17)]
-        sizes = [self(batch, gpu) for batch in batches]
-        per_sample = max(0, -(-(sizes[-1] - sizes[-2]) // (batches[-1] - batches[-2])))
-        return max(0, *(size - per_sample * batch for size, batch in zip(sizes, batches, strict=True))), per_sample
-
 
 @dataclass(frozen=True)
 class Tape:
     """Everything later questions need, and nothing of torch.
 
-    Allocation `k` asks for `fixed_bytes[k] + per_sample_bytes[k] * b` bytes. `blocks` holds the events of each part of a run: `k`
+    Allocation `k` asks for `fixed_bytes[k] + per_sample_bytes[k] * b` bytes, and `terms[k]` on top where it has one. `blocks` holds the
+    events of each part of a run: `k`
     allocates number k, `~k` releases its oldest living instance. A run of n steps with a micro-steps each is `init`, `first`,
     (`accumulate` x (a-1)), `first_step`, then n-1 times `micro`, (`accumulate` x (a-1)), `step`.
     """
@@ -75,18 +69,8 @@ class Tape:
         """Requested bytes of every allocation at micro-batch `batch`; buffers inside kernels as `gpu` (default: the recorded one) has them."""
         sizes = self.fixed_bytes + self.per_sample_bytes * batch
         for number, term in self.terms.items():
-            sizes[number] = term(batch, gpu or self.gpu)
+            sizes[number] += term(batch, gpu or self.gpu)
         return sizes
-
-    def bounds(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Fixed and per-sample bytes of every allocation: exact lines, and lines no lower than the terms for batches up to 65536."""
-        fixed, per_sample = self.fixed_bytes.copy(), self.per_sample_bytes.copy()
-        known: dict[Term, tuple[int, int]] = {}
-        for number, term in self.terms.items():
-            if term not in known:
-                known[term] = term.bound(self.gpu)
-            fixed[number], per_sample[number] = known[term]
-        return fixed, per_sample
 
     def program(self, steps: int = 2, accumulation: int | None = None) -> Iterable[tuple[str, tuple[int, ...]]]:
         """The blocks of a run of `steps` optimizer steps; more than two micro-steps add nothing new to the second."""

@@ -158,13 +158,11 @@ def _categorize_state(run: _Run) -> None:
             run.recorder.categorize(tensor, "optimizer state")
 
 
-def _tape(run: _Run, gpu: Gpu, lines: dict[int, alignment.Line | alignment.Term], batches: tuple[int, ...]) -> Tape:
+def _tape(run: _Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[int, ...]) -> Tape:
     recorded = run.recorder.allocations
     blocks, kept = alignment.periodic({name: run.events(name) for name in BLOCKS}, recorded)
     allocations = [recorded[number] for number in kept]
-    found = [lines.get(number, (recorded[number].size_bytes, 0)) for number in kept]
-    terms = {index: Term(line[0], line[1]) for index, line in enumerate(found) if isinstance(line[0], str)}  # type: ignore[arg-type]
-    line = [(0, 0) if index in terms else line for index, line in enumerate(found)]
+    found = [sizes.get(number, alignment.Size((recorded[number].size_bytes, 0))) for number in kept]
     parameters = list(run.loop.model.parameters())
     return Tape(
         name=run.loop.workload.name,
@@ -178,13 +176,13 @@ def _tape(run: _Run, gpu: Gpu, lines: dict[int, alignment.Line | alignment.Term]
         parameter_count=sum(p.numel() for p in parameters),
         trained_parameter_count=sum(p.numel() for p in parameters if p.requires_grad),
         tokens_per_sample=run.loop.workload.tokens_per_sample,
-        fixed_bytes=np.array([fixed for fixed, _ in line], np.int64),
-        per_sample_bytes=np.array([per_sample for _, per_sample in line], np.int64),
+        fixed_bytes=np.array([size.line[0] for size in found], np.int64),
+        per_sample_bytes=np.array([size.line[1] for size in found], np.int64),
         operators=tuple(a.operator for a in allocations),
         modules=tuple(a.module for a in allocations),
         phases=tuple(a.phase for a in allocations),
         categories=tuple(a.category for a in allocations),
-        terms=terms,
+        terms={index: Term(size.formula, size.parameters) for index, size in enumerate(found) if size.formula},
         blocks=blocks,
         uncounted=tuple(sorted(run.recorder.uncounted)),
         recipe=run.loop.training.model_dump(mode="json", exclude={"optimizer"}),

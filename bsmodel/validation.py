@@ -73,7 +73,7 @@ def _started(workload: Workload, training: Training) -> loop.Loop:
     finally:
         torch.set_default_dtype(default)
     model = placement.adapt(model.to(dtype) if dtype is not torch.float32 else model, training)
-    model = model.to("cuda", memory_format=torch.channels_last) if training.channels_last else model.to("cuda")
+    model = model.to("cuda", **({"memory_format": torch.channels_last} if training.channels_last else {}))  # type: ignore[call-overload]
     if training.precision == "tf32":
         torch.backends.cuda.matmul.allow_tf32 = True
     optimizer = placement.make_optimizer([parameter for parameter in model.parameters() if parameter.requires_grad], training)

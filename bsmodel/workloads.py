@@ -160,7 +160,7 @@ def _config(model_type: str, attention: str | None, **fields: Any) -> Any:
 
 
 def _causal_lm(model_type: str, seq_len: int, attention: str | None, **fields: Any) -> Workload:
-    config = _config(model_type, attention, **fields)
+    config: Any = _config(model_type, attention, **fields)
     if getattr(config, "max_position_embeddings", seq_len) < seq_len:
         raise InvalidInputError(f"seq-len {seq_len} is beyond the model's {config.max_position_embeddings} positions; give at most that")
     return Workload(
@@ -176,16 +176,16 @@ def _gpt2(seq_len: int = 1024, attention: str | None = None) -> Workload:
     return _causal_lm("gpt2", seq_len, attention)
 
 
-_LLAMA = {"model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
+_LLAMA: dict[str, Any] = {"model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
 
 
 def _llama_1b(seq_len: int = 2048, attention: str | None = None) -> Workload:
-    fields = {**_LLAMA, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072, "tie_word_embeddings": True}
+    fields: dict[str, Any] = {**_LLAMA, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072, "tie_word_embeddings": True}
     return _causal_lm(seq_len=seq_len, attention=attention, **fields)
 
 
 def _llama_8b(seq_len: int = 2048, attention: str | None = None) -> Workload:
-    fields = {**_LLAMA, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+    fields: dict[str, Any] = {**_LLAMA, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
     return _causal_lm(seq_len=seq_len, attention=attention, num_key_value_heads=8, vocab_size=128256, max_position_embeddings=8192, **fields)
 
 
@@ -200,7 +200,7 @@ def _bert(seq_len: int = 128, attention: str | None = None) -> Workload:
 
 
 def _vision(model_type: str, pixels: int, training: Training, attention: str | None = None, **fields: Any) -> Workload:
-    config = _config(model_type, attention, num_labels=1000, **fields)
+    config: Any = _config(model_type, attention, num_labels=1000, **fields)
     return Workload(_transformers_model(config, "AutoModelForImageClassification"), image_batch(pixels), own_loss, training=training)
 
 
@@ -263,9 +263,7 @@ def _sd15_unet(image_size: int = 512) -> Workload:
         return _library("diffusers").UNet2DConditionModel(sample_size=image_size // 8, cross_attention_dim=768)
 
     _library("diffusers")
-    return Workload(
-        build, _unet_batch(image_size // 8, 4, (77, 768)), denoising_loss, training=Training(precision="fp16-mixed", optimizer="adamw")
-    )
+    return Workload(build, _unet_batch(image_size // 8, 4, (77, 768)), denoising_loss, training=Training(precision="fp16-mixed", optimizer="adamw"))
 
 
 # -- timm and torchvision ------------------------------------------------------------------------------------------------------------
@@ -333,7 +331,7 @@ def _from_transformers_config(
 ) -> Workload:
     transformers = _library("transformers")
     try:
-        config = transformers.AutoConfig.for_model(**{"model_type": fields["model_type"], **fields})
+        config: Any = transformers.AutoConfig.for_model(**{"model_type": fields["model_type"], **fields})
     except ValueError:
         known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
         raise UnknownNameError("model_type", str(fields["model_type"]), known) from None
@@ -348,20 +346,63 @@ def _from_transformers_config(
     model = _transformers_model(config, head)
     training = Training(precision="bf16-mixed", optimizer="adamw")
     if "Image" in head:
-        return Workload(model, image_batch(image_size or getattr(config, "image_size", 224)), own_loss, training=training)
+        return Workload(
+            model,
+            image_batch(image_size or int(config.image_size if isinstance(config.image_size, int) else config.image_size[0])),
+            own_loss,
+            training=training,
+        )
     length = seq_len or min(2048, getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 512)
     labels = "class" if "SequenceClassification" in head else "tokens"
     batch = token_batch(length, labels, padded=head in ("AutoModelForMaskedLM", "AutoModelForSequenceClassification"))
     return Workload(model, batch, own_loss, training=training, tokens_per_sample=length)
 
 
-def _from_attribute(name: str, options: dict[str, Any]) -> Workload:
+def bare_module(name: str, shape: str) -> Workload:
+    """A workload around the `nn.Module` (class, factory or instance) at `module:attribute` or `path.py:attribute`.
+
+    `shape` is one sample's, e.g. `3x224x224` (float32) or `128:long` (token ids below 2). The loss is the mean of the first output.
+    Raises `InvalidInputError` for a shape that cannot be read or an attribute that gives no module.
+    """
+    import torch
+
+    sizes, _, kind = shape.partition(":")
+    if not all(size.isdigit() and int(size) > 0 for size in sizes.split("x")) or kind not in ("", "float", "long"):
+        raise InvalidInputError(f"--input {shape!r} cannot be read; expected sizes of one sample such as 3x224x224, or 128:long for token ids")
+    sample = tuple(int(size) for size in sizes.split("x"))
+    if ":" not in name:
+        raise InvalidInputError(f"--input is for a module of your own, given as path.py:attribute; {name!r} is not")
+    found = _attribute(name)
+
+    def build() -> Any:
+        module = found if isinstance(found, torch.nn.Module) else found()
+        if not isinstance(module, torch.nn.Module):
+            raise InvalidInputError(f"{name} gives {type(module).__name__}; expected a torch.nn.Module")
+        return module
+
+    def loss(model: Any, batch: Any) -> Any:
+        outputs = model(batch)
+        first = next(leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor))
+        return first.float().mean(), outputs
+
+    def make(size: int) -> Any:
+        return torch.zeros(size, *sample, dtype=torch.long if kind == "long" else torch.float32)
+
+    return Workload(build, make, loss, name=name.rpartition(":")[2])
+
+
+def _attribute(name: str) -> Any:
     place, _, attribute = name.rpartition(":")
     found: Any = _imported(place)
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise UnknownNameError(f"attribute of {place}", part, [n for n in vars(found) if not n.startswith("_")])
         found = getattr(found, part)
+    return found
+
+
+def _from_attribute(name: str, options: dict[str, Any]) -> Workload:
+    found = _attribute(name)
     if callable(found) and not isinstance(found, Workload):
         try:
             found = found(**options)

@@ -65,10 +65,18 @@ def _embedding_indices(gpu: Gpu, indices: int, rows: int, columns: int) -> int:
     return 0 if indices <= 3072 else 6 * indices * 8
 
 
+def _filter_gradient(gpu: Gpu, rows: int, columns: int) -> int:
+    """float32 partial sums of a convolution's weight gradient, split until its 128 x 128 tiles occupy every multiprocessor."""
+    tiles = _up(rows, 128) * _up(columns, 128)
+    splits = (gpu.sm_count or 108) // max(1, tiles)
+    return splits * rows * columns * 4 if splits > 1 else 0
+
+
 FORMULAS: dict[str, Formula] = {
     "reduction": Formula(_reduction, "aten/src/ATen/native/cuda/Reduce.cuh, setReduceConfig and global_memory_size"),
     "embedding partials": Formula(_embedding_partials, "aten/src/ATen/native/cuda/EmbeddingBackwardKernel.cu"),
     "embedding indices": Formula(_embedding_indices, "aten/src/ATen/native/cuda/Embedding.cu, embedding_dense_backward_cuda"),
+    "filter gradient": Formula(_filter_gradient, "cuDNN 9.19 plans as the library reports them; splits derived from occupancy"),
 }
 
 

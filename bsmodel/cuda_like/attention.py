@@ -164,9 +164,7 @@ def _efficient(call: Attention) -> Any:
         if any(stride % 8 for stride in mask.stride()[:-1]) or mask.stride(-1) != 1 or mask.size(-1) % 8:
             mask = _pad_last(mask, 8)[..., : call.key.size(2)]
         mask = mask.expand(call.query.size(0), call.query.size(1), call.query.size(2), call.key.size(2))
-    return aten._scaled_dot_product_efficient_attention(
-        call.query, call.key, call.value, mask, call.needs_grad, call.dropout, call.causal, scale=call.scale
-    )[0]
+    return aten._scaled_dot_product_efficient_attention(call.query, call.key, call.value, mask, call.needs_grad, call.dropout, call.causal, scale=call.scale)[0]
 
 
 def _math(call: Attention) -> Any:

@@ -20,7 +20,7 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Buffer:
-    """A buffer inside a kernel: a number of bytes, or a formula of `bsmodel.workspaces` with its parameters.
+    """A buffer inside a kernel: a number of bytes, and a formula of `bsmodel.workspaces` for what is no line in the batch.
 
     `before` is the number of the output it precedes (by default it follows them all); `brief` ones are freed at once, others with the
     operator's end.
@@ -189,15 +189,12 @@ def _convolution(args: Any, capability: tuple[int, int]) -> Kernel:
 
 def _output_bytes(tensor: torch.Tensor, weight: torch.Tensor, args: Any) -> int:
     stride, padding, dilation = (list(values) * (tensor.dim() - 2) if len(values) == 1 else list(values) for values in (args[3], args[4], args[5]))
-    sides = [
-        (size + 2 * p - d * (k - 1) - 1) // s + 1
-        for size, k, s, p, d in zip(tensor.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-    ]
+    sides = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in zip(tensor.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)]
     return int(tensor.size(0) * weight.size(0) * math.prod(sides) * tensor.element_size())
 
 
 def _convolution_backward(args: Any, capability: tuple[int, int]) -> Kernel:
-    """Workspaces of the two gradients, one after the other; see `_convolution`. Weight gradients also split their sum: eightfold float32."""
+    """Workspaces of the two gradients, one after the other; see `_convolution`. Weight gradients also split their sum."""
     gradient, tensor, weight, mask, groups = args[0], args[1], args[2], args[10], args[9]
     if _native_depthwise(tensor, weight, groups) or args[7]:
         return _PLAIN
@@ -213,9 +210,11 @@ def _convolution_backward(args: Any, capability: tuple[int, int]) -> Kernel:
         data, filters = 0, 0
     else:
         data, filters = (outputs + weights if last else inputs + outputs + weights), inputs + outputs + weights
-    filters += 0 if _depthwise(tensor, weight, groups) else 8 * weight.numel() * 4
+    splits = not _depthwise(tensor, weight, groups) and (half or capability >= (8, 0))
+    shape = (weight.size(0), weight.numel() // weight.size(0)) if splits else (0, 0)
     buffers = [Buffer(data, before=1, brief=True)] if mask[0] else []
-    return Kernel((*copy, *buffers, Buffer(filters, brief=True)) if mask[1] else (*copy, *buffers))
+    last_buffer = Buffer(filters, "filter gradient", shape, brief=True)
+    return Kernel((*copy, *buffers, last_buffer) if mask[1] else (*copy, *buffers))
 
 
 def _gradient_copy(gradient: torch.Tensor, tensor: torch.Tensor) -> tuple[Buffer, ...]:

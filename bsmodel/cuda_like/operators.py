@@ -41,9 +41,7 @@ def _scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> Any:
     if not autocast.on_device(query):
-        return autocast.redispatch(
-            aten.scaled_dot_product_attention, query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        return autocast.redispatch(aten.scaled_dot_product_attention, query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     query, key, value, attn_mask = autocast.cast_lower((query, key, value, attn_mask))
     return attend(Attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, _capability))
 

@@ -21,7 +21,6 @@ CUDA = torch.device("cuda", 0)
 META = torch.device("meta")
 
 
-
 @contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     original = getattr(owner, name)
@@ -43,7 +42,7 @@ def is_device(device: Any) -> bool:
 
 # What Python sees of a device tensor, from what torch says of it.
 _SEEN: dict[Any, Any] = {
-    torch.Tensor.device.__get__: lambda device: CUDA if device.type == "meta" else device,  # type: ignore[attr-defined]
+    torch.Tensor.device.__get__: lambda device: CUDA if device.type == "meta" else device,
     torch.Tensor.is_meta.__get__: lambda on_meta: False,  # type: ignore[attr-defined]
     torch.Tensor.get_device: lambda index: 0,
 }
