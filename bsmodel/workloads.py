@@ -403,7 +403,7 @@ def _attribute(name: str) -> Any:
 
 def _from_attribute(name: str, options: dict[str, Any]) -> Workload:
     found = _attribute(name)
-    if callable(found) and not isinstance(found, Workload):
+    if callable(found) and not isinstance(found, Workload) and not hasattr(found, "named_parameters"):
         try:
             found = found(**options)
         except TypeError as error:

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small workloads that record in a fraction of a second."""
+
+import torch
+from torch import nn
+
+from bsmodel import Training, Workload
+
+SGD = Training(precision="fp32", optimizer="sgd-momentum")
+
+
+def images(size):
+    return torch.zeros(size, 3, 16, 16), torch.zeros(size, dtype=torch.long)
+
+
+def cross_entropy(model, batch):
+    outputs = model(batch[0])
+    return nn.functional.cross_entropy(outputs, batch[1]), outputs
+
+
+def convolutional():
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True), nn.Dropout(0.1), nn.Flatten(), nn.Linear(16 * 16 * 16, 10))
+
+
+def workload(model=convolutional, batch=images, loss=cross_entropy, name="small", **fields):
+    return Workload(model=model, batch=batch, loss=loss, name=name, **fields)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(100, 64)
+        layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+        self.blocks = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(64, 100)
+
+    def forward(self, ids):
+        return self.head(self.blocks(self.embed(ids)))
+
+
+def tokens(size):
+    return torch.zeros(size, 32, dtype=torch.long), torch.zeros(size, 32, dtype=torch.long)
+
+
+def next_token(model, batch):
+    outputs = model(batch[0])
+    return nn.functional.cross_entropy(outputs.flatten(0, 1), batch[1].flatten()), outputs
+
+
+def attention():
+    return workload(Attention, tokens, next_token, name="attention")

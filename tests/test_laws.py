@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Laws that hold for all envelopes, batches and capacities, and for every recording."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bsmodel
+from bsmodel import planning
+from bsmodel.memory import _replay
+from tests.models import attention, workload
+from tests.strategies import bundles, envelope_of, envelopes
+
+BATCHES = st.integers(1, 10**5)
+CAPACITIES = st.integers(0, 10**13)
+
+
+@given(envelopes(), BATCHES, CAPACITIES)
+def test_a_batch_fits_exactly_up_to_the_largest(envelope, batch, capacity):
+    assert (envelope(batch) <= capacity) == (batch <= envelope.largest(capacity))
+
+
+@given(envelopes(), BATCHES)
+def test_memory_never_falls_with_the_batch_and_is_convex(envelope, batch):
+    before, here, after = envelope(batch), envelope(batch + 1), envelope(batch + 2)
+
+    assert before <= here <= after
+    assert here - before <= after - here
+
+
+@given(envelopes(), CAPACITIES, CAPACITIES)
+def test_more_capacity_never_gives_a_smaller_batch(envelope, one, other):
+    assert envelope.largest(min(one, other)) <= envelope.largest(max(one, other))
+
+
+@given(envelopes(), st.lists(BATCHES, min_size=1, max_size=5), st.lists(CAPACITIES, min_size=1, max_size=5))
+def test_arrays_in_arrays_out_equal_one_by_one(envelope, batches, capacities):
+    assert envelope(np.array(batches)).tolist() == [envelope(b) for b in batches]
+    assert envelope.largest(np.array(capacities)).tolist() == [envelope.largest(c) for c in capacities]
+
+
+@given(bundles(), st.integers(1, 2000))
+def test_pruned_lines_give_the_same_maximum(bundle, batch):
+    fixed, per_sample = bundle
+
+    assert envelope_of(fixed, per_sample)(batch) == int((fixed + per_sample * batch).max())
+
+
+@given(bundles())
+def test_every_kept_line_is_highest_somewhere(bundle):
+    kept = envelope_of(*bundle)
+
+    slopes = [line.per_sample for line in kept.lines]
+    assert slopes == sorted(set(slopes))
+
+
+@given(st.integers(1, 10**6), st.integers(1, 2000), st.integers(1, 2000), st.integers(1, 16))
+def test_a_split_stays_within_the_largest_micro_batch_and_near_the_target(target, largest, accumulating, devices):
+    accumulating = min(largest, accumulating)
+    split = planning.split(target, largest, accumulating, devices)
+
+    limit = largest if split.accumulation == 1 else accumulating
+    assert 1 <= split.micro_batch <= limit
+    assert split.effective_batch == split.micro_batch * split.accumulation * split.devices
+    assert abs(split.effective_batch - target) <= max(devices, split.accumulation * devices)
+
+
+@given(st.integers(1, 500), st.integers(1, 64), st.integers(1, 8))
+def test_a_target_that_is_a_multiple_of_the_largest_is_met_exactly(largest, accumulation, devices):
+    split = planning.split(largest * accumulation * devices, largest, largest, devices)
+
+    assert split == planning.Split(largest, accumulation, devices)
+
+
+@given(st.integers(1, 10**5), st.integers(1, 10**5), st.floats(1e-6, 10))
+def test_learning_rate_rules_are_one_at_the_base_and_grow_with_the_batch(batch, base, rate):
+    linear, _ = planning.learning_rate("sgd", batch, rate, base)
+    root, _ = planning.learning_rate("adam", batch, rate, base)
+
+    assert linear == pytest.approx(rate * batch / base)
+    assert root**2 == pytest.approx(rate**2 * batch / base)
+
+
+@given(st.integers(1, 300))
+def test_breakdown_sums_to_the_closed_form(tape, batch):
+    assert sum(share.bytes for share in bsmodel.breakdown(tape, batch)) == bsmodel.footprint(tape)(batch)
+
+
+@given(st.integers(1, 200))
+@settings(max_examples=20)
+def test_requested_never_exceeds_allocated_never_exceeds_reserved(tape, a100, batch):
+    peak = bsmodel.predict(tape, a100, batch)
+
+    assert peak.requested_bytes <= peak.allocated_bytes <= peak.reserved_bytes < peak.device_bytes
+
+
+@given(st.integers(600, 4000))
+@settings(max_examples=15)
+def test_the_largest_batch_survives_and_the_next_does_not(tape, a100, mebibytes):
+    card = a100.model_copy(update={"memory_bytes": mebibytes * 2**20})
+    fit = bsmodel.fit(tape, card)
+
+    settings_ = bsmodel.Settings()
+    assert fit.batch == 0 or _replay(tape, fit.batch, card, True, 1, settings_) is not None
+    assert _replay(tape, fit.batch + 1, card, True, 1, settings_) is None
+
+
+def test_a_heavier_optimizer_never_gives_a_larger_batch(a100):
+    card = a100.model_copy(update={"memory_bytes": 2**30})
+    batches = []
+    for optimizer in ("sgd", "sgd-momentum", "adamw"):
+        recorded = bsmodel.trace(workload(), bsmodel.Training(optimizer=optimizer), card)
+        batches.append(bsmodel.fit(recorded, card).batch)
+
+    assert batches == sorted(batches, reverse=True)
+
+
+def test_accumulation_never_lowers_the_peak(tape):
+    batches = np.arange(1, 500)
+
+    assert (bsmodel.footprint(tape, accumulation=2)(batches) >= bsmodel.footprint(tape, accumulation=1)(batches)).all()
+
+
+@pytest.mark.parametrize("precision", bsmodel.PRECISIONS)
+@pytest.mark.parametrize("make", [workload, attention])
+def test_a_recording_at_another_batch_is_what_the_lines_say(make, precision, a100):
+    from bsmodel.tracing import record
+    from tests.strategies import same_sizes
+
+    training = bsmodel.Training(precision=precision, optimizer="adamw")
+    traced = bsmodel.trace(make(), training, a100)
+    for batch in (7, 11):
+        direct = record(make(), training, a100, batch)
+        assert same_sizes(traced, direct, batch)
+        assert bsmodel.footprint(traced)(batch) == bsmodel.footprint(direct)(batch)
+
+
+def test_a_tape_survives_a_round_trip(tape, tmp_path):
+    tape.save(tmp_path / "tape.json.gz")
+    loaded = bsmodel.Tape.load(tmp_path / "tape.json.gz")
+
+    assert str(bsmodel.footprint(loaded)) == str(bsmodel.footprint(tape))
+    assert (loaded.sizes(9) == tape.sizes(9)).all() and loaded.blocks == tape.blocks and loaded.gpu == tape.gpu

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What cannot be answered is refused in one clear line."""
+
+import gzip
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import bsmodel
+from bsmodel.cli import main
+from tests.models import SGD, Attention, next_token, tokens, workload
+
+
+def line_of(call, *arguments, **keywords):
+    """The single line with which a call is refused."""
+    with pytest.raises(bsmodel.BsmodelError) as refusal:
+        call(*arguments, **keywords)
+    message = str(refusal.value)
+    assert "\n" not in message
+    return message
+
+
+def refused(capsys, *arguments):
+    """What the command line prints on stderr when it refuses: exit code 2, nothing on stdout, no traceback."""
+    try:
+        code = main([*arguments])
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    return captured.err.strip().splitlines()[-1]
+
+
+def test_unknown_names_show_the_nearest(capsys):
+    assert refused(capsys, "plan", "resnet5", "--gpu", "a100-40gb") == "bsmodel: unknown model 'resnet5'; nearest: resnet50, sd15-unet"
+    assert refused(capsys, "plan", "gpt2", "--gpu", "a100-40g").startswith("bsmodel: unknown GPU 'a100-40g'; nearest: a100-40gb")
+    assert refused(capsys, "plan", "gpt2", "--optimizer", "adamW8bit").startswith("bsmodel: unknown optimizer 'adamW8bit'; nearest: adamw-8bit")
+    assert refused(capsys, "plan", "gpt2", "--precision", "bf16mixed").startswith("bsmodel: unknown precision 'bf16mixed'; nearest: bf16-mixed")
+
+
+def test_bf16_is_refused_on_a_card_without_it(capsys):
+    message = refused(capsys, "plan", "gpt2", "--precision", "bf16", "--gpu", "t4-16gb")
+
+    assert message == "bsmodel: t4-16gb has no bf16 arithmetic (compute capability 7.5); use --precision fp16-mixed"
+    assert "use precision fp16-mixed" in line_of(bsmodel.trace, workload(), bsmodel.Training(precision="bf16"), bsmodel.Gpu.named("t4-16gb"))
+
+
+def test_a_step_that_is_no_line_in_the_batch_names_operation_and_module():
+    class Contrastive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Linear(768, 32)
+
+        def forward(self, x):
+            z = self.embed(x.flatten(1))
+            return z @ z.T
+
+    message = line_of(bsmodel.trace, workload(Contrastive, loss=lambda model, batch: model(batch[0]).mean()), SGD)
+    assert message.startswith("aten.mm.default in module model takes 16, 36, 100 bytes at batches 2, 3, 5: not a straight line in the batch")
+
+
+def test_a_step_that_takes_another_path_at_another_batch_says_from_where():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.narrow = nn.Linear(768, 8)
+
+        def forward(self, x):
+            z = self.narrow(x.flatten(1))
+            return z.relu() if x.size(0) > 2 else z
+
+    message = line_of(bsmodel.trace, workload(Branching, loss=lambda model, batch: model(batch[0]).mean()), SGD)
+    assert "takes another path at batch" in message and "aten." in message
+
+
+def test_a_forward_that_reads_values_names_file_and_line():
+    class Reading(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.narrow = nn.Linear(768, 8)
+
+        def forward(self, x):
+            z = self.narrow(x.flatten(1))
+            return z * 2 if z.sum() > 0 else z
+
+    message = line_of(bsmodel.trace, workload(Reading, loss=lambda model, batch: model(batch[0]).mean()), SGD)
+    assert "reads the value of a tensor at" in message and "test_refusals.py:" in message and "instead" in message
+
+
+def test_an_output_whose_size_depends_on_values_names_file_and_line():
+    class Selecting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.narrow = nn.Linear(768, 8)
+
+        def forward(self, x):
+            z = self.narrow(x.flatten(1))
+            return z[z > 0]
+
+    message = line_of(bsmodel.trace, workload(Selecting, loss=lambda model, batch: model(batch[0]).mean()), SGD)
+    assert "size depends on tensor values" in message and "test_refusals.py:" in message
+
+
+def test_a_loss_that_is_no_scalar_says_what_it_is():
+    assert "gives a tensor of shape (2, 10); expected a scalar tensor" in line_of(bsmodel.trace, workload(loss=lambda m, b: m(b[0])), SGD)
+    assert "gives float; expected a scalar tensor" in line_of(bsmodel.trace, workload(loss=lambda m, b: 1.0), SGD)
+    assert "does not depend on any trained parameter" in line_of(bsmodel.trace, workload(loss=lambda m, b: b[0].sum()), SGD)
+
+
+def test_numbers_out_of_range(tape, a100, capsys):
+    assert "expected at least 1" in line_of(bsmodel.predict, tape, a100, 0)
+    assert "target batch is 0" in line_of(bsmodel.plan, bsmodel.fit(tape, a100), target_batch=0)
+    assert "samples is 0; expected a positive number" in line_of(bsmodel.plan, bsmodel.fit(tape, a100), samples=0)
+    assert "memory_bytes is -1; expected a number greater than 0" in line_of(a100.model_copy, update={"memory_bytes": -1})
+    assert "'0' is no whole number of at least 1" in refused(capsys, "plan", "gpt2", "--target-batch", "0")
+    assert "accumulation" in line_of(bsmodel.Training, accumulation=0)
+    assert "nearest: checkpointing" in line_of(bsmodel.Training, checkpoint=True)
+
+
+def test_a_hardware_file_with_a_wrong_field_names_it(tmp_path, capsys):
+    text = (bsmodel.hardware.catalogue_folder() / "a100-40gb.toml").read_text()
+    wrong, short = tmp_path / "wrong.toml", tmp_path / "short.toml"
+    wrong.write_text(text.replace("sm_count", "smcount", 1))
+    short.write_text("\n".join(line for line in text.splitlines() if not line.startswith("memory_bytes")))
+
+    assert "sm_count" in refused(capsys, "plan", "gpt2", "--gpu", str(wrong))
+    assert "memory_bytes" in refused(capsys, "plan", "gpt2", "--gpu", str(short))
+
+
+def test_a_tape_of_another_version_or_none_at_all(tape, a100, tmp_path, capsys):
+    path = tmp_path / "tape.json.gz"
+    tape.save(path)
+    with gzip.open(path, "rt") as stream:
+        document = json.load(stream)
+    with gzip.open(path, "wt") as stream:
+        json.dump({**document, "schema_version": 99}, stream)
+    (tmp_path / "no.json.gz").write_text("hello")
+
+    assert "has schema version 99, this bsmodel reads 1: record it again" in refused(capsys, "plan", str(path))
+    assert "cannot read the tape" in refused(capsys, "plan", str(tmp_path / "no.json.gz"))
+    assert "cannot write the tape" in line_of(tape.save, tmp_path / "missing" / "tape.json.gz")
+    assert "trace again with this GPU" in line_of(bsmodel.predict, tape, bsmodel.Gpu.named("h100-80gb"), 4)
+
+
+def test_a_card_too_small_for_the_fixed_cost_says_how_much_is_missing_and_what_would_fit(a100):
+    def large():
+        return nn.Sequential(nn.Flatten(), nn.Linear(768, 16384), nn.Linear(16384, 16384), nn.Linear(16384, 10))
+
+    card = a100.model_copy(update={"memory_bytes": 4 * 2**30})
+    found = bsmodel.fit(bsmodel.trace(workload(large), bsmodel.Training(optimizer="adamw"), card), card)
+
+    assert found.batch == 0 and found.peak is None
+    assert found.verdict.startswith("does not fit on a100-40gb: one sample needs")
+    assert "too much, at the optimizer step; try optimizer=adamw-8bit" in found.verdict
+    assert "does not fit" in line_of(bsmodel.plan, found)
+
+
+def test_workloads_that_cannot_be_built(tmp_path, capsys):
+    mine = tmp_path / "mine.py"
+    mine.write_text("import torch\nnet = torch.nn.Linear(4, 4)\nnumber = 3\n")
+    broken = tmp_path / "broken.py"
+    broken.write_text("1 / 0\n")
+
+    assert "gives Linear; expected a bsmodel.Workload" in refused(capsys, "plan", f"{mine}:net")
+    assert "gives int; expected a bsmodel.Workload" in refused(capsys, "plan", f"{mine}:number")
+    assert "nearest: net" in refused(capsys, "plan", f"{mine}:ne")
+    assert "fails to run: ZeroDivisionError" in refused(capsys, "plan", f"{broken}:net")
+    assert "no such file" in refused(capsys, "plan", f"{tmp_path}/absent.py:net")
+    assert "cannot read 'absent/config.json'" in refused(capsys, "plan", "absent/config.json")
+    assert "--input '3xx4' cannot be read" in refused(capsys, "plan", f"{mine}:net", "--input", "3xx4")
+    assert "needs exactly one of loss" in line_of(bsmodel.Workload, model=Attention, batch=tokens)
+    assert "expected a torch.nn.Module" in line_of(bsmodel.trace, workload(lambda: 3), SGD)
+    assert "no parameter starts with 'body'" in line_of(bsmodel.trace, workload(), bsmodel.Training(frozen=("body",)))
+    assert "no option 'seq-len'" in line_of(bsmodel.Workload.named, "resnet50", seq_len=128)
+
+
+def test_a_user_step_is_recorded_and_its_optimizer_counted(a100):
+    def step(model, optimizer, batch):
+        x, y = (part.to("cuda") for part in batch)
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            loss = next_token(model, (x, y))[0]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    own = bsmodel.Workload(model=Attention, batch=tokens, step=step, name="own")
+    mixed = bsmodel.Training(precision="bf16-mixed", optimizer="adamw")
+    ours = bsmodel.Workload(model=Attention, batch=tokens, loss=next_token, name="ours")
+    theirs, standard = (bsmodel.footprint(bsmodel.trace(w, t, a100)) for w, t in ((own, bsmodel.Training()), (ours, mixed)))
+
+    assert abs(theirs(64) / standard(64) - 1) < 0.01
