@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bsmodel.cuda_like.kernels import Buffer, Kernel, kernel_of
 from bsmodel.cuda_like.pretence import META
+from bsmodel.cuda_like.shapes import outputs
 from bsmodel.errors import UntraceableError
 
 aten = torch.ops.aten
@@ -156,7 +157,7 @@ class Recorder(TorchDispatchMode):
         value = self._computed_value(func, args, kwargs, flat)
         kernel = kernel_of(func, args, self.capability)
         output = self._shaped(func, args, kwargs, value)
-        self._allocate_all(str(func), kernel, [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.is_meta])
+        self._allocate_all(str(func), kernel, _device_tensors(func, output))
         if not self.in_backward:
             self._module_of_node[torch._C._autograd._get_sequence_nr() - 1] = self._stack[-1] if self._stack else ""
         self._keep_value(func, output, value, flat)
@@ -164,10 +165,8 @@ class Recorder(TorchDispatchMode):
 
     def _shaped(self, func: Any, args: Any, kwargs: Any, value: Any) -> Any:
         """The outputs of an operation, without data: by its shape function, or by its value where only that tells the size."""
-        if func.namespace == "aten" and func._schema.name.startswith("aten::_foreach_"):
-            return _foreach_output(func, args, kwargs)
         try:
-            return func(*args, **kwargs)
+            return outputs(func, args, kwargs)
         except (NotImplementedError, RuntimeError) as error:
             if value is not None:
                 return tree_map(lambda v: self.to_device(v, str(func)) if isinstance(v, torch.Tensor) else v, value)
@@ -263,13 +262,10 @@ class Recorder(TorchDispatchMode):
         return value.to(dtype) if value is not None else torch.zeros(tensor.size(), dtype=dtype)
 
 
-def _foreach_output(func: Any, args: Any, kwargs: Any) -> Any:
-    """Outputs of a foreach operator: one like each input, or nothing in place. Torch's own shape functions go tensor by tensor, slowly."""
-    if not func._schema.returns:
-        return None
-    if func._schema.name in ("aten::_foreach_norm", "aten::_foreach_powsum", "aten::_foreach_max"):
-        return func(*args, **kwargs)
-    return [torch.empty_like(tensor) for tensor in args[0]]
+def _device_tensors(func: Any, output: Any) -> list[torch.Tensor]:
+    """Device tensors among the outputs in the order CUDA allocates them: dropout makes its mask first."""
+    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.is_meta]
+    return tensors[::-1] if func is aten.native_dropout.default else tensors
 
 
 def _numel_of_factory(args: Any) -> float:

@@ -7,7 +7,6 @@ from hypothesis import settings
 import bsmodel
 from tests.models import SGD, workload
 
-
 settings.register_profile("bsmodel", deadline=None)  # speed is a matter of benchmarks/
 settings.load_profile("bsmodel")
 

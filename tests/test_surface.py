@@ -149,7 +149,7 @@ def test_configs_of_transformers_and_diffusers(tmp_path, capsys):
     assert code == 0 and json.loads(printed.out)["gpus"][0]["fits"]
 
 
-@pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning", "ignore::FutureWarning")
 def test_lora_trains_only_its_adapters(a100):
     pytest.importorskip("peft")
     pytest.importorskip("transformers")

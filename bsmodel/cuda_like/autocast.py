@@ -16,7 +16,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 _KEY = getattr(torch._C.DispatchKey, "AutocastPrivateUse1")  # noqa: B009 - torch's own stub leaves it out
-_KEYS = torch._C.DispatchKeySet(_KEY)
+KEYS = torch._C.DispatchKeySet(_KEY)
 
 # Operators whose floating-point inputs are cast to the autocast dtype (AT_FORALL_LOWER_PRECISION_FP).
 LOWER_PRECISION = """
@@ -62,7 +62,7 @@ def clear_cast_weights() -> None:
 @contextmanager
 def dispatching() -> Iterator[None]:
     """Switch the rules on for this thread."""
-    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set() | _KEYS, torch._C._dispatch_tls_local_exclude_set().remove(_KEY)):
+    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set() | KEYS, torch._C._dispatch_tls_local_exclude_set().remove(_KEY)):
         try:
             yield
         finally:
@@ -118,7 +118,7 @@ def cast_all(values: Any, dtype: torch.dtype) -> Any:
 
 def redispatch(operator: Any, *args: Any, **kwargs: Any) -> Any:
     """Call an operator past these rules, as autocast's own kernels do."""
-    with torch._C._ExcludeDispatchKeyGuard(_KEYS):
+    with torch._C._ExcludeDispatchKeyGuard(KEYS):
         return operator(*args, **kwargs)
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from bsmodel.cuda_like.shapes import conv_format
+
 aten = torch.ops.aten
 _HALVES = (torch.float16, torch.bfloat16)
 
@@ -57,8 +59,17 @@ def cublas_handle(capability: tuple[int, int]) -> Handle:
     return Handle("cuBLAS workspace", 4096 * 8 * 1024 if capability[0] == 9 else 4096 * 2 * 1024 + 16 * 8 * 1024)
 
 
+LT_HANDLE = Handle("cuBLASLt workspace", 1 << 20)  # aten/src/ATen/cuda/CUDABlas.cpp, gemm_and_bias; 1 MiB by default
+
+
 def _gemm(args: Any, capability: tuple[int, int]) -> Kernel:
     return Kernel(handles=(cublas_handle(capability),))
+
+
+def _addmm(args: Any, capability: tuple[int, int]) -> Kernel:
+    """A matmul with a vector bias goes to cuBLASLt, which fuses the addition (aten/src/ATen/native/cuda/Blas.cpp)."""
+    fused = (LT_HANDLE,) if args[0].dim() == 1 and args[0].is_contiguous() else ()
+    return Kernel(handles=(cublas_handle(capability), *fused))
 
 
 # -- reductions and embeddings ---------------------------------------------------------------------------------------------------------
@@ -114,18 +125,33 @@ def _flash_backward(args: Any, capability: tuple[int, int]) -> Kernel:
     return Kernel(tuple(buffers))
 
 
-def _efficient_backward(args: Any, capability: tuple[int, int]) -> Kernel:
-    """Row sums (through a float32 product where inputs are float32) and the accumulator of query gradients.
+def _efficient_blocks(head: int, half: bool, capability: tuple[int, int]) -> tuple[int, int, bool]:
+    """Rows and columns of the blocks that query gradients accumulate in, and whether key gradients need memory too."""
+    large = capability in ((8, 0), (9, 0), (10, 0))
+    if not half:
+        return (128 if large and head > 64 else 64), 64, False
+    if head <= 64:
+        return 64, 64, False
+    if large and head <= 128:
+        return 128, 128, False
+    return (64, 64, True) if not large and capability >= (8, 0) and 96 < head <= 128 else (128, 64, head > (96 if capability >= (8, 0) else 128))
 
-    Source: aten/src/ATen/native/transformers/cuda/attention_backward.cu and mem_eff_attention/kernel_backward.h, gradient workspaces.
+
+def _efficient_backward(args: Any, capability: tuple[int, int]) -> Kernel:
+    """Row sums (through a float32 product where inputs are float32) and the accumulators of query, and wide key, gradients.
+
+    Source: aten/src/ATen/native/transformers/cuda/attention_backward.cu and mem_eff_attention/kernel_backward.h, workspace_size.
     """
-    query = args[1]
+    query, key, value = args[1], args[2], args[3]
     batch, heads, length, head = query.shape
-    delta = Buffer(batch * heads * length * 4)
+    wide = max(head, value.size(-1))
+    rows, columns, keys = _efficient_blocks(wide, query.dtype in _HALVES, capability)
+    per_head = _rounded(length, rows) // rows * (_rounded(head, columns) // columns) * (16 + 4 * rows * columns)
+    if keys:
+        per_head += columns * 4 * (_rounded(head, rows) + _rounded(value.size(-1), rows)) * (_rounded(key.size(2), columns) // columns)
+    delta = batch * heads * length * 4
     product = (Buffer(query.numel() * 4, brief=True),) if query.dtype is torch.float32 else ()
-    blocks = _rounded(length, 128) // 128
-    workspace = batch * heads * blocks * (128 * _rounded(head, 64) * 4 + 32)
-    return Kernel((*product, delta, Buffer(workspace)))
+    return Kernel((*product, Buffer(delta), Buffer(batch * heads * per_head)))
 
 
 def _cudnn_backward(args: Any, capability: tuple[int, int]) -> Kernel:
@@ -142,12 +168,6 @@ def _cudnn_backward(args: Any, capability: tuple[int, int]) -> Kernel:
 # -- convolutions ----------------------------------------------------------------------------------------------------------------------
 
 
-def _is_channels_last(tensor: torch.Tensor) -> bool:
-    if tensor.dim() != 4:
-        return False
-    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
-
-
 def _pointwise(weight: torch.Tensor) -> bool:
     return math.prod(weight.shape[2:]) == 1
 
@@ -157,77 +177,143 @@ def _depthwise(tensor: torch.Tensor, weight: torch.Tensor, groups: int) -> bool:
 
 
 def _native_depthwise(tensor: torch.Tensor, weight: torch.Tensor, groups: int) -> bool:
-    """PyTorch's own depthwise kernel, which takes no workspace: all but half precision (aten/src/ATen/native/Convolution.cpp)."""
-    return _depthwise(tensor, weight, groups) and tensor.dtype not in _HALVES and not _is_channels_last(tensor)
+    """PyTorch's own depthwise kernel, which takes no workspace: all but half precision, in the contiguous layout.
+
+    Source: aten/src/ATen/native/Convolution.cpp, use_cudnn_depthwise.
+    """
+    if not _depthwise(tensor, weight, groups) or conv_format(tensor, weight) is torch.channels_last:
+        return False
+    half = tensor.dtype in _HALVES and weight.size(2) in (1, 3, 5) and weight.size(2) == weight.size(3) and tensor.size(1) % 32 == 0
+    return not half
 
 
-def _padded(tensor: torch.Tensor, channels: int) -> int:
-    """Bytes with the channel dimension padded to four: tensor cores need aligned channels."""
-    return tensor.numel() * tensor.element_size() // channels * _rounded(channels, 4)
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
-def _conv_operands(tensor: torch.Tensor, weight: torch.Tensor) -> tuple[int, int]:
-    return _padded(tensor, tensor.size(1)), _padded(weight, weight.size(1))
+def _is_matmul(tensor: torch.Tensor, weight: torch.Tensor, stride: Any) -> bool:
+    """Whether a pointwise convolution of contiguous images is one matmul per image: rows of pixels aligned to 16 bytes, none skipped."""
+    return _pointwise(weight) and set(stride) == {1} and math.prod(tensor.shape[2:]) * tensor.element_size() % 16 == 0
+
+
+def _padded(tensor: torch.Tensor) -> int:
+    """Bytes with the channel dimension padded: tensor cores want aligned channels."""
+    alignment = 8 if tensor.dtype is torch.bfloat16 else 4
+    return _bytes(tensor) // tensor.size(1) * _rounded(tensor.size(1), alignment)
+
+
+def _tensor_core(tensor: torch.Tensor, capability: tuple[int, int]) -> bool:
+    return tensor.dtype in _HALVES or capability >= (8, 0)
+
+
+def _layout_copies(layout: torch.memory_format, *tensors: torch.Tensor, before: int | None = None) -> tuple[Buffer, ...]:
+    """Copies of the operands that are not in the layout cuDNN computes in; they live as long as the operator."""
+    return tuple(Buffer(_bytes(t), before=before) for t in tensors if t.dim() == 4 and not t.is_contiguous(memory_format=layout))
 
 
 def _convolution(args: Any, capability: tuple[int, int]) -> Kernel:
-    """cuDNN's tensor-core kernels are channels-last: they convert operands in a workspace where the tensors are not.
+    """cuDNN's tensor-core kernels compute channels-last: they convert operands in a workspace where the tensors are not.
 
-    Half precision converts input, weight and output; float32 (TF32) input and weight, in either layout. Pointwise and native depthwise
-    kernels take none. Volta and Turing compute float32 without tensor cores and convert nothing.
+    In the contiguous layout half precision converts input, weight and output, float32 (TF32) input and weight; channels-last half
+    precision only pads narrow inputs; TF32 also rounds operands before Hopper. Pointwise kernels convert only rows that are not aligned;
+    native depthwise kernels take no workspace, nor does float32 without tensor
+    cores. As cuDNN 9.19 reports its plans; PyTorch takes the first (aten/src/ATen/native/cudnn/Conv_v8.cpp).
     """
     tensor, weight, transposed, groups = args[0], args[1], args[6], args[8]
-    output = _output_bytes(tensor, weight, args)
-    inputs, weights = _conv_operands(tensor, weight)
-    if _native_depthwise(tensor, weight, groups) or _pointwise(weight) or transposed:
-        return _PLAIN
+    layout = conv_format(tensor, weight)
+    copies = (*_layout_copies(layout, tensor, before=0), *_layout_copies(layout, weight))
+    last = layout is torch.channels_last
+    if _native_depthwise(tensor, weight, groups) or not _tensor_core(tensor, capability) or tensor.dim() != 4:
+        return Kernel(copies)
+    if _pointwise(weight):
+        direct = last or _is_matmul(tensor, weight, args[3])
+        return Kernel(copies if direct else (*copies, Buffer(_bytes(tensor) + _output_bytes(tensor, weight, args), brief=True)))
+    operands = _padded(tensor) + _padded(weight)
+    if last and (_depthwise(tensor, weight, groups) or transposed):
+        return Kernel(copies)
     if tensor.dtype in _HALVES:
-        exact = inputs == tensor.numel() * tensor.element_size()
-        return _PLAIN if _is_channels_last(tensor) and exact else Kernel((Buffer(inputs + weights + (0 if _is_channels_last(tensor) else output)),))
-    return _PLAIN if capability < (8, 0) else Kernel((Buffer(inputs + weights),))
+        narrow = _padded(tensor) != _bytes(tensor)
+        workspace = (operands if narrow else 0) if last else operands + _output_bytes(tensor, weight, args)
+    else:
+        workspace = 0 if last and capability >= (9, 0) else operands
+    return Kernel((*copies, Buffer(workspace, brief=True)) if workspace else copies)
 
 
 def _output_bytes(tensor: torch.Tensor, weight: torch.Tensor, args: Any) -> int:
+    if args[6]:
+        return _bytes(tensor)
     stride, padding, dilation = (list(values) * (tensor.dim() - 2) if len(values) == 1 else list(values) for values in (args[3], args[4], args[5]))
     sides = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in zip(tensor.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)]
     return int(tensor.size(0) * weight.size(0) * math.prod(sides) * tensor.element_size())
 
 
 def _convolution_backward(args: Any, capability: tuple[int, int]) -> Kernel:
-    """Workspaces of the two gradients, one after the other; see `_convolution`. Weight gradients also split their sum."""
-    gradient, tensor, weight, mask, groups = args[0], args[1], args[2], args[10], args[9]
-    if _native_depthwise(tensor, weight, groups) or args[7]:
-        return _PLAIN
-    copy = _gradient_copy(gradient, tensor)
+    """Workspaces of the two gradients, each after its output and freed at once; see `_convolution`."""
+    gradient, tensor, weight, transposed, groups, mask = args[0], args[1], args[2], args[7], args[9], args[10]
+    layout = conv_format(tensor, weight)
+    last, pair = layout is torch.channels_last, _bytes(tensor) + _bytes(gradient)
+    copies = _layout_copies(layout, gradient, tensor, weight, before=0)
+    bias = (_sum_over_rows(gradient),) if mask[2] and last else ()
+    if _native_depthwise(tensor, weight, groups) or tensor.dim() != 4 or not _tensor_core(tensor, capability):
+        return Kernel((*copies, *bias))
+    everything = _padded(tensor) + _padded(weight) + _bytes(gradient)
+    split = (weight.size(0), weight.numel() // weight.size(0))
     if _pointwise(weight):
-        return Kernel(copy)
-    inputs, weights = _conv_operands(tensor, weight)
-    outputs = gradient.numel() * gradient.element_size()
-    last, half = _is_channels_last(tensor), tensor.dtype in _HALVES
-    if half:
-        data, filters = (0, 0) if last else (inputs + weights + outputs, inputs + weights + outputs)
-    elif capability < (8, 0):
-        data, filters = 0, 0
+        direct = last or _is_matmul(tensor, weight, args[4])
+        partial = 0 if last or groups > 1 else 4 * tensor.size(0) * weight.numel()
+        data, filters, split = (0, partial, (0, 0)) if direct else (pair, pair, (0, 0))
+    elif _depthwise(tensor, weight, groups):
+        wide = max(weight.shape[2:]) > 5
+        data, filters, split = (0, 4 * pair if wide else 0, (0, 0)) if last else (everything, everything, (0, 0))
+    elif tensor.dtype in _HALVES:
+        narrow = everything - _bytes(gradient) if _padded(tensor) != _bytes(tensor) else 0
+        data, filters = (narrow, narrow) if last else (everything, everything)
+    elif capability >= (9, 0):
+        data, filters, split = (0, 0, (0, 0)) if last else (everything, everything, (0, 0))
     else:
-        data, filters = (outputs + weights if last else inputs + outputs + weights), inputs + outputs + weights
-    splits = not _depthwise(tensor, weight, groups) and (half or capability >= (8, 0))
-    shape = (weight.size(0), weight.numel() // weight.size(0)) if splits else (0, 0)
-    buffers = [Buffer(data, before=1, brief=True)] if mask[0] else []
-    last_buffer = Buffer(filters, "filter gradient", shape, brief=True)
-    return Kernel((*copy, *buffers, last_buffer) if mask[1] else (*copy, *buffers))
+        data, filters = (_bytes(gradient) + _bytes(weight), pair) if last else (everything, everything)
+    if transposed and last:
+        data, filters = 0, 0
+    buffers = [Buffer(data, before=1, brief=True)] if mask[0] and data else []
+    if mask[1]:
+        buffers.append(Buffer(filters, "filter gradient", split, before=2 if mask[0] else 1, brief=True))
+    return Kernel((*copies, *buffers, *bias))
 
 
-def _gradient_copy(gradient: torch.Tensor, tensor: torch.Tensor) -> tuple[Buffer, ...]:
-    """The gradient is made contiguous in the layout of the convolution first (aten/src/ATen/native/Convolution.cpp)."""
-    wanted = torch.channels_last if _is_channels_last(tensor) else torch.contiguous_format
-    if gradient.dim() == 4 and gradient.is_contiguous(memory_format=wanted):
-        return ()
-    return () if gradient.is_contiguous() else (Buffer(gradient.numel() * gradient.element_size(), before=0),)
+def _sum_over_rows(gradient: torch.Tensor) -> Buffer:
+    channels = gradient.size(1)
+    vector = next(v for v in (4, 2, 1) if channels % v == 0)
+    return Buffer(formula="reduction", parameters=(channels, gradient.numel() // channels, 1, vector), brief=True)
+
+
+# -- norms, softmax, losses ------------------------------------------------------------------------------------------------------------
+
+
+def _group_norm(args: Any, capability: tuple[int, int]) -> Kernel:
+    """Scale and shift per channel, float32 (aten/src/ATen/native/cuda/group_norm_kernel.cu)."""
+    return Kernel((Buffer(4 * args[3] * args[4]), Buffer(4 * args[3] * args[4])))
+
+
+def _group_norm_backward(args: Any, capability: tuple[int, int]) -> Kernel:
+    """Sums per channel, and three terms per group and channel (aten/src/ATen/native/cuda/group_norm_kernel.cu)."""
+    batch, channels, groups = args[5], args[6], args[8]
+    return Kernel((*[Buffer(4 * batch * channels)] * 3, *[Buffer(4 * batch * groups)] * 2))
+
+
+def _softmax_backward(args: Any, capability: tuple[int, int]) -> Kernel:
+    """Gradient times output, made before the kernel runs (aten/src/ATen/native/cuda/SoftMax.cu)."""
+    return Kernel((Buffer(_bytes(args[0]), brief=True),))
+
+
+def _elementwise_loss(args: Any, capability: tuple[int, int]) -> Kernel:
+    """The elementwise loss, before it is reduced (aten/src/ATen/native/Loss.cpp)."""
+    reduced = len(args) < 3 or args[2] != 0
+    return Kernel((Buffer(_bytes(args[0]), brief=True),)) if reduced else _PLAIN
 
 
 KERNELS: dict[Any, Callable[[Any, tuple[int, int]], Kernel]] = {
     aten.mm.default: _gemm,
-    aten.addmm.default: _gemm,
+    aten.addmm.default: _addmm,
     aten.bmm.default: _gemm,
     aten.baddbmm.default: _gemm,
     aten.addbmm.default: _gemm,
@@ -238,6 +324,11 @@ KERNELS: dict[Any, Callable[[Any, tuple[int, int]], Kernel]] = {
     aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
     aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
     aten._scaled_dot_product_cudnn_attention_backward.default: _cudnn_backward,
+    aten.native_group_norm.default: _group_norm,
+    aten.native_group_norm_backward.default: _group_norm_backward,
+    aten._softmax_backward_data.default: _softmax_backward,
+    aten.mse_loss.default: _elementwise_loss,
+    aten.smooth_l1_loss.default: _elementwise_loss,
     aten.convolution.default: _convolution,
     aten.convolution_backward.default: _convolution_backward,
 }

@@ -89,12 +89,43 @@ def _cudnn_normalizes(
     )
 
 
+class _FusedRmsNorm(torch.autograd.Function):
+    """What the fused kernel keeps for backward: input, weight and one float32 statistic per row."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, shape: list[int], weight: torch.Tensor | None) -> Any:
+        output = torch.empty_like(tensor)
+        statistics = tensor.new_empty((*tensor.shape[: tensor.dim() - len(shape)], *(1 for _ in shape)), dtype=torch.float32)
+        ctx.save_for_backward(tensor, weight, statistics)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        tensor, weight, _ = ctx.saved_tensors
+        return torch.empty_like(tensor), None, None if weight is None else torch.empty_like(weight)
+
+
+def _softmax(name: str) -> Callable[..., Any]:
+    """softmax and log_softmax of float16 to float32 in one kernel (aten/src/ATen/native/SoftMax.cpp); else a cast comes first."""
+    composite, fused = (aten.softmax.int, aten._softmax) if name == "softmax.int" else (aten.log_softmax.int, aten._log_softmax)
+
+    def kernel(tensor: torch.Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
+        if autocast.is_active() and dtype is None and autocast.on_device(tensor) and tensor.dtype in (torch.float16, torch.bfloat16, torch.float32):
+            dtype = torch.float32
+        if autocast.on_device(tensor) and tensor.dtype is torch.float16 and dtype is torch.float32:
+            return autocast.redispatch(fused, tensor, dim, True)
+        return autocast.redispatch(composite, tensor, dim, dtype)
+
+    return kernel
+
+
 def _rms_norm(tensor: torch.Tensor, normalized_shape: list[int], weight: torch.Tensor | None = None, eps: float | None = None) -> Any:
     """One fused kernel on CUDA where input and weight agree in dtype (aten/src/ATen/native/layer_norm.cpp)."""
     if autocast.is_active():
         tensor, weight = (autocast.cached_cast(value, torch.float32) for value in (tensor, weight))
     if autocast.on_device(tensor) and (weight is None or weight.dtype is tensor.dtype):
-        return autocast.redispatch(aten._fused_rms_norm, tensor, normalized_shape, weight, eps)[0]
+        with torch._C._ExcludeDispatchKeyGuard(autocast.KEYS):
+            return _FusedRmsNorm.apply(tensor, normalized_shape, weight)
     return autocast.redispatch(aten.rms_norm, tensor, normalized_shape, weight, eps)
 
 
@@ -106,6 +137,8 @@ def register_all() -> None:
         "scaled_dot_product_attention": _scaled_dot_product_attention,
         "batch_norm": _batch_norm,
         "rms_norm": _rms_norm,
+        "softmax.int": _softmax("softmax.int"),
+        "log_softmax.int": _softmax("log_softmax.int"),
     }
     autocast.register_all(elsewhere=tuple(special))
     for name, kernel in special.items():

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outputs of operators whose CUDA implementation lays them out, or stores them, otherwise than torch's shape functions say.
+
+The norms are here for another reason: torch's own shape functions for them go through a dozen operations each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+aten = torch.ops.aten
+
+
+def is_channels_last(tensor: torch.Tensor) -> bool:
+    """Whether an image tensor is stored channels-last, and not contiguous as well."""
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+
+
+def conv_format(tensor: torch.Tensor, weight: torch.Tensor) -> torch.memory_format:
+    """The layout cuDNN computes in: channels-last if input or weight is (aten/src/ATen/native/ConvUtils.h)."""
+    return torch.channels_last if is_channels_last(tensor) or is_channels_last(weight) else torch.contiguous_format
+
+
+def _convolution(func: Any, args: Any, kwargs: Any) -> Any:
+    output = func(*args, **kwargs)
+    return torch.empty_like(output, memory_format=conv_format(args[0], args[1]))
+
+
+def _convolution_backward(func: Any, args: Any, kwargs: Any) -> Any:
+    gradient, tensor, weight, bias_sizes, mask = args[0], args[1], args[2], args[3], args[10]
+    layout = conv_format(tensor, weight)
+    images = torch.empty_like(tensor, memory_format=layout) if mask[0] else None
+    filters = torch.empty_like(weight, memory_format=layout) if mask[1] else None
+    return images, filters, gradient.new_empty(bias_sizes) if mask[2] else None
+
+
+def _layer_norm(func: Any, args: Any, kwargs: Any) -> Any:
+    tensor, shape = args[0], args[1]
+    statistics = (*tensor.shape[: tensor.dim() - len(shape)], *(1 for _ in shape))
+    dtype = torch.float64 if tensor.dtype is torch.float64 else torch.float32
+    output = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    return output, tensor.new_empty(statistics, dtype=dtype), tensor.new_empty(statistics, dtype=dtype)
+
+
+def _layer_norm_backward(func: Any, args: Any, kwargs: Any) -> Any:
+    tensor, weight, bias, mask = args[1], args[5], args[6], args[7]
+    return (
+        torch.empty_like(tensor, memory_format=torch.contiguous_format) if mask[0] else None,
+        torch.empty_like(weight) if mask[1] and weight is not None else None,
+        torch.empty_like(bias) if mask[2] and bias is not None else None,
+    )
+
+
+def _group_norm(func: Any, args: Any, kwargs: Any) -> Any:
+    tensor, batch, groups = args[0], args[3], args[6]
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format), tensor.new_empty((batch, groups)), tensor.new_empty((batch, groups))
+
+
+def _group_norm_backward(func: Any, args: Any, kwargs: Any) -> Any:
+    tensor, weight, channels, mask = args[1], args[4], args[6], args[9]
+    like = tensor if weight is None else weight
+    return (
+        torch.empty_like(tensor, memory_format=torch.contiguous_format) if mask[0] else None,
+        like.new_empty((channels,)) if mask[1] else None,
+        like.new_empty((channels,)) if mask[2] else None,
+    )
+
+
+def _elementwise_loss(func: Any, args: Any, kwargs: Any) -> Any:
+    """Reduced in a second kernel: the scalar result keeps the storage of the elementwise one (aten/src/ATen/native/Loss.cpp)."""
+    reduction = args[2] if len(args) > 2 else kwargs.get("reduction", 1)
+    if reduction == 0:
+        return func(*args, **kwargs)
+    elements = args[0].new_empty(torch.broadcast_shapes(args[0].shape, args[1].shape))
+    return elements.as_strided((), ())
+
+
+def _foreach(func: Any, args: Any, kwargs: Any) -> Any:
+    """One like each input, or nothing in place. Torch's own shape functions go tensor by tensor, slowly."""
+    return [torch.empty_like(tensor) for tensor in args[0]] if func._schema.returns else None
+
+
+SHAPES: dict[Any, Callable[[Any, Any, Any], Any]] = {
+    aten.convolution.default: _convolution,
+    aten.convolution_backward.default: _convolution_backward,
+    aten.native_layer_norm.default: _layer_norm,
+    aten.native_layer_norm_backward.default: _layer_norm_backward,
+    aten.native_group_norm.default: _group_norm,
+    aten.native_group_norm_backward.default: _group_norm_backward,
+    aten.mse_loss.default: _elementwise_loss,
+    aten.smooth_l1_loss.default: _elementwise_loss,
+}
+_REDUCING = ("aten::_foreach_norm", "aten::_foreach_powsum", "aten::_foreach_max")
+
+
+def outputs(func: Any, args: Any, kwargs: Any) -> Any:
+    """What `func` returns on CUDA, without data."""
+    name = func._schema.name
+    if name.startswith("aten::_foreach_") and name not in _REDUCING:
+        return _foreach(func, args, kwargs)
+    rule = SHAPES.get(func)
+    return func(*args, **kwargs) if rule is None else rule(func, args, kwargs)
