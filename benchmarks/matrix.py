@@ -401,3 +401,22 @@ def _recipes() -> list[Case]:
         Case("bert-base", "a100-40gb", 32, _recipe(), (("attention", "eager"),)),
     ]
     return found
+
+
+def largest_cases() -> tuple[Case, ...]:
+    """The cases whose largest batch is held against real out-of-memory errors, at the card's own capacity."""
+    small, mixed = "rtx-3070-8gb", _recipe()
+    found = [Case("gpt2", gpu, 0, mixed) for gpu in (small, "rtx-4090-24gb", "a100-40gb", "h100-80gb")]
+    found += [Case("vit-b-16", gpu, 0, mixed) for gpu in (small, "rtx-4090-24gb", "a100-40gb")]
+    found += [Case("bert-base", gpu, 0, mixed) for gpu in (small, "rtx-4090-24gb")]
+    found += [Case("resnet50", gpu, 0, _sgd()) for gpu in (small, "rtx-4090-24gb", "a100-40gb")]
+    found += [Case("resnet50", gpu, 0, _sgd(channels_last=True)) for gpu in (small, "rtx-4090-24gb")]
+    found += [Case("resnet50", small, 0, _sgd("fp32")), Case("gpt2", small, 0, _recipe(checkpointing=True)), Case("gpt2", small, 0, _recipe("fp16-mixed"))]
+    found += [Case("sd15-unet", "rtx-4090-24gb", 0, _recipe("fp16-mixed")), Case("llama-3.2-1b", "h100-80gb", 0, _recipe(checkpointing=True))]
+    found += [
+        Case("t5-base", "rtx-4090-24gb", 0, mixed),
+        Case("gpt2", "t4-16gb", 0, _recipe("fp16-mixed")),
+        Case("convnext-tiny", small, 0, _sgd("bf16-mixed")),
+    ]
+    found += [Case("gpt2", small, 0, _recipe(accumulation=2)), Case("qwen2.5-0.5b", "a100-40gb", 0, _recipe(optimizer="adamw-fused"))]
+    return tuple(found)

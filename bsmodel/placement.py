@@ -19,7 +19,7 @@ from bsmodel.training import OPTIMIZERS, Training
 _LARGE = 1 << 16  # elements: from here on a freshly filled tensor is a weight, not a constant the model may compute with
 
 
-class _WeightsNowhere(TorchFunctionMode):
+class WeightsNowhere(TorchFunctionMode):
     """Creates large tensors on `meta`; small constants stay real, so that models which compute with values can be built."""
 
     _FILLED = (torch.zeros, torch.ones, torch.randn, torch.rand, torch.full)
@@ -40,13 +40,12 @@ def _elements(args: Any) -> int:
 
 
 def build(factory: Any, training: Training) -> torch.nn.Module:
-    """Call the user's factory with no memory behind its weights, in the dtype the precision asks for."""
+    """Call the user's factory in the dtype the precision asks for; under `WeightsNowhere` no memory is behind its weights."""
     dtype = getattr(torch, training.numerics.weights)
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with _WeightsNowhere():
-            model = factory()
+        model = factory()
     finally:
         torch.set_default_dtype(default)
     if not isinstance(model, torch.nn.Module):
@@ -83,8 +82,7 @@ def _with_adapters(model: torch.nn.Module, training: Training) -> torch.nn.Modul
         raise InvalidInputError('lora_rank needs peft, which is not installed: pip install "bsmodel[models]"') from None
     if training.checkpointing and hasattr(model, "enable_input_require_grads"):
         model.enable_input_require_grads()  # type: ignore[operator]
-    with _WeightsNowhere():
-        return peft.get_peft_model(model, peft.LoraConfig(r=training.lora_rank, target_modules="all-linear")).train()
+    return peft.get_peft_model(model, peft.LoraConfig(r=training.lora_rank, target_modules="all-linear")).train()
 
 
 def _checkpoint(model: Any) -> None:

@@ -12,7 +12,6 @@ from bsmodel.memory import fit as fit_tape
 
 LARGE_BATCH = 16_384  # above it layer-wise rates (LARS, LAMB) are the usual advice: You 2017, arXiv 1708.03888; You 2019, arXiv 1904.00962
 WARMUP_EPOCHS = 5  # Goyal 2017, arXiv 1706.02677: gradual warm-up over the first five epochs
-_MORE_STEPS = 256  # how far above the fewest accumulation steps an exact split is looked for
 _ROUNDING = 8  # micro-batches divisible by this are preferred over slightly larger ones
 
 TRADE_OFF = "small batches: noisier gradients, often better generalisation; large batches: smoother, fewer steps, may end in sharper minima"
@@ -69,11 +68,11 @@ def ladder(fit: Fit) -> tuple[Rung, ...]:
 
 
 def split(target_batch: int, largest: int, largest_accumulating: int, devices: int = 1) -> Split:
-    """Micro-batch and accumulation steps for a target: fewest steps first, then the nearest reachable effective batch.
+    """Micro-batch and accumulation steps for a target: nearest to it first, then the fewest steps, then even micro-batches.
 
-    Without accumulation the micro-batch may be `largest`; with it, gradients stay alive and it may be `largest_accumulating`. Exact
-    whenever some micro-batch within that limit divides the target over the devices, in at most twice the fewest possible steps;
-    otherwise the reachable effective batch nearest to the target. Among equals even micro-batches, multiples of 8 first.
+    Without accumulation the micro-batch may be `largest`; with it, gradients stay alive and it may be `largest_accumulating`.
+    Micro-batches down to half of that are tried, so no plan takes more than twice the fewest steps. Exact whenever one of them divides
+    the target over the devices.
     Raises `InvalidInputError` for a target or number of devices below 1, or where no batch fits.
     """
     if target_batch < 1 or devices < 1:
@@ -85,17 +84,9 @@ def split(target_batch: int, largest: int, largest_accumulating: int, devices: i
         return Split(per_device, 1, devices)
     if largest_accumulating < 1:
         raise InvalidInputError(f"the target needs accumulation, and its gradients leave no room for a sample; at most {largest * devices} without")
-    fewest = math.ceil(per_device / largest_accumulating)
-    candidates = [
-        Split(micro, steps, devices)
-        for steps in range(fewest, fewest + min(fewest, _MORE_STEPS) + 1)
-        for micro in _near(per_device / steps, largest_accumulating)
-    ]
+    micro_batches = range(max(1, largest_accumulating // 2), largest_accumulating + 1)
+    candidates = (Split(micro, max(1, round(per_device / micro)), devices) for micro in micro_batches)
     return min(candidates, key=lambda s: (abs(s.effective_batch - target_batch), s.accumulation, s.micro_batch % 2, s.micro_batch % _ROUNDING != 0))
-
-
-def _near(micro_batch: float, largest: int) -> set[int]:
-    return {micro for micro in (math.floor(micro_batch), math.ceil(micro_batch)) if 1 <= micro <= largest}
 
 
 def learning_rate(family: str, batch: int, base_lr: float, base_batch: int) -> tuple[float, str]:

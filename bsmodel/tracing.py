@@ -97,7 +97,8 @@ def _recording(workload: Workload, training: Training, gpu: Gpu) -> Iterator[_Ru
     gc.collect()
     gc.disable()
     try:
-        model = placement.adapt(placement.build(workload.model, training), training)
+        with placement.WeightsNowhere():
+            model = placement.adapt(placement.build(workload.model, training), training)
         with pretend_cuda(gpu.name, gpu.capability, gpu.memory_bytes, gpu.sm_count), Recorder(gpu.capability) as recorder:
             yield _prepared(recorder, model, workload, training)
     except BsmodelError:

@@ -65,14 +65,7 @@ def measure(workload: Workload, training: Training, batch: int, steps: int = _ST
 
 
 def _started(workload: Workload, training: Training) -> loop.Loop:
-    dtype = getattr(torch, training.numerics.weights)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        model = workload.model().train()
-    finally:
-        torch.set_default_dtype(default)
-    model = placement.adapt(model.to(dtype) if dtype is not torch.float32 else model, training)
+    model = placement.adapt(placement.build(workload.model, training), training)
     model = model.to("cuda", **({"memory_format": torch.channels_last} if training.channels_last else {}))  # type: ignore[call-overload]
     if training.precision == "tf32":
         torch.backends.cuda.matmul.allow_tf32 = True

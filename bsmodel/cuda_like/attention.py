@@ -115,10 +115,11 @@ def _cudnn_applies(call: Attention) -> bool:
     heads = (call.query.size(-1), call.value.size(-1))
     return (
         call.capability >= (8, 0)
+        and not (call.mask is not None and call.mask.requires_grad)
         and _half_applies(call)
         and _shapes_apply(call)
         and _heads_apply(call, gqa_supported=True)
-        and all(head <= (256 if call.capability in ((9, 0), (10, 0)) else 128) and head % 8 == 0 for head in heads)
+        and all(head <= (256 if call.capability == (9, 0) else 128) and head % 8 == 0 for head in heads)
         and call.key.size(2) != 1
         and not (call.dropout and call.query.size(2) == 1)
     )

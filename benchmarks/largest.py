@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hold predicted largest batches against real out-of-memory errors, one process per trial, one JSON line per case.
+
+python benchmarks/largest.py --out benchmarks/largest.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from matrix import Case, largest_cases
+
+import bsmodel
+
+
+def _survives(case: Case, batch: int) -> bool:
+    """Whether three steps at this batch complete on the device."""
+    command = [*os.environ.get("BSMODEL_PYTHON", sys.executable).split(), __file__, "--one", case.key, "--batch", str(batch)]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "BSMODEL_GPU": case.gpu}, check=False)
+    if run.returncode:
+        raise SystemExit(f"{case.key} at batch {batch}: {(run.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return run.stdout.strip().splitlines()[-1] == "survives"
+
+
+def _measured(case: Case, predicted: int) -> int:
+    """The largest batch that survives, between 20 % below and 15 % above the prediction."""
+    low, high = (predicted, predicted + max(2, predicted * 15 // 100)) if _survives(case, predicted) else (predicted * 8 // 10, predicted)
+    while high - low > max(1, predicted // 200):
+        middle = (low + high) // 2
+        low, high = (middle, high) if _survives(case, middle) else (low, middle)
+    return low
+
+
+def _one(key: str, batch: int) -> None:
+    from bsmodel.validation import measure
+
+    case = next(case for case in largest_cases() if case.key == key)
+    print("dies" if measure(case.workload(), case.training, batch).out_of_memory else "survives")
+
+
+def main() -> None:
+    """Measure every case that the file does not have yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/largest.jsonl"))
+    parser.add_argument("--one", help="try the case with this key")
+    parser.add_argument("--batch", type=int, default=1)
+    options = parser.parse_args()
+    if options.one:
+        return _one(options.one, options.batch)
+    done = {json.loads(line)["case"] for line in options.out.read_text().splitlines()} if options.out.exists() else set()
+    for case in largest_cases():
+        if case.key in done:
+            continue
+        gpu = bsmodel.Gpu.named(case.gpu)
+        predicted = bsmodel.fit(bsmodel.trace(case.workload(), case.training, gpu), gpu).batch
+        measured = _measured(case, predicted)
+        print(f"{predicted:6d} of {measured:6d}  {predicted / measured - 1:+.1%}  {case.key}", file=sys.stderr, flush=True)
+        with options.out.open("a") as stream:
+            stream.write(json.dumps({"case": case.key, "gpu": case.gpu, "predicted": predicted, "measured": measured}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
