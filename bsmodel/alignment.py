@@ -75,21 +75,30 @@ def _same_path(first: Allocated, other: Allocated, low: int, high: int, workload
 def lines_of_steps(steps: Sequence[Allocated], released: set[int], batches: Sequence[int], workload: str) -> dict[int, Size] | None:
     """Lines from micro-steps of one run, each at another batch, when they allocate the same in the same order.
 
-    What the first of them alone allocates and never gives back (library workspaces, caches) is fixed. Returns None where something
-    else differs: then every step has to be recorded at every batch.
+    What one of them lacks (a gradient that is added in place instead of cloned) is a line through the other two. What one of them
+    alone allocates and never gives back (library workspaces, caches) is fixed. Returns None where something else differs: then every
+    step has to be recorded at every batch.
     """
-    shortest = [_token(allocation) for _, allocation in steps[1]]
-    trimmed: list[Allocated] = []
-    for step in steps:
-        tokens = [_token(allocation) for _, allocation in step]
-        kept: list[tuple[int, Any]] = []
-        for tag, _, _, start, end in difflib.SequenceMatcher(None, shortest, tokens, autojunk=False).get_opcodes() if tokens != shortest else ():
+    middle = len(steps) // 2
+    tokens = [_token(allocation) for _, allocation in steps[middle]]
+    partners: list[list[tuple[int, tuple[int, Any]]]] = [[(batches[middle], pair)] for pair in steps[middle]]
+    for step, batch in zip(steps, batches, strict=True):
+        if step is steps[middle]:
+            continue
+        others = [_token(allocation) for _, allocation in step]
+        for tag, low, high, start, end in difflib.SequenceMatcher(None, tokens, others, autojunk=False).get_opcodes():
             if tag == "equal":
-                kept += step[start:end]
-            elif tag == "delete" or any(number in released for number, _ in step[start:end]):
+                for offset in range(high - low):
+                    partners[low + offset].append((batch, step[start + offset]))
+            elif any(number in released for number, _ in step[start:end]):
                 return None
-        trimmed.append(kept if tokens != shortest else step)
-    return lines(trimmed, batches, workload)
+    found: dict[int, Size] = {}
+    for same in partners:
+        if len(same) > 1:
+            found |= lines([[pair] for _, pair in same], [batch for batch, _ in same], workload)
+        elif same[0][1][0] in released:
+            return None
+    return found
 
 
 def periodic(events: dict[str, list[int]], allocations: Sequence[Any]) -> tuple[dict[str, tuple[int, ...]], list[int]]:

@@ -127,6 +127,8 @@ def place(model: torch.nn.Module, training: Training, recorder: Recorder) -> Non
     moved: dict[int, torch.Tensor] = {}
     with torch._C._DisableTorchDispatch():  # what the factory left on meta is not on the device yet
         _place(model, training.channels_last, recorder, moved)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            recorder.categorize(tensor, "parameter" if isinstance(tensor, torch.nn.Parameter) else "buffer", name.rpartition(".")[0])
 
 
 def _place(module: torch.nn.Module, channels_last: bool, recorder: Recorder, moved: dict[int, torch.Tensor]) -> None:

@@ -36,6 +36,7 @@ class Allocation:
     module: str
     phase: str  # "forward", "backward" (recomputation included) or "step"
     category: str
+    owner: str = ""  # the module of a parameter, and of its gradient and optimizer state
     formula: str = ""  # of `bsmodel.workspaces`, for what comes on top of `size_bytes` and is no line in the batch
     parameters: tuple[int, ...] = ()
 
@@ -99,7 +100,7 @@ class Recorder(TorchDispatchMode):
         forward = phase == "forward" or (phase == "backward" and bool(self._stack))
         number = len(self.allocations)
         term = (buffer.formula, buffer.parameters) if buffer is not None else ("", ())
-        self.allocations.append(Allocation(size_bytes, operator, module, phase, category or ("saved" if forward else "temporary"), *term))
+        self.allocations.append(Allocation(size_bytes, operator, module, phase, category or ("saved" if forward else "temporary"), "", *term))
         self.events.append(number)
         return number
 
@@ -123,12 +124,12 @@ class Recorder(TorchDispatchMode):
         self._number[key] = number
         return number
 
-    def categorize(self, tensor: torch.Tensor, category: str) -> int | None:
-        """Say what a followed tensor turned out to be; returns the number of its allocation."""
+    def categorize(self, tensor: torch.Tensor, category: str, module: str) -> None:
+        """Say what a followed tensor turned out to be, and whose it is."""
         number = self._number.get(tensor.untyped_storage()._cdata)
         if number is not None:
             self.allocations[number].category = category
-        return number
+            self.allocations[number].owner = module
 
     def to_device(self, tensor: torch.Tensor, operator: str, category: str | None = None) -> torch.Tensor:
         """A device tensor of the same sizes, strides and dtype, counted; the values are kept where they may be asked."""
@@ -158,8 +159,8 @@ class Recorder(TorchDispatchMode):
         kernel = kernel_of(func, args, self.capability)
         output = self._shaped(func, args, kwargs, value)
         self._allocate_all(str(func), kernel, _device_tensors(func, output))
-        if not self.in_backward:
-            self._module_of_node[torch._C._autograd._get_sequence_nr() - 1] = self._stack[-1] if self._stack else ""
+        if self._stack or not self.in_backward:  # the newest node of the graph, if this operation made it
+            self._module_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, self._stack[-1] if self._stack else "")
         self._keep_value(func, output, value, flat)
         return output
 

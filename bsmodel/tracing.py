@@ -121,7 +121,7 @@ def _prepared(recorder: Recorder, model: torch.nn.Module, workload: Workload, tr
 
     run = _Run(recorder, loop.start(model, optimizer, workload, training, move))
     for tensor in run.loop.average:
-        recorder.categorize(tensor, "optimizer state")
+        recorder.categorize(tensor, "optimizer state", "")
     run.spans["init"] = (0, len(recorder.events))
     return run
 
@@ -140,9 +140,9 @@ def _micro_step(run: _Run, batch_size: int) -> None:
     run.recorder.phase = "forward"
     with run.recorder.following(run.loop.model):
         loop.micro_step(run.loop, batch_size)
-    for parameter in run.loop.model.parameters():
+    for name, parameter in run.loop.model.named_parameters():
         if parameter.grad is not None:
-            run.recorder.categorize(parameter.grad, "gradient")
+            run.recorder.categorize(parameter.grad, "gradient", name.rpartition(".")[0])
     if run.loop.workload.step is not None:
         _categorize_state(run)
 
@@ -154,9 +154,11 @@ def _optimizer_step(run: _Run) -> None:
 
 
 def _categorize_state(run: _Run) -> None:
-    for tensor in tree_leaves(list(run.loop.optimizer.state.values())):
-        if isinstance(tensor, torch.Tensor):
-            run.recorder.categorize(tensor, "optimizer state")
+    owners = {id(parameter): name.rpartition(".")[0] for name, parameter in run.loop.model.named_parameters()}
+    for parameter, state in run.loop.optimizer.state.items():
+        for tensor in tree_leaves(state):
+            if isinstance(tensor, torch.Tensor):
+                run.recorder.categorize(tensor, "optimizer state", owners.get(id(parameter), ""))
 
 
 def _tape(run: _Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[int, ...]) -> Tape:
@@ -180,7 +182,7 @@ def _tape(run: _Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[
         fixed_bytes=np.array([size.line[0] for size in found], np.int64),
         per_sample_bytes=np.array([size.line[1] for size in found], np.int64),
         operators=tuple(a.operator for a in allocations),
-        modules=tuple(a.module for a in allocations),
+        modules=tuple(a.owner or a.module for a in allocations),
         phases=tuple(a.phase for a in allocations),
         categories=tuple(a.category for a in allocations),
         terms={index: Term(size.formula, size.parameters) for index, size in enumerate(found) if size.formula},

@@ -69,6 +69,27 @@ def _group_norm_backward(func: Any, args: Any, kwargs: Any) -> Any:
     )
 
 
+def _batch_norm(func: Any, args: Any, kwargs: Any) -> Any:
+    tensor = args[0]
+    channels = tensor.new_empty((tensor.size(1),), dtype=torch.float32)
+    output = torch.empty_like(tensor)
+    if func is aten.cudnn_batch_norm.default:
+        return output, channels, torch.empty_like(channels), tensor.new_empty((0,), dtype=torch.uint8)
+    return output, channels, torch.empty_like(channels)
+
+
+def _batch_norm_backward(func: Any, args: Any, kwargs: Any) -> Any:
+    tensor, weight = (args[0], args[2]) if func is aten.cudnn_batch_norm_backward.default else (args[1], args[2])
+    mask = args[9] if func is aten.native_batch_norm_backward.default else (True, True, True)
+    like = tensor if weight is None else weight
+    wanted = mask[1] and weight is not None
+    return (
+        torch.empty_like(tensor) if mask[0] else None,
+        like.new_empty((tensor.size(1),)) if wanted else None,
+        like.new_empty((tensor.size(1),)) if wanted and mask[2] else None,
+    )
+
+
 def _elementwise_loss(func: Any, args: Any, kwargs: Any) -> Any:
     """Reduced in a second kernel: the scalar result keeps the storage of the elementwise one (aten/src/ATen/native/Loss.cpp)."""
     reduction = args[2] if len(args) > 2 else kwargs.get("reduction", 1)
@@ -90,6 +111,10 @@ SHAPES: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.native_layer_norm_backward.default: _layer_norm_backward,
     aten.native_group_norm.default: _group_norm,
     aten.native_group_norm_backward.default: _group_norm_backward,
+    aten.cudnn_batch_norm.default: _batch_norm,
+    aten.cudnn_batch_norm_backward.default: _batch_norm_backward,
+    aten.native_batch_norm.default: _batch_norm,
+    aten.native_batch_norm_backward.default: _batch_norm_backward,
     aten.mse_loss.default: _elementwise_loss,
     aten.smooth_l1_loss.default: _elementwise_loss,
 }
