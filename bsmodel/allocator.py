@@ -6,96 +6,145 @@ Source: c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h, read a
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+import re
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
-from bsmodel.errors import InvalidInputError, UnknownNameError
-from bsmodel.units import GiB, MiB
+from bsmodel.errors import InvalidInputError
+from bsmodel.pools import Block, Pool, Pools, Segment, find_room, map_pages, mapped_stretches, merge_unmapped, stretch_bytes, unmap_pages
+from bsmodel.units import MiB
 
 MIN_BLOCK = 512  # kMinBlockSize
 SMALL_SIZE = MiB  # kSmallSize: requests up to this come from the small pool
 SMALL_SEGMENT = 2 * MiB  # kSmallBuffer
 LARGE_SEGMENT = 20 * MiB  # kLargeBuffer
 MIN_LARGE_ALLOCATION = 10 * MiB  # kMinLargeAlloc: from here on a segment is as large as the request
-ROUND_LARGE = 2 * MiB  # kRoundLarge
+ROUND_LARGE = 2 * MiB  # kRoundLarge; also the driver's own granularity
+
+_INTERVALS = 16  # kRoundUpPowerOfTwoIntervals: 1 MiB, 2 MiB, ... 32 GiB and more
+_UNLIMITED = 1 << 62
+_UNKNOWN_TOTAL = 1 << 40  # addresses set aside for a growing segment on a device of unknown size
+
+# keys of PYTORCH_CUDA_ALLOC_CONF that do not change where device memory goes
+_WITHOUT_EFFECT = frozenset(
+    "graph_capture_record_stream_reuse pinned_num_register_threads pinned_reserve_segment_size_mb pinned_use_background_threads "
+    "pinned_use_cuda_host_register release_lock_on_cudamalloc".split()
+)
 
 
 class OutOfMemoryError(Exception):
-    """The device cannot give what an allocation needs, even after everything cached was released."""
+    """The device cannot give what an allocation needs, even after everything cached was released.
+
+    `operation` is the index of the failing operation where the allocation came from `run`.
+    """
 
     def __init__(self, requested_bytes: int, segment_bytes: int, allocated_bytes: int, reserved_bytes: int) -> None:
-        super().__init__(f"out of memory: {requested_bytes} bytes asked for, {allocated_bytes} allocated, {reserved_bytes} reserved")
+        super().__init__(
+            f"out of memory: {requested_bytes} bytes requested, {segment_bytes} asked of the device, "
+            f"{allocated_bytes} allocated, {reserved_bytes} reserved"
+        )
         self.requested_bytes, self.segment_bytes = requested_bytes, segment_bytes
         self.allocated_bytes, self.reserved_bytes = allocated_bytes, reserved_bytes
+        self.operation: int | None = None
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of `PYTORCH_CUDA_ALLOC_CONF` that change where memory goes, and the fraction set by `set_per_process_memory_fraction`."""
+    """The options of `PYTORCH_CUDA_ALLOC_CONF` that change where memory goes.
+
+    `roundup_power2_divisions` is one number, or 16 of them for sizes from 1 MiB, 2 MiB, ... 32 GiB. Raises `InvalidInputError` for
+    values that PyTorch refuses.
+    """
 
     expandable_segments: bool = False
-    max_split_size_mb: int | None = None
-    max_non_split_rounding_mb: int = 20
-    roundup_power2_divisions: int = 0
+    max_split_size_bytes: int | None = None
     garbage_collection_threshold: float = 0.0
+    roundup_power2_divisions: int | tuple[int, ...] = 0
+    max_non_split_rounding_bytes: int = 20 * MiB
     per_process_memory_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        divisions = self.roundup_power2_divisions
+        per_interval = divisions if isinstance(divisions, tuple) else (divisions,) * _INTERVALS
+        checks = {
+            "max_split_size_mb: expected at least 20": self.max_split_size_bytes is None or self.max_split_size_bytes >= LARGE_SEGMENT,
+            "max_non_split_rounding_mb: expected at least 20": self.max_non_split_rounding_bytes >= LARGE_SEGMENT,
+            "garbage_collection_threshold: expected a number from 0 (off) to below 1": 0 <= self.garbage_collection_threshold < 1,
+            "per_process_memory_fraction: expected a number from 0 to 1": 0 <= self.per_process_memory_fraction <= 1,
+            "roundup_power2_divisions: expected powers of two, or 0 for none": all(n >= 0 and n & (n - 1) == 0 for n in per_interval),
+            f"roundup_power2_divisions: expected one number or {_INTERVALS}": len(per_interval) == _INTERVALS,
+        }
+        for problem, holds in checks.items():
+            if not holds:
+                raise InvalidInputError(f"allocator setting {problem}")
 
     @staticmethod
     def parse(text: str) -> Settings:
-        """Read `expandable_segments:True,max_split_size_mb:128`, the syntax of `PYTORCH_CUDA_ALLOC_CONF`."""
-        kinds = {field.name: str(field.type) for field in fields(Settings)}
-        values: dict[str, bool | int | float] = {}
-        for item in filter(None, (part.strip() for part in text.split(","))):
-            name, _, value = item.partition(":")
-            if name not in kinds:
-                raise UnknownNameError("allocator setting", name, kinds)
+        """Read `expandable_segments:True,max_split_size_mb:128`, the syntax of `PYTORCH_CUDA_ALLOC_CONF`.
+
+        Keys that do not change where device memory goes are read over; 0 switches a rule off. Raises `InvalidInputError` for text that
+        PyTorch would refuse, a backend other than `native`, and `large_segment_size_mb`.
+        """
+        values: dict[str, bool | int | float | tuple[int, ...]] = {}
+        for item in re.split(r",(?![^\[]*\])", re.sub(r"\s", "", text)):
+            key, _, value = item.partition(":")
+            if not item or key in _WITHOUT_EFFECT or item == "backend:native":
+                continue
+            if key not in _READERS:
+                raise InvalidInputError(f"allocator setting {item!r} is not known; expected one of {', '.join(_READERS)}")
+            field, read, example = _READERS[key]
             try:
-                if kinds[name] == "bool":
-                    values[name] = {"true": True, "false": False}[value.strip().lower()]
-                else:
-                    values[name] = float(value) if kinds[name] == "float" else int(value)
+                values[field] = read(value)
             except (KeyError, ValueError):
-                raise InvalidInputError(f"allocator setting {name} is {value!r}; expected {kinds[name].split(' ')[0]}") from None
+                raise InvalidInputError(f"allocator setting {item!r} cannot be read; expected e.g. {key}:{example}") from None
         return Settings(**values)  # type: ignore[arg-type]
 
-    def __post_init__(self) -> None:
-        if self.max_split_size_mb is not None and self.max_split_size_mb <= 20:
-            raise InvalidInputError(f"max_split_size_mb is {self.max_split_size_mb}; expected more than 20")
-        divisions = self.roundup_power2_divisions
-        if divisions < 0 or divisions & (divisions - 1):
-            raise InvalidInputError(f"roundup_power2_divisions is {divisions}; expected a power of two")
-        for name in ("garbage_collection_threshold", "per_process_memory_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InvalidInputError(f"{name} is {getattr(self, name)}; expected a fraction between 0 and 1")
+
+def _boolean(value: str) -> bool:
+    return {"True": True, "False": False}[value]
 
 
-class Block:
-    """A stretch of a segment, allocated or free, between its neighbours."""
-
-    __slots__ = ("address", "age_base", "free", "mapped", "next", "previous", "requested", "segment", "size", "small", "stream")
-
-    def __init__(self, address: int, size: int, small: bool, stream: int, segment: int) -> None:
-        self.address, self.size, self.small, self.stream, self.segment = address, size, small, stream, segment
-        self.previous: Block | None = None
-        self.next: Block | None = None
-        self.free, self.mapped = True, True
-        self.requested = self.age_base = 0
+def _mebibytes(value: str) -> int:
+    return int(value) * MiB
 
 
-_Free = list[tuple[int, int, Block]]  # free blocks ordered by (size, address)
+def _divisions(value: str) -> int | tuple[int, ...]:
+    """A number, or `[256:1,512:2,>:4]`: divisions from a size in MiB on, the first also for all below, `>` for all above the last."""
+    if not value.startswith("["):
+        return int(value)
+    divisions, last, first = [0] * _INTERVALS, 0, True
+    for entry in value.removeprefix("[").removesuffix("]").split(","):
+        start, _, number = entry.partition(":")
+        if start == ">":
+            divisions[last + 1 :] = [int(number)] * (_INTERVALS - last - 1)
+            continue
+        if int(start).bit_count() != 1:
+            raise ValueError(start)
+        last = min(int(start).bit_length() - 1, _INTERVALS - 1)
+        divisions[last] = int(number)
+        if first:
+            divisions[:last] = [int(number)] * last
+        first = False
+    return tuple(divisions)
+
+
+_READERS: dict[str, tuple[str, Callable[[str], bool | int | float | tuple[int, ...]], str]] = {
+    "expandable_segments": ("expandable_segments", _boolean, "True"),
+    "max_split_size_mb": ("max_split_size_bytes", _mebibytes, "128"),
+    "garbage_collection_threshold": ("garbage_collection_threshold", float, "0.8"),
+    "roundup_power2_divisions": ("roundup_power2_divisions", _divisions, "4 or [256:1,512:2,>:4]"),
+    "max_non_split_rounding_mb": ("max_non_split_rounding_bytes", _mebibytes, "64"),
+    "per_process_memory_fraction": ("per_process_memory_fraction", float, "0.9"),
+}  # key: (field of Settings, how its value is read, an example)
 
 
 def round_size(size_bytes: int, divisions: int = 0) -> int:
     """Bytes of the block for a request: multiples of 512, or `divisions` steps between powers of two."""
-    if size_bytes < MIN_BLOCK:
-        return MIN_BLOCK
     if divisions > 1 and size_bytes > MIN_BLOCK * divisions:
-        if size_bytes & (size_bytes - 1) == 0:
-            return size_bytes
-        floor = 1 << (size_bytes.bit_length() - 1)
-        step = floor // divisions
-        return -(-size_bytes // step) * step if step else floor * 2
+        step = (1 << (size_bytes.bit_length() - 1)) // divisions
+        return -(-size_bytes // step) * step
     return -(-size_bytes // MIN_BLOCK) * MIN_BLOCK
 
 
@@ -109,367 +158,256 @@ def segment_size(size_bytes: int) -> int:
 
 
 class CachingAllocator:
-    """The allocator of one device. `capacity_bytes` is what the driver can give (None: no limit)."""
+    """The allocator of one device.
 
-    def __init__(self, capacity_bytes: int | None = None, settings: Settings | None = None) -> None:
-        self.settings = settings or Settings()
-        self.capacity_bytes = capacity_bytes
-        fraction = self.settings.per_process_memory_fraction
-        self.allowed_bytes = int(capacity_bytes * fraction) if capacity_bytes is not None and fraction < 1 else None
+    `capacity_bytes` is what the driver can give (the card less the CUDA context), None without limit. `total_bytes` is the memory of
+    the card, of which `per_process_memory_fraction` allows a part; without it, that part is of the capacity.
+    `segment_events` lists what was asked of the driver: (action, address, bytes), the actions named as in PyTorch's memory snapshots.
+    """
+
+    def __init__(self, capacity_bytes: int | None = None, settings: Settings | None = None, *, total_bytes: int | None = None) -> None:
+        self.settings = settings = settings or Settings()
+        total_bytes = capacity_bytes if total_bytes is None else total_bytes
         self.allocated_bytes = self.reserved_bytes = self.requested_bytes = 0
-        self.max_allocated_bytes = self.max_reserved_bytes = self.max_requested_bytes = 0
+        self.max_allocated_bytes = self.max_reserved_bytes = 0
         self.retries = 0
-        self.segment_events: list[tuple[str, int]] = []
-        self.failed_at: int | None = None
-        self._free: dict[tuple[bool, int], _Free] = {}
-        self._calls = {True: 0, False: 0}
-        self._next_address = 1 << 40
-        self._live: dict[int, list[Block]] = {}
-        self._segments: dict[int, Block] = {}
-        self._expandable: dict[tuple[bool, int], Block] = {}
-        split = self.settings.max_split_size_mb
-        self._max_split = split * MiB if split is not None else None
-        self._non_split_rounding = self.settings.max_non_split_rounding_mb * MiB
+        self.segment_events: list[tuple[str, int, int]] = []
 
-    # -- the tight loop ---------------------------------------------------------------------------------------------------------------
+        self._capacity = _UNLIMITED if capacity_bytes is None else capacity_bytes
+        fraction = settings.per_process_memory_fraction
+        self._allowed = int(fraction * total_bytes) if total_bytes is not None and fraction < 1 else None
+        self._collects = self._allowed is not None and settings.garbage_collection_threshold > 0
+        self._max_split = _UNLIMITED if settings.max_split_size_bytes is None else settings.max_split_size_bytes
+        self._first_fit = not (settings.expandable_segments or self._collects or settings.max_split_size_bytes is not None)
+        divisions = settings.roundup_power2_divisions
+        self._divisions = divisions if isinstance(divisions, tuple) else (divisions,) * _INTERVALS
+        self._rounds_up = any(self._divisions)
+        self._small = Pools(SMALL_SEGMENT, slack_bytes=0)
+        self._large = Pools(LARGE_SEGMENT, slack_bytes=0 if settings.expandable_segments else SMALL_SIZE)
+        self._large_searches = 0  # the clock by which garbage collection tells age
+        self._reserve_bytes = _UNKNOWN_TOTAL if total_bytes is None else total_bytes + total_bytes // 8
+        self._next_address = 1 << 40
+        self._segments: dict[int, Block] = {}  # the first block of every segment, in the order of addresses
+        self._live: dict[int, Block | None] = {}  # by tensor, the oldest instance; those behind it wait in _younger
+        self._younger: dict[int, deque[Block | None]] = {}
 
     def run(self, operations: Iterable[int], sizes: Sequence[int]) -> None:
-        """Carry out a sequence of operations: `k` allocates `sizes[k]` bytes as tensor k, `~k` frees the oldest living tensor k.
+        """Carry out operations: `k` allocates `sizes[k]` bytes as tensor k, `~k` frees the oldest living instance of tensor k.
 
-        An allocation of 0 bytes takes nothing. Raises `OutOfMemoryError` and leaves the index of the operation in `failed_at`.
+        An allocation of 0 bytes takes nothing. May be called again, with other operations and sizes. Raises `OutOfMemoryError` with
+        the index of the failing operation, `InvalidInputError` for a tensor freed while not alive.
         """
-        live, malloc, free = self._live, self.malloc, self.free
-        for index, operation in enumerate(operations):
-            if operation >= 0:
-                size = sizes[operation]
-                if size:
-                    try:
-                        block = malloc(size)
-                    except OutOfMemoryError:
-                        self.failed_at = index
-                        raise
+        live, younger, malloc, free = self._live, self._younger, self.malloc, self.free
+        index = 0
+        try:
+            for index, operation in enumerate(operations):
+                if operation >= 0:
+                    size = sizes[operation]
+                    block = malloc(size) if size else None
                     if operation in live:
-                        live[operation].append(block)
+                        younger.setdefault(operation, deque()).append(block)
                     else:
-                        live[operation] = [block]
-            else:
-                blocks = live.get(~operation)
-                if blocks:
-                    free(blocks.pop(0))
+                        live[operation] = block
+                else:
+                    tensor = ~operation
+                    if tensor not in live:
+                        raise InvalidInputError(f"operation {index} frees tensor {tensor}, which is not alive")
+                    block = live.pop(tensor)
+                    if younger and tensor in younger:
+                        live[tensor] = younger[tensor].popleft()
+                        if not younger[tensor]:
+                            del younger[tensor]
+                    if block is not None:
+                        free(block)
+        except OutOfMemoryError as error:
+            error.operation = index
+            raise
 
-    def malloc(self, requested: int, stream: int = 0) -> Block:
-        """Allocate `requested` bytes (more than 0): best fit among free blocks, else a new segment, else release and retry."""
-        divisions = self.settings.roundup_power2_divisions
-        size = round_size(requested, divisions) if divisions else (requested + 511) & -512
-        small = size <= SMALL_SIZE
-        pool = self._free.get((small, stream))
-        if pool is None:
-            pool = self._free[(small, stream)] = []
-        block = self._best_fit(pool, size, small) if pool else None
-        if block is None:
-            block = self._new_segment(requested, size, small, stream)
-        remaining = block.size - size
-        if remaining and self._splits(size, remaining, small):
-            self._split(block, size, pool)
-        block.free, block.requested = False, requested
-        self.requested_bytes += requested
-        self.allocated_bytes += block.size
+    def malloc(self, requested_bytes: int, stream: int = 0) -> Block:
+        """Allocate `requested_bytes` > 0: the best fitting free block of the stream, else a new segment, else release and retry.
+
+        Returns the handle for `free`. Raises `OutOfMemoryError`.
+        """
+        if requested_bytes <= 0:
+            raise InvalidInputError(f"{requested_bytes} bytes requested; expected more than 0")
+        size = self._round(requested_bytes) if self._rounds_up else (requested_bytes + 511) & -512
+        pool = (self._small if size <= SMALL_SIZE else self._large)[stream]
+        at = bisect_left(pool.keys, size << 64) if self._first_fit else self._search(pool, size)
+        if at < len(pool.keys):
+            del pool.keys[at]
+            block = pool.blocks.pop(at)
+            block.free = False
+        else:
+            block = self._obtain(pool, size, requested_bytes)
+        if block.size_bytes - size > pool.slack_bytes and (size < self._max_split or self.settings.expandable_segments):
+            rest = block.split(size)
+            rest.age_base = self._large_searches
+            pool.put(rest)
+        block.requested_bytes = requested_bytes
+        self.requested_bytes += requested_bytes
+        self.allocated_bytes += block.size_bytes
         if self.allocated_bytes > self.max_allocated_bytes:
             self.max_allocated_bytes = self.allocated_bytes
-        if self.requested_bytes > self.max_requested_bytes:
-            self.max_requested_bytes = self.requested_bytes
         return block
 
     def free(self, block: Block) -> None:
         """Give a block back to its pool, merged with its free neighbours; nothing returns to the driver here."""
-        self.allocated_bytes -= block.size
-        self.requested_bytes -= block.requested
-        block.requested = 0
-        pool = self._free[(block.small, block.stream)]
-        previous, following = block.previous, block.next
-        if previous is not None and previous.free and previous.mapped:
-            _take(pool, previous)
-            block.address, block.size = previous.address, block.size + previous.size
-            block.previous = previous.previous
-            if block.previous is not None:
-                block.previous.next = block
-            elif block.segment in self._segments:
-                self._segments[block.segment] = block
-        if following is not None and following.free and following.mapped:
-            _take(pool, following)
-            block.size += following.size
-            block.next = following.next
-            if block.next is not None:
-                block.next.previous = block
-        block.free = True
-        block.age_base = self._calls[block.small]
-        insort(pool, (block.size, block.address, block))
+        if not block.requested_bytes:
+            raise InvalidInputError("this block is not allocated: freed twice?")
+        pool = block.pool
+        self.allocated_bytes -= block.size_bytes
+        self.requested_bytes -= block.requested_bytes
+        block.requested_bytes = 0
+        before, after = block.previous, block.next
+        if before is not None and before.free:
+            pool.take(before)
+            before.absorb(block)
+            block = before
+        if after is not None and after.free:
+            pool.take(after)
+            block.absorb(after)
+        block.age_base = self._large_searches
+        pool.put(block)
 
-    # -- finding, splitting -----------------------------------------------------------------------------------------------------------
+    def release_cached(self) -> None:
+        """Return what holds no allocated block to the driver, as `torch.cuda.empty_cache()` does: whole segments, or whole pages."""
+        starts = list(self._segments)
+        for pools in (self._large, self._small):
+            for _, pool in sorted(pools.items()):
+                for block in pool.blocks.copy():
+                    if self.settings.expandable_segments:
+                        self._unmap(block, starts[bisect_right(starts, block.address) - 1])
+                    elif block.previous is None and block.next is None:
+                        self._release(block)
 
-    def _best_fit(self, pool: _Free, size: int, small: bool) -> Block | None:
-        if self.allowed_bytes is not None and self.settings.garbage_collection_threshold:
-            self._calls[small] += 1
+    def blocks(self) -> list[Segment]:
+        """The map of reserved memory by address; of a growing segment, every contiguous mapped stretch counts as a segment."""
+        return [segment for first in self._segments.values() for segment in mapped_stretches(first)]
+
+    def _round(self, requested_bytes: int) -> int:
+        interval = min(max(requested_bytes.bit_length() - 21, 0), _INTERVALS - 1)  # the first is that of 1 MiB and below
+        return round_size(requested_bytes, self._divisions[interval])
+
+    def _search(self, pool: Pool, size: int) -> int:
+        """The index of the free block to use, past the end where there is none: get_free_block."""
+        if self._collects and pool.slack_bytes:
+            self._large_searches += 1
+        blocks = pool.blocks
+        at, end = pool.first_fit(size), len(blocks)
         if self.settings.expandable_segments:
-            return self._best_expandable_fit(pool, size)
-        position = bisect_left(pool, (size,))
-        if position == len(pool):
-            return None
-        block = pool[position][2]
-        if self._max_split is not None and not self._may_serve(block, size):
-            return None
-        del pool[position]
-        return block
-
-    def _may_serve(self, block: Block, size: int) -> bool:
-        assert self._max_split is not None
+            while at + 1 < end and stretch_bytes(blocks[at + 1]) < stretch_bytes(blocks[at]):
+                at += 1
+        if at == end:
+            return end
+        found = blocks[at].size_bytes
         if size < self._max_split:
-            return block.size < self._max_split
-        return block.size < size + self._non_split_rounding
+            return at if found < self._max_split else end
+        return at if found < size + self.settings.max_non_split_rounding_bytes else end
 
-    def _splits(self, size: int, remaining: int, small: bool) -> bool:
-        if small or self.settings.expandable_segments:
-            return remaining >= MIN_BLOCK
-        return (self._max_split is None or size < self._max_split) and remaining > SMALL_SIZE
-
-    def _split(self, block: Block, size: int, pool: _Free) -> None:
-        """Keep the front part of `block`; the rest becomes a free block behind it."""
-        rest = Block(block.address + size, block.size - size, block.small, block.stream, block.segment)
-        rest.previous, rest.next = block, block.next
-        if rest.next is not None:
-            rest.next.previous = rest
-        block.next, block.size = rest, size
-        rest.age_base = block.age_base
-        insort(pool, (rest.size, rest.address, rest))
-
-    # -- segments ---------------------------------------------------------------------------------------------------------------------
-
-    def _new_segment(self, requested: int, size: int, small: bool, stream: int) -> Block:
-        """A fresh segment; at capacity, cached memory is released first: oversize blocks, then everything unsplit."""
-        wanted = segment_size(size)
-        if self.allowed_bytes is not None and self.settings.garbage_collection_threshold:
+    def _obtain(self, pool: Pool, size: int, requested_bytes: int) -> Block:
+        """A block from the driver; at capacity, cached memory is released first: oversize blocks, then everything unused."""
+        if self._collects:
             self._collect_garbage()
-        block = self._obtain(wanted, size, small, stream)
-        if block is None and self._release_oversize(size, stream):
-            block = self._obtain(wanted, size, small, stream)
+        wanted = segment_size(size)
+        block = self._request(pool, size, wanted)
+        if block is None and self._release_oversize(pool, size):
+            block = self._request(pool, size, wanted)
         if block is None:
             self.release_cached()
             self.retries += 1
-            block = self._obtain(wanted, size, small, stream)
+            block = self._request(pool, size, wanted)
         if block is None:
-            raise OutOfMemoryError(requested, wanted, self.allocated_bytes, self.reserved_bytes)
+            raise OutOfMemoryError(requested_bytes, wanted, self.allocated_bytes, self.reserved_bytes)
         return block
 
-    def _room(self, size: int) -> bool:
-        if self.allowed_bytes is not None and self.reserved_bytes + size > self.allowed_bytes:
-            return False
-        return self.capacity_bytes is None or self.reserved_bytes + size <= self.capacity_bytes
-
-    def _obtain(self, wanted: int, size: int, small: bool, stream: int) -> Block | None:
-        if self.settings.expandable_segments:
-            if self.allowed_bytes is not None and self.reserved_bytes + wanted > self.allowed_bytes:
-                return None
-            return self._expand(size, small, stream)
-        if not self._room(wanted):
+    def _request(self, pool: Pool, size: int, wanted: int) -> Block | None:
+        if self._allowed is not None and self.reserved_bytes + wanted > self._allowed:
             return None
-        self._count_reserved("segment_alloc", wanted)
-        block = Block(self._next_address, wanted, small, stream, self._next_address)
-        self._segments[block.segment] = block
-        self._next_address += -(-wanted // (2 * MiB)) * 2 * MiB
+        if self.settings.expandable_segments:
+            return self._grow(pool, size)
+        if self.reserved_bytes + wanted > self._capacity:
+            return None
+        block = self._new_segment(pool, wanted)
+        self._count("segment_alloc", block.address, wanted)
         return block
 
-    def _count_reserved(self, event: str, size: int) -> None:
-        self.segment_events.append((event, size))
-        self.reserved_bytes += size if event in ("segment_alloc", "segment_map") else -size
-        if self.reserved_bytes > self.max_reserved_bytes:
-            self.max_reserved_bytes = self.reserved_bytes
+    def _new_segment(self, pool: Pool, size_bytes: int) -> Block:
+        block = Block(self._next_address, size_bytes, pool)
+        self._segments[block.address] = block
+        self._next_address += size_bytes
+        return block
+
+    def _count(self, action: str, address: int, size_bytes: int) -> None:
+        self.segment_events.append((action, address, size_bytes))
+        self.reserved_bytes += size_bytes if action in ("segment_alloc", "segment_map") else -size_bytes
+        self.max_reserved_bytes = max(self.max_reserved_bytes, self.reserved_bytes)
 
     def _release(self, block: Block) -> None:
-        _take(self._free[(block.small, block.stream)], block)
-        del self._segments[block.segment]
-        self._count_reserved("segment_free", block.size)
+        block.pool.take(block)
+        del self._segments[block.address]
+        self._count("segment_free", block.address, block.size_bytes)
 
-    def release_cached(self) -> None:
-        """Return every segment without a living block to the driver, as `torch.cuda.empty_cache()` does: large pool first."""
-        for small in (False, True):
-            for key, pool in self._free.items():
-                if key[0] is small:
-                    for _, _, block in list(pool):
-                        if block.segment in self._segments and block.previous is None and block.next is None:
-                            self._release(block)
-                        elif block.segment not in self._segments:
-                            self._unmap(block)
-
-    def _release_oversize(self, size: int, stream: int) -> bool:
-        """With `max_split_size_mb`: release the smallest large-enough oversize block, or several from the largest down."""
-        if self._max_split is None:
+    def _release_oversize(self, pool: Pool, size: int) -> bool:
+        """Release the smallest oversize block that is large enough, or several from the largest down: release_available_cached_blocks."""
+        if self.settings.max_split_size_bytes is None or self.settings.expandable_segments:
             return False
-        pool = self._free.get((False, stream), [])
-        key = max(size, self._max_split)
-        position = bisect_left(pool, (key,))
-        if position < len(pool):
-            self._release(pool[position][2])
+        target = max(size, self._max_split)
+        at = pool.first_fit(target)
+        if at < len(pool.blocks):
+            self._release(pool.blocks[at])
             return True
         released = 0
-        while pool and released < key and pool[-1][0] >= self._max_split:
-            released += pool[-1][0]
-            self._release(pool[-1][2])
-        return released >= key
+        while released < target and pool.blocks and pool.blocks[-1].size_bytes >= self._max_split:
+            released += pool.blocks[-1].size_bytes
+            self._release(pool.blocks[-1])
+        return released >= target
 
     def _collect_garbage(self) -> None:
-        """Release the unsplit large blocks that have waited longest, once the threshold is passed."""
-        assert self.allowed_bytes is not None
-        target = self.reserved_bytes - int(self.settings.garbage_collection_threshold * self.allowed_bytes)
-        reclaimed, freed = 0, True
-        while reclaimed < target and freed:
-            freed = False
-            waiting = [b for (small, _), p in self._free.items() if not small for _, _, b in p if b.previous is None and b.next is None]
-            if not waiting:
-                return
-            now = self._calls[False]
-            threshold = sum(now - block.age_base for block in waiting) / len(waiting)
-            for block in waiting:
-                if now - block.age_base >= threshold and now - block.age_base >= 0:
-                    reclaimed += block.size
-                    freed = True
-                    self._release(block)
-
-    # -- expandable segments ------------------------------------------------------------------------------------------------------------
-
-    def _best_expandable_fit(self, pool: _Free, size: int) -> Block | None:
-        """Best fit, but of two expandable blocks the one whose stretch (with the unmapped memory behind it) is smaller."""
-        position = bisect_left(pool, (size,))
-        if position == len(pool):
-            return None
-        while position + 1 < len(pool) and _stretch(pool[position + 1][2]) < _stretch(pool[position][2]):
-            position += 1
-        return pool.pop(position)[2]
-
-    def _expand(self, size: int, small: bool, stream: int) -> Block | None:
-        """Map pages at the end of the pool's one segment until a free block of `size` stands there."""
-        key = (small, stream)
-        page = SMALL_SEGMENT if small else LARGE_SEGMENT
-        unmapped = self._expandable.get(key)
-        if unmapped is None:
-            unmapped = Block(self._next_address, 1024 * GiB, small, stream, -self._next_address)
-            unmapped.mapped = False
-            self._next_address += 1024 * GiB
-            self._expandable[key] = unmapped
-        candidate = self._expansion_candidate(unmapped, size)
-        pool = self._free[key]
-        before = candidate.previous
-        have = before.size if before is not None and before.free and before.mapped else 0
-        missing = -(-(size - have) // page) * page
-        if candidate.next is not None:
-            missing = min(missing, candidate.size)
-        if self.capacity_bytes is not None and self.reserved_bytes + missing > self.capacity_bytes:
-            return None
-        self._count_reserved("segment_map", missing)
-        block = self._map(candidate, missing, key)
-        if have and before is not None:
-            _take(pool, before)
-            block.address, block.size, block.previous = before.address, block.size + before.size, before.previous
-            if block.previous is not None:
-                block.previous.next = block
-        following = block.next
-        if following is not None and following.free and following.mapped:
-            _take(pool, following)
-            block.size, block.next = block.size + following.size, following.next
-            if block.next is not None:
-                block.next.previous = block
-        return block
-
-    def _expansion_candidate(self, last: Block, size: int) -> Block:
-        """The lowest unmapped stretch that, with the free block before it, is large enough; the last one always is."""
-        first = last
-        while first.previous is not None:
-            first = first.previous
-        block: Block | None = first
-        while block is not None and block is not last:
-            if not block.mapped:
-                before, after = block.previous, block.next
-                room = block.size + (before.size if before is not None and before.free and before.mapped else 0)
-                room += after.size if after is not None and after.free and after.mapped else 0
-                if room >= size:
-                    return block
-            block = block.next
-        return last
-
-    def _map(self, unmapped: Block, size: int, key: tuple[bool, int]) -> Block:
-        block = Block(unmapped.address, size, unmapped.small, unmapped.stream, unmapped.segment)
-        block.previous = unmapped.previous
-        if block.previous is not None:
-            block.previous.next = block
-        if size == unmapped.size:
-            block.next = unmapped.next
-            if block.next is not None:
-                block.next.previous = block
-        else:
-            unmapped.address, unmapped.size = unmapped.address + size, unmapped.size - size
-            block.next, unmapped.previous = unmapped, block
-        return block
-
-    def _unmap(self, block: Block) -> None:
-        """Give the whole pages inside a free expandable block back; parts of pages at its ends stay mapped."""
-        page = SMALL_SEGMENT if block.small else LARGE_SEGMENT
-        base = -block.segment
-        start = base + -(-(block.address - base) // page) * page
-        end = base + (block.address + block.size - base) // page * page
-        if end <= start:
+        """Past the threshold, release the unsplit large blocks of at least mean age, until enough is reclaimed."""
+        if self._allowed is None or self.settings.expandable_segments:
             return
-        pool = self._free[(block.small, block.stream)]
-        _take(pool, block)
-        if start > block.address:
-            front = Block(block.address, start - block.address, block.small, block.stream, block.segment)
-            front.previous, front.next = block.previous, block
-            if front.previous is not None:
-                front.previous.next = front
-            block.previous = front
-            insort(pool, (front.size, front.address, front))
-        if block.address + block.size > end:
-            back = Block(end, block.address + block.size - end, block.small, block.stream, block.segment)
-            back.previous, back.next = block, block.next
-            if back.next is not None:
-                back.next.previous = back
-            block.next = back
-            insort(pool, (back.size, back.address, back))
-        block.address, block.size, block.mapped = start, end - start, False
-        self._count_reserved("segment_unmap", block.size)
-        self._merge_unmapped(block)
+        target = self.reserved_bytes - int(self.settings.garbage_collection_threshold * self._allowed)
+        pools = [pool for _, pool in sorted(self._large.items())]
+        waiting = [block for pool in pools for block in pool.blocks if block.previous is None and block.next is None]
+        while target > 0 and waiting:
+            mean_age = sum(self._large_searches - block.age_base for block in waiting) / len(waiting)
+            for block in waiting:
+                if self._large_searches - block.age_base >= mean_age:
+                    target -= block.size_bytes
+                    self._release(block)
+            waiting = [block for block in waiting if block.free]
 
-    def _merge_unmapped(self, block: Block) -> None:
-        last = self._expandable[(block.small, block.stream)]
-        before, after = block.previous, block.next
-        if before is not None and not before.mapped:
-            block.address, block.size, block.previous = before.address, block.size + before.size, before.previous
-            if block.previous is not None:
-                block.previous.next = block
-        if after is not None and not after.mapped:
-            block.size, block.next = block.size + after.size, after.next
-            if block.next is not None:
-                block.next.previous = block
-            if after is last:
-                self._expandable[(block.small, block.stream)] = block
+    def _grow(self, pool: Pool, size: int) -> Block | None:
+        """Map pages where the fewest addresses are passed over, until a block of `size` stands there: try_allocate_expandable_block."""
+        block: Block | None = find_room(pool, size)
+        if block is None:
+            pages = -(-self._reserve_bytes // pool.page_bytes)
+            block = self._new_segment(pool, pages * pool.page_bytes)
+            block.mapped = False
+            pool.unmapped.append(block)
+        if not block.mapped:
+            block = self._map(block, min(size, block.size_bytes))
+        while block is not None and block.size_bytes < size:
+            assert block.next is not None
+            block = self._map(block.next, min(size - block.size_bytes, block.next.size_bytes))
+        if block is not None:
+            pool.take(block)
+        return block
 
-    def blocks(self) -> list[tuple[int, list[tuple[int, bool]]]]:
-        """The final map: for every segment, in the order of addresses, its size and its blocks as (bytes, allocated)."""
-        found = []
-        for first in sorted(self._segments.values(), key=lambda b: b.segment):
-            block: Block | None = first
-            while block is not None and block.previous is not None:
-                block = block.previous
-            chain = []
-            while block is not None:
-                chain.append((block.size, not block.free))
-                block = block.next
-            found.append((sum(size for size, _ in chain), chain))
-        return found
+    def _map(self, unmapped: Block, size_bytes: int) -> Block | None:
+        page_bytes, address = unmapped.pool.page_bytes, unmapped.address
+        mapped_bytes = -(-size_bytes // page_bytes) * page_bytes
+        if self.reserved_bytes + mapped_bytes > self._capacity:
+            return None
+        self._count("segment_map", address, mapped_bytes)
+        return map_pages(unmapped, mapped_bytes)
 
-
-def _take(pool: _Free, block: Block) -> None:
-    del pool[bisect_left(pool, (block.size, block.address))]
-
-
-def _stretch(block: Block) -> int:
-    following = block.next
-    return block.size + (following.size if following is not None and not following.mapped else 0)
+    def _unmap(self, block: Block, segment_address: int) -> None:
+        pages = unmap_pages(block, segment_address)
+        if pages is None:
+            return
+        self._count("segment_unmap", pages.address, pages.size_bytes)
+        pages = merge_unmapped(pages)
+        if pages.previous is None and pages.next is None:
+            pages.pool.unmapped.remove(pages)
+            del self._segments[segment_address]
