@@ -240,9 +240,7 @@ class CachingAllocator:
         else:
             block = self._obtain(pool, size, requested_bytes)
         if block.size_bytes - size > pool.slack_bytes and (size < self._max_split or self.settings.expandable_segments):
-            rest = block.split(size)
-            rest.age_base = self._large_searches
-            pool.put(rest)
+            pool.put(block.split(size))
         block.requested_bytes = requested_bytes
         self.requested_bytes += requested_bytes
         self.allocated_bytes += block.size_bytes
@@ -351,16 +349,15 @@ class CachingAllocator:
         """Release the smallest oversize block that is large enough, or several from the largest down: release_available_cached_blocks."""
         if self.settings.max_split_size_bytes is None or self.settings.expandable_segments:
             return False
-        target = max(size, self._max_split)
-        at = pool.first_fit(target)
+        at = pool.first_fit(size)  # what is large enough and was not taken is oversize
         if at < len(pool.blocks):
             self._release(pool.blocks[at])
             return True
         released = 0
-        while released < target and pool.blocks and pool.blocks[-1].size_bytes >= self._max_split:
+        while released < size and pool.blocks and pool.blocks[-1].size_bytes >= self._max_split:
             released += pool.blocks[-1].size_bytes
             self._release(pool.blocks[-1])
-        return released >= target
+        return released >= size
 
     def _collect_garbage(self) -> None:
         """Past the threshold, release the unsplit large blocks of at least mean age, until enough is reclaimed."""

@@ -136,7 +136,15 @@ def test_more_capacity_can_fail_where_less_succeeds():
 
 @pytest.mark.parametrize(
     ("requested", "divisions", "rounded"),
-    [(1, 0, 512), (512, 4, 512), (2048, 4, 2048), (2049, 4, 2560), (5000, 4, 5120), (1200 * 512, 4, 1280 * 512), (MiB + 1, 2, 3 * MiB // 2)],
+    [
+        (1, 0, 512),
+        (512, 4, 512),
+        (2049, 4, 2560),
+        (5000, 4, 5120),
+        (5000, 1, 5120),
+        (1200 * 512, 4, 1280 * 512),
+        (MiB + 1, 2, 3 * MiB // 2),
+    ],
 )
 def test_sizes_round_up_to_512_bytes_or_to_a_division_between_powers_of_two(requested, divisions, rounded):
     assert round_size(requested, divisions) == rounded
@@ -164,8 +172,22 @@ def test_a_large_remainder_up_to_a_mebibyte_stays_with_its_block(request_bytes, 
     assert CachingAllocator().malloc(request_bytes).size_bytes == block_bytes
 
 
-def test_a_growing_segment_leaves_no_slack():
-    assert CachingAllocator(settings=Settings(expandable_segments=True)).malloc(11 * MiB).size_bytes == 11 * MiB
+def test_a_growing_segment_leaves_no_slack_and_maps_no_page_too_many():
+    allocator = CachingAllocator(settings=Settings(expandable_segments=True))
+
+    assert allocator.malloc(9 * MiB).size_bytes == 9 * MiB
+    assert allocator.malloc(11 * MiB).size_bytes == 11 * MiB
+    assert allocator.malloc(40 * MiB).size_bytes == 40 * MiB
+    assert allocator.reserved_bytes == 60 * MiB
+
+
+@pytest.mark.parametrize(("request_bytes", "reserved_bytes"), [(20 * MiB, 60 * MiB), (20 * MiB + 512, 40 * MiB), (19 * MiB, 60 * MiB)])
+def test_an_oversize_block_serves_only_oversize_requests_less_than_20_mib_smaller(request_bytes, reserved_bytes):
+    allocator = CachingAllocator(settings=Settings(max_split_size_bytes=20 * MiB))
+    allocator.free(allocator.malloc(40 * MiB))
+    allocator.malloc(request_bytes)
+
+    assert allocator.reserved_bytes == reserved_bytes
 
 
 def test_free_blocks_stay_with_their_stream():
@@ -177,8 +199,8 @@ def test_free_blocks_stay_with_their_stream():
 
 
 def test_the_fraction_is_of_the_card_not_of_what_the_context_leaves():
-    allocator = CachingAllocator(3 * GiB, Settings(per_process_memory_fraction=0.5), total_bytes=4 * GiB)
-    allocator.malloc(2 * GiB)
+    allocator = CachingAllocator(3 * GiB, Settings(per_process_memory_fraction=0.5), total_bytes=4 * GiB + 2 * MiB)
+    allocator.malloc(2 * GiB)  # 1 MiB is left
 
     with pytest.raises(OutOfMemoryError) as caught:
         allocator.malloc(100)
@@ -204,13 +226,14 @@ def test_all_cached_memory_goes_back_on_demand():
 
 def test_the_oldest_instance_of_a_tensor_is_freed_first():
     allocator = CachingAllocator()
-    allocator.run([0], [1000])
-    allocator.run([0, 0], [3000])
-    allocator.run([~0], [])
+    left = []
+    for size in (1000, 3000, 7000):
+        allocator.run([0], [size])
+    for _ in range(3):
+        allocator.run([~0], [])
+        left.append(allocator.requested_bytes)
 
-    assert allocator.requested_bytes == 6000
-    allocator.run([~0, ~0], [])
-    assert allocator.requested_bytes == 0
+    assert left == [10_000, 7000, 0]
 
 
 def test_an_instance_without_bytes_takes_nothing_and_keeps_its_place():
