@@ -180,8 +180,9 @@ class CachingAllocator:
         self._max_split = _UNLIMITED if settings.max_split_size_bytes is None else settings.max_split_size_bytes
         self._first_fit = not (settings.expandable_segments or self._collects or settings.max_split_size_bytes is not None)
         divisions = settings.roundup_power2_divisions
-        self._divisions = divisions if isinstance(divisions, tuple) else (divisions,) * _INTERVALS
-        self._rounds_up = any(self._divisions)
+        per_interval = divisions if isinstance(divisions, tuple) else (divisions,) * _INTERVALS
+        # by the bit length of a request: 21 is that of 1 MiB, where the first interval begins, which is also that of anything smaller
+        self._divisions = tuple(per_interval[min(max(bits - 21, 0), _INTERVALS - 1)] for bits in range(64)) if any(per_interval) else ()
         self._small = Pools(SMALL_SEGMENT, slack_bytes=0)
         self._large = Pools(LARGE_SEGMENT, slack_bytes=0 if settings.expandable_segments else SMALL_SIZE)
         self._large_searches = 0  # the clock by which garbage collection tells age
@@ -230,7 +231,10 @@ class CachingAllocator:
         """
         if requested_bytes <= 0:
             raise InvalidInputError(f"{requested_bytes} bytes requested; expected more than 0")
-        size = self._round(requested_bytes) if self._rounds_up else (requested_bytes + 511) & -512
+        if self._divisions:
+            size = round_size(requested_bytes, self._divisions[requested_bytes.bit_length()])
+        else:
+            size = (requested_bytes + 511) & -512
         pool = (self._small if size <= SMALL_SIZE else self._large)[stream]
         at = bisect_left(pool.keys, size << 64) if self._first_fit else self._search(pool, size)
         if at < len(pool.keys):
@@ -281,10 +285,6 @@ class CachingAllocator:
     def blocks(self) -> list[Segment]:
         """The map of reserved memory by address; of a growing segment, every contiguous mapped stretch counts as a segment."""
         return [segment for first in self._segments.values() for segment in mapped_stretches(first)]
-
-    def _round(self, requested_bytes: int) -> int:
-        interval = min(max(requested_bytes.bit_length() - 21, 0), _INTERVALS - 1)  # the first is that of 1 MiB and below
-        return round_size(requested_bytes, self._divisions[interval])
 
     def _search(self, pool: Pool, size: int) -> int:
         """The index of the free block to use, past the end where there is none: get_free_block."""
