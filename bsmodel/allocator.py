@@ -231,10 +231,8 @@ class CachingAllocator:
         """
         if requested_bytes <= 0:
             raise InvalidInputError(f"{requested_bytes} bytes requested; expected more than 0")
-        if self._divisions:
-            size = round_size(requested_bytes, self._divisions[requested_bytes.bit_length()])
-        else:
-            size = (requested_bytes + 511) & -512
+        divisions = self._divisions
+        size = round_size(requested_bytes, divisions[requested_bytes.bit_length()]) if divisions else (requested_bytes + 511) & -512
         pool = (self._small if size <= SMALL_SIZE else self._large)[stream]
         at = bisect_left(pool.keys, size << 64) if self._first_fit else self._search(pool, size)
         if at < len(pool.keys):
