@@ -152,6 +152,8 @@ class Recorder(TorchDispatchMode):
                 return self._read(args[0])
             if func is aten._to_copy.default and device is not None and device.type == "cpu":
                 return self._to_host(args[0], kwargs)
+            if func is aten.add.Tensor and not kwargs and self.in_backward and not self._stack and _adds_in_place(*args):
+                return aten.alias.default(args[0])
             return self._run(func, args, kwargs, flat)
 
     def _run(self, func: Any, args: Any, kwargs: Any, flat: list[Any]) -> Any:
@@ -261,6 +263,18 @@ class Recorder(TorchDispatchMode):
         if value is None and self._stack:
             self._read(tensor)
         return value.to(dtype) if value is not None else torch.zeros(tensor.size(), dtype=dtype)
+
+
+def _adds_in_place(total: Any, gradient: Any) -> bool:
+    """Whether autograd sums gradients of a tensor used twice into the first of them: nobody else may hold it.
+
+    Under a dispatch mode the engine would never do so (torch/csrc/autograd/input_buffer.cpp, can_accumulate_inplace).
+    """
+    if not isinstance(gradient, torch.Tensor) or total.shape != gradient.shape or total.dtype is not gradient.dtype:
+        return False
+    storage = total.untyped_storage()
+    whole = storage.nbytes() == total.numel() * total.element_size()
+    return whole and torch._C._storage_Use_Count(storage._cdata) <= 2  # the gradient itself, and this function's view of its storage
 
 
 def _device_tensors(func: Any, output: Any) -> list[torch.Tensor]:
