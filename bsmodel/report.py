@@ -63,12 +63,18 @@ def uncounted(tapes: Iterable[Tape]) -> Text:
     return Text("Not counted: " + ("; ".join(names) if names else "nothing the recording saw"))
 
 
+def _short(moment: str) -> str:
+    """A moment in one table cell: of a long module path only the end."""
+    words, separator, module = moment.partition(", at ")
+    return moment if len(module) <= 32 else f"{words}{separator}…{module[-31:].partition('.')[2]}"
+
+
 def plan_table(plans: Sequence[Plan | Fit]) -> Table:
     """One row per GPU: the largest micro-batch, what binds it, its memory, and the split for the target."""
     rows = []
     for item in plans:
         if isinstance(item, Fit):
-            rows.append([item.gpu.id, "0", "-", item.binding, "-", "-", "-"])
+            rows.append([item.gpu.id, "0", "-", _short(item.binding), "-", "-", "-"])
             continue
         fit, split = item.fit, item.split
         assert fit.peak is not None
@@ -77,7 +83,7 @@ def plan_table(plans: Sequence[Plan | Fit]) -> Table:
                 fit.gpu.id,
                 str(fit.batch),
                 str(power_of_two_at_most(fit.batch)),
-                fit.binding,
+                _short(fit.binding),
                 f"{fit.peak.reserved_bytes / GiB:.2f} of {fit.gpu.usable_bytes / GiB:.2f} GiB",
                 f"{split.micro_batch} x {split.accumulation} x {split.devices} = {split.effective_batch}{'' if item.exact else ' (nearest)'}",
                 f"{item.learning_rate:.3g}" if item.learning_rate is not None else "-",
