@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write the error tables into README.md, worst case first.
 
-    python benchmarks/table.py            # rewrites the part between the markers
+python benchmarks/table.py            # rewrites the part between the markers
 """
 
 from __future__ import annotations

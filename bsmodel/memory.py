@@ -141,6 +141,7 @@ class Peak:
     requested_bytes: int
     allocated_bytes: int
     reserved_bytes: int
+    reserved_upper_bytes: int
     device_bytes: int
     fits: bool
     moment: str
@@ -155,24 +156,28 @@ def predict(tape: Tape, gpu: Gpu, batch: int, accumulation: int | None = None, s
     """The peak of three training steps at micro-batch `batch`, by replay through the caching allocator of a card of this size.
 
     `allocated_bytes` and `reserved_bytes` are `torch.cuda.max_memory_allocated()` and `max_memory_reserved()`; `device_bytes` adds
-    the CUDA context. Where the run does not fit, the figures are those of a card without a limit and `fits` is False.
+    the CUDA context. `reserved_upper_bytes` is the upper end where a library's workspaces cannot be known (cuDNN's in the contiguous
+    layout), else the same; `fits` holds for both ends. Where the run does not fit, the figures are those of a card without a limit.
     Raises `InvalidInputError` for a batch below 1 or a tape recorded for kernels of another compute capability.
     """
     if batch < 1:
         raise InvalidInputError(f"batch is {batch}; expected at least 1")
     _same_kernels(tape, gpu)
     settings = settings or Settings()
-    allocator = _replay(tape, batch, gpu, True, accumulation, settings)
-    fits = allocator is not None
-    allocator = allocator or _replay(tape, batch, gpu, False, accumulation, settings)
-    assert allocator is not None
+    likely, upper = (_replay(tape, sizes, gpu, accumulation, settings) for sizes in _ends(tape, batch, gpu))
+    fits = likely is not None and upper is not None
+    unlimited = gpu.model_copy(update={"memory_bytes": 1 << 60}) if not fits else gpu
+    if not fits:
+        likely, upper = (_replay(tape, sizes, unlimited, accumulation, settings) for sizes in _ends(tape, batch, gpu))
+    assert likely is not None and upper is not None
     form = footprint(tape, accumulation)
     return Peak(
         batch,
         int(form(batch)),
-        allocator.max_allocated_bytes,
-        allocator.max_reserved_bytes,
-        allocator.max_reserved_bytes + gpu.context_bytes,
+        likely.max_allocated_bytes,
+        likely.max_reserved_bytes,
+        max(likely.max_reserved_bytes, upper.max_reserved_bytes),
+        likely.max_reserved_bytes + gpu.context_bytes,
         fits,
         str(form.binding(batch)),
     )
@@ -194,10 +199,15 @@ def _same_kernels(tape: Tape, gpu: Gpu) -> None:
         )
 
 
-def _replay(tape: Tape, batch: int, gpu: Gpu, limited: bool, accumulation: int | None, settings: Settings) -> CachingAllocator | None:
-    """Run the tape through an allocator; None where memory runs out."""
-    allocator = CachingAllocator(gpu.usable_bytes if limited else None, settings)
-    sizes = tape.sizes(batch, gpu).tolist()
+def _ends(tape: Tape, batch: int, gpu: Gpu) -> tuple[list[int], list[int]]:
+    """Sizes of every allocation at the likely and at the upper end."""
+    likely = tape.sizes(batch, gpu).tolist()
+    return likely, tape.upper_sizes(batch, gpu).tolist() if tape.excess else likely
+
+
+def _replay(tape: Tape, sizes: list[int], gpu: Gpu, accumulation: int | None, settings: Settings) -> CachingAllocator | None:
+    """Run the tape through the allocator of a card; None where memory runs out."""
+    allocator = CachingAllocator(gpu.usable_bytes, settings)
     try:
         for _, block in tape.program(_STEPS, accumulation):
             allocator.run(block, sizes)
@@ -208,12 +218,13 @@ def _replay(tape: Tape, batch: int, gpu: Gpu, limited: bool, accumulation: int |
 
 @dataclass(frozen=True)
 class Fit:
-    """The largest micro-batch on one GPU, and why it is no larger."""
+    """The largest micro-batch on one GPU, and why it is no larger: `batch` is safe, `likely_batch` what probably runs too."""
 
     tape: Tape
     gpu: Gpu
     accumulation: int
     batch: int
+    likely_batch: int
     binding: str
     headroom_bytes: int
     verdict: str
@@ -223,14 +234,20 @@ class Fit:
 def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Settings | None = None) -> Fit:
     """The largest micro-batch whose replay survives on this GPU, release-and-retry included.
 
-    The closed form bounds it from above, `b <= largest(capacity)`; replays decide below that. `batch` is 0 where nothing fits, and the
-    verdict then says how much is missing.
+    The closed form bounds it from above, `b <= largest(capacity)`; replays decide below that. `batch` survives at the upper end of what
+    cannot be known, `likely_batch` at the likely one. `batch` is 0 where nothing fits, and the verdict then says how much is missing.
     """
     _same_kernels(tape, gpu)
     settings = settings or Settings()
     accumulation = tape.accumulation if accumulation is None else accumulation
     form = footprint(tape, accumulation)
-    batch = _largest_replayed(tape, gpu, min(int(form.largest(gpu.usable_bytes)), 1 << 20), accumulation, settings)
+    bound = min(int(form.largest(gpu.usable_bytes)), 1 << 20)
+
+    def survives(candidate: int, upper: bool) -> bool:
+        return _replay(tape, _ends(tape, candidate, gpu)[upper], gpu, accumulation, settings) is not None
+
+    likely = _largest(lambda candidate: survives(candidate, False), bound)
+    batch = _largest(lambda candidate: survives(candidate, True) and survives(candidate, False), likely) if tape.excess else likely
     if batch == 0:
         peak = predict(tape, gpu, 1, accumulation, settings)
         missing = peak.reserved_bytes - gpu.usable_bytes
@@ -238,17 +255,15 @@ def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Setting
             f"does not fit on {gpu.id}: one sample needs {format_bytes(peak.reserved_bytes)} of {format_bytes(gpu.usable_bytes)}, "
             f"{format_bytes(missing)} too much, at the {peak.moment}; {remedy(tape, gpu)}"
         )
-        return Fit(tape, gpu, accumulation, 0, peak.moment, -missing, verdict, None)
+        return Fit(tape, gpu, accumulation, 0, likely, peak.moment, -missing, verdict, None)
     peak = predict(tape, gpu, batch, accumulation, settings)
     binding = str(form.binding(batch))
-    headroom = gpu.usable_bytes - peak.reserved_bytes
-    return Fit(tape, gpu, accumulation, batch, binding, headroom, f"fits up to {batch}, bound by {binding}", peak)
+    headroom = gpu.usable_bytes - peak.reserved_upper_bytes
+    return Fit(tape, gpu, accumulation, batch, likely, binding, headroom, f"fits up to {batch}, bound by {binding}", peak)
 
 
-def _largest_replayed(tape: Tape, gpu: Gpu, bound: int, accumulation: int, settings: Settings) -> int:
-    def survives(batch: int) -> bool:
-        return _replay(tape, batch, gpu, True, accumulation, settings) is not None
-
+def _largest(survives: Callable[[int], bool], bound: int) -> int:
+    """The largest batch up to `bound` that survives: down in growing steps to one that does, then by bisection."""
     if bound == 0 or survives(bound):
         return bound
     low, high, step = 0, bound, max(1, bound // 32)

@@ -66,7 +66,7 @@ def uncounted(tapes: Iterable[Tape]) -> Text:
 def _short(moment: str) -> str:
     """A moment in one table cell: of a long module path only the end."""
     words, separator, module = moment.partition(", at ")
-    return moment if len(module) <= 32 else f"{words}{separator}…{module[-31:].partition('.')[2]}"
+    return moment if len(module) <= 24 else f"{words}{separator}…{module[-24:].partition('.')[2]}"
 
 
 def plan_table(plans: Sequence[Plan | Fit]) -> Table:
@@ -81,7 +81,7 @@ def plan_table(plans: Sequence[Plan | Fit]) -> Table:
         rows.append(
             [
                 fit.gpu.id,
-                str(fit.batch),
+                str(fit.batch) if fit.likely_batch == fit.batch else f"{fit.batch} (likely {fit.likely_batch})",
                 str(power_of_two_at_most(fit.batch)),
                 _short(fit.binding),
                 f"{fit.peak.reserved_bytes / GiB:.2f} of {fit.gpu.usable_bytes / GiB:.2f} GiB",
@@ -238,6 +238,7 @@ def peak_json(peak: Peak) -> dict[str, Any]:
         "requested_bytes": peak.requested_bytes,
         "allocated_bytes": peak.allocated_bytes,
         "reserved_bytes": peak.reserved_bytes,
+        "reserved_upper_bytes": peak.reserved_upper_bytes,
         "device_bytes": peak.device_bytes,
         "fits": peak.fits,
         "moment": peak.moment,
@@ -252,6 +253,7 @@ def plan_json(item: Plan | Fit, form: Footprint, rungs: Sequence[Rung]) -> dict[
         "usable_bytes": fit.gpu.usable_bytes,
         "fits": fit.batch > 0,
         "largest_batch": fit.batch,
+        "likely_batch": fit.likely_batch,
         "power_of_two": power_of_two_at_most(fit.batch),
         "binding": fit.binding,
         "headroom_bytes": fit.headroom_bytes,

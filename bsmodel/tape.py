@@ -37,8 +37,8 @@ class Term:
 class Tape:
     """Everything later questions need, and nothing of torch.
 
-    Allocation `k` asks for `fixed_bytes[k] + per_sample_bytes[k] * b` bytes, and `terms[k]` on top where it has one. `blocks` holds the
-    events of each part of a run: `k`
+    Allocation `k` asks for `fixed_bytes[k] + per_sample_bytes[k] * b` bytes, and `terms[k]` on top where it has one;
+    `excess[k]` is the line of how much more it may be. `blocks` holds the events of each part of a run: `k`
     allocates number k, `~k` releases its oldest living instance. A run of n steps with a micro-steps each is `init`, `first`,
     (`accumulate` x (a-1)), `first_step`, then n-1 times `micro`, (`accumulate` x (a-1)), `step`.
     """
@@ -61,6 +61,7 @@ class Tape:
     phases: tuple[str, ...]
     categories: tuple[str, ...]
     terms: dict[int, Term]
+    excess: dict[int, tuple[int, int]]
     blocks: dict[str, tuple[int, ...]]
     uncounted: tuple[str, ...] = ()
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -70,6 +71,13 @@ class Tape:
         sizes = self.fixed_bytes + self.per_sample_bytes * batch
         for number, term in self.terms.items():
             sizes[number] += term(batch, gpu or self.gpu)
+        return sizes
+
+    def upper_sizes(self, batch: int, gpu: Gpu | None = None) -> NDArray[np.int64]:
+        """`sizes`, with every buffer that a library sizes by rules nobody publishes as large as it may be."""
+        sizes = self.sizes(batch, gpu)
+        for number, (fixed, per_sample) in self.excess.items():
+            sizes[number] += fixed + per_sample * batch
         return sizes
 
     def program(self, steps: int = 2, accumulation: int | None = None) -> Iterable[tuple[str, tuple[int, ...]]]:
@@ -83,6 +91,7 @@ class Tape:
     def save(self, path: str | Path) -> None:
         """Write the tape as gzipped JSON, all or nothing."""
         document = {"schema_version": SCHEMA_VERSION, **asdict(self), "gpu": self.gpu.model_dump(mode="json")}
+        document["excess"] = [[number, *line] for number, line in self.excess.items()]
         document["terms"] = [[number, term.formula, term.parameters] for number, term in self.terms.items()]
         document["fixed_bytes"], document["per_sample_bytes"] = self.fixed_bytes.tolist(), self.per_sample_bytes.tolist()
         for name in ("operators", "modules", "phases", "categories"):
@@ -119,6 +128,7 @@ class Tape:
         document["per_sample_bytes"] = np.asarray(document["per_sample_bytes"], np.int64)
         document["gpu"] = Gpu.model_validate_json(json.dumps(document["gpu"]))
         document["terms"] = {number: Term(formula, tuple(map(tuple, lines))) for number, formula, lines in document["terms"]}
+        document["excess"] = {number: (fixed, per_sample) for number, fixed, per_sample in document["excess"]}
         for name in ("recorded_batches", "uncounted"):
             document[name] = tuple(document[name])
         document["blocks"] = {name: tuple(events) for name, events in document["blocks"].items()}

@@ -186,6 +186,7 @@ def _tape(run: _Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[
         phases=tuple(a.phase for a in allocations),
         categories=tuple(a.category for a in allocations),
         terms={index: Term(size.formula, size.parameters) for index, size in enumerate(found) if size.formula},
+        excess={index: size.excess for index, size in enumerate(found) if size.excess != (0, 0)},
         blocks=blocks,
         uncounted=tuple(sorted(run.recorder.uncounted)),
         recipe=run.loop.training.model_dump(mode="json", exclude={"optimizer"}),

@@ -25,7 +25,7 @@ class Buffer:
     """A buffer inside a kernel: a number of bytes, and a formula of `bsmodel.workspaces` for what is no line in the batch.
 
     `before` is the number of the output it precedes (by default it follows them all); `brief` ones are freed at once, others with the
-    operator's end.
+    operator's end. `excess_bytes` is how much larger the buffer may be where a library's choice cannot be known.
     """
 
     size_bytes: int = 0
@@ -33,6 +33,7 @@ class Buffer:
     parameters: tuple[int, ...] = ()
     before: int | None = None
     brief: bool = False
+    excess_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -216,8 +217,8 @@ def _convolution(args: Any, capability: tuple[int, int]) -> Kernel:
 
     In the contiguous layout half precision converts input, weight and output, float32 (TF32) input and weight; channels-last half
     precision only pads narrow inputs; TF32 also rounds operands before Hopper. Pointwise kernels convert only rows that are not aligned;
-    native depthwise kernels take no workspace, nor does float32 without tensor
-    cores. As cuDNN 9.19 reports its plans; PyTorch takes the first (aten/src/ATen/native/cudnn/Conv_v8.cpp).
+    native depthwise kernels take no workspace, nor does float32 without tensor cores. Where the plan depends on unpublished heuristics (the
+    contiguous layout) the excess reaches all three operands. As cuDNN 9.19 reports its plans; PyTorch takes the first (aten/src/ATen/native/cudnn/Conv_v8.cpp).
     """
     tensor, weight, transposed, groups = args[0], args[1], args[6], args[8]
     layout = conv_format(tensor, weight)
@@ -226,8 +227,10 @@ def _convolution(args: Any, capability: tuple[int, int]) -> Kernel:
     if _native_depthwise(tensor, weight, groups) or not _tensor_core(tensor, capability) or tensor.dim() != 4:
         return Kernel(copies)
     if _pointwise(weight):
-        direct = last or _is_matmul(tensor, weight, args[3])
-        return Kernel(copies if direct else (*copies, Buffer(_bytes(tensor) + _output_bytes(tensor, weight, args), brief=True)))
+        both = _bytes(tensor) + _output_bytes(tensor, weight, args)
+        if last or _is_matmul(tensor, weight, args[3]):
+            return Kernel(copies if last else (*copies, Buffer(0, brief=True, excess_bytes=both)))
+        return Kernel((*copies, Buffer(both, brief=True)))
     operands = _padded(tensor) + _padded(weight)
     if last and (_depthwise(tensor, weight, groups) or transposed):
         return Kernel(copies)
@@ -236,7 +239,8 @@ def _convolution(args: Any, capability: tuple[int, int]) -> Kernel:
         workspace = (operands if narrow else 0) if last else operands + _output_bytes(tensor, weight, args)
     else:
         workspace = 0 if last and capability >= (9, 0) else operands
-    return Kernel((*copies, Buffer(workspace, brief=True)) if workspace else copies)
+    excess = 0 if last else operands + _output_bytes(tensor, weight, args) - workspace
+    return Kernel((*copies, Buffer(workspace, brief=True, excess_bytes=excess)) if workspace else copies)
 
 
 def _output_bytes(tensor: torch.Tensor, weight: torch.Tensor, args: Any) -> int:
@@ -274,9 +278,10 @@ def _convolution_backward(args: Any, capability: tuple[int, int]) -> Kernel:
         data, filters = (_bytes(gradient) + _bytes(weight), pair) if last else (everything, everything)
     if transposed and last:
         data, filters = 0, 0
-    buffers = [Buffer(data, before=1, brief=True)] if mask[0] and data else []
+    excess = [0 if last else max(0, everything - known) for known in (data, filters)]
+    buffers = [Buffer(data, before=1, brief=True, excess_bytes=excess[0])] if mask[0] and data + excess[0] else []
     if mask[1]:
-        buffers.append(Buffer(filters, "filter gradient", split, before=2 if mask[0] else 1, brief=True))
+        buffers.append(Buffer(filters, "filter gradient", split, before=2 if mask[0] else 1, brief=True, excess_bytes=excess[1]))
     return Kernel((*copies, *buffers, *bias))
 
 
