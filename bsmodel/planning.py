@@ -126,7 +126,9 @@ def plan(
     if target > fit.batch * devices and fit.accumulation == 1:
         accumulating = fit_tape(fit.tape, fit.gpu, accumulation=2).batch
     chosen = split(target, fit.batch, accumulating, devices)
-    peak = predict(fit.tape, fit.gpu, chosen.micro_batch, max(fit.accumulation, chosen.accumulation))
+    accumulation = max(fit.accumulation, chosen.accumulation)
+    known = fit.peak if (chosen.micro_batch, accumulation) == (fit.batch, fit.accumulation) else None
+    peak = known or predict(fit.tape, fit.gpu, chosen.micro_batch, accumulation)
     rate, rule = (None, "")
     if base_lr is not None:
         rate, rule = learning_rate(fit.tape.optimizer_family, chosen.effective_batch, base_lr, 256 if base_batch is None else base_batch)

@@ -216,9 +216,10 @@ def _convolution(args: Any, capability: tuple[int, int]) -> Kernel:
     """cuDNN's tensor-core kernels compute channels-last: they convert operands in a workspace where the tensors are not.
 
     In the contiguous layout half precision converts input, weight and output, float32 (TF32) input and weight; channels-last half
-    precision only pads narrow inputs; TF32 also rounds operands before Hopper. Pointwise kernels convert only rows that are not aligned;
-    native depthwise kernels take no workspace, nor does float32 without tensor cores. Where the plan depends on unpublished heuristics (the
-    contiguous layout) the excess reaches all three operands. As cuDNN 9.19 reports its plans; PyTorch takes the first (aten/src/ATen/native/cudnn/Conv_v8.cpp).
+    precision only pads narrow inputs; TF32 also rounds operands before Hopper. Pointwise kernels convert only rows that are not
+    aligned, where channels get no more; native depthwise kernels take no workspace, nor does float32 without tensor cores. Where the
+    plan depends on unpublished heuristics (the contiguous layout) the excess reaches all three operands. As cuDNN 9.19 reports its
+    plans; PyTorch takes the first (aten/src/ATen/native/cudnn/Conv_v8.cpp).
     """
     tensor, weight, transposed, groups = args[0], args[1], args[6], args[8]
     layout = conv_format(tensor, weight)
@@ -228,9 +229,10 @@ def _convolution(args: Any, capability: tuple[int, int]) -> Kernel:
         return Kernel(copies)
     if _pointwise(weight):
         both = _bytes(tensor) + _output_bytes(tensor, weight, args)
-        if last or _is_matmul(tensor, weight, args[3]):
-            return Kernel(copies if last else (*copies, Buffer(0, brief=True, excess_bytes=both)))
-        return Kernel((*copies, Buffer(both, brief=True)))
+        if last:
+            return Kernel(copies)
+        converts = not _is_matmul(tensor, weight, args[3]) and (set(args[3]) != {1} or weight.size(0) <= weight.size(1))
+        return Kernel((*copies, Buffer(both if converts else 0, brief=True, excess_bytes=0 if converts else both)))
     operands = _padded(tensor) + _padded(weight)
     if last and (_depthwise(tensor, weight, groups) or transposed):
         return Kernel(copies)
@@ -263,9 +265,10 @@ def _convolution_backward(args: Any, capability: tuple[int, int]) -> Kernel:
     everything = _padded(tensor) + _padded(weight) + _bytes(gradient)
     split = (weight.size(0), weight.numel() // weight.size(0))
     if _pointwise(weight):
-        direct = last or _is_matmul(tensor, weight, args[4])
+        converts = not _is_matmul(tensor, weight, args[4]) and not last
+        narrows = set(args[4]) != {1} or weight.size(0) >= weight.size(1)
         partial = 0 if last or groups > 1 else 4 * tensor.size(0) * weight.numel()
-        data, filters, split = (0, partial, (0, 0)) if direct else (pair, pair, (0, 0))
+        data, filters, split = (pair if narrows else 0, pair, split) if converts else (0, partial, (0, 0))
     elif _depthwise(tensor, weight, groups):
         wide = max(weight.shape[2:]) > 5
         data, filters, split = (0, 4 * pair if wide else 0, (0, 0)) if last else (everything, everything, (0, 0))
@@ -278,7 +281,10 @@ def _convolution_backward(args: Any, capability: tuple[int, int]) -> Kernel:
         data, filters = (_bytes(gradient) + _bytes(weight), pair) if last else (everything, everything)
     if transposed and last:
         data, filters = 0, 0
-    excess = [0 if last else max(0, everything - known) for known in (data, filters)]
+    if capability >= (9, 0):
+        split = (0, 0)
+    known = last or (_pointwise(weight) and filters != pair)
+    excess = (0 if last else everything - data, 0 if known else everything - filters)
     buffers = [Buffer(data, before=1, brief=True, excess_bytes=excess[0])] if mask[0] and data + excess[0] else []
     if mask[1]:
         buffers.append(Buffer(filters, "filter gradient", split, before=2 if mask[0] else 1, brief=True, excess_bytes=excess[1]))
