@@ -207,7 +207,7 @@ def _ends(tape: Tape, batch: int, gpu: Gpu) -> tuple[list[int], list[int]]:
 
 def _replay(tape: Tape, sizes: list[int], gpu: Gpu, accumulation: int | None, settings: Settings) -> CachingAllocator | None:
     """Run the tape through the allocator of a card; None where memory runs out."""
-    allocator = CachingAllocator(gpu.usable_bytes, settings)
+    allocator = CachingAllocator(gpu.usable_bytes, settings, total_bytes=gpu.memory_bytes)
     try:
         for _, block in tape.program(_STEPS, accumulation):
             allocator.run(block, sizes)
