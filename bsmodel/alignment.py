@@ -95,12 +95,13 @@ def lines_of_steps(steps: Sequence[Allocated], released: set[int], batches: Sequ
             if tag == "equal":
                 for offset in range(high - low):
                     partners[low + offset].append((batch, step[start + offset]))
-            elif any(number in released for number, _ in step[start:end]):
+            elif any(number in released for number, _ in step[start:end]) or any(a.category != "gradient" for _, a in steps[middle][low:high]):
                 return None
     found: dict[int, Size] = {}
     for same in partners:
         if len(same) > 1:
-            found |= lines([[pair] for _, pair in same], [batch for batch, _ in same], workload)
+            ordered = sorted(same, key=lambda pair: pair[0])
+            found |= lines([[pair] for _, pair in ordered], [batch for batch, _ in ordered], workload)
         elif same[0][1][0] in released:
             return None
     return found

@@ -42,8 +42,7 @@ class OutOfMemoryError(Exception):
 
     def __init__(self, requested_bytes: int, segment_bytes: int, allocated_bytes: int, reserved_bytes: int) -> None:
         super().__init__(
-            f"out of memory: {requested_bytes} bytes requested, {segment_bytes} asked of the device, "
-            f"{allocated_bytes} allocated, {reserved_bytes} reserved"
+            f"out of memory: {requested_bytes} bytes requested, {segment_bytes} asked of the device, {allocated_bytes} allocated, {reserved_bytes} reserved"
         )
         self.requested_bytes, self.segment_bytes = requested_bytes, segment_bytes
         self.allocated_bytes, self.reserved_bytes = allocated_bytes, reserved_bytes
