@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import math
 import sys
+import traceback
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -291,10 +293,20 @@ def _numel_of_factory(args: Any) -> float:
     return max((abs(leaf) for leaf in args if isinstance(leaf, (int, float)) and math.isfinite(leaf)), default=1)
 
 
+def _foreign(filename: str) -> bool:
+    """Whether a file belongs neither to torch nor to this package."""
+    return not filename.startswith((torch.__path__[0], str(Path(__file__).parent), "<"))
+
+
+def user_line(error: BaseException) -> str:
+    """File and line of the user's code, or of the library, that an error comes from."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _foreign(frame.filename)]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "an unknown line"
+
+
 def _user_line() -> str:
-    """File and line of the nearest frame that belongs neither to torch nor to this package."""
+    """File and line of the nearest running frame that belongs neither to torch nor to this package."""
     frame = sys._getframe(1)
-    torch_folder, own_folder = torch.__path__[0], __file__.rsplit("/", 1)[0]
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((torch_folder, own_folder, "<")):
+    while frame.f_back is not None and not _foreign(frame.f_code.co_filename):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"

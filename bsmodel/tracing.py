@@ -17,7 +17,7 @@ from bsmodel.cuda_like.pretence import pretend_cuda
 from bsmodel.errors import BsmodelError, InvalidInputError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.loop import Loop
-from bsmodel.recorder import Allocation, Recorder
+from bsmodel.recorder import Allocation, Recorder, user_line
 from bsmodel.tape import BLOCKS, Tape, Term
 from bsmodel.training import Training
 from bsmodel.workloads import Workload
@@ -103,8 +103,9 @@ def _recording(workload: Workload, training: Training, gpu: Gpu) -> Iterator[_Ru
             yield _prepared(recorder, model, workload, training)
     except BsmodelError:
         raise
-    except NotImplementedError as error:
-        raise UntraceableError(f"{workload.name} cannot be recorded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # whatever the user's code or a library under it raises
+        message = (str(error).splitlines() or [""])[0]
+        raise UntraceableError(f"{workload.name} fails while it is recorded, at {user_line(error)}: {type(error).__name__}: {message}") from error
     finally:
         if collecting:
             gc.enable()

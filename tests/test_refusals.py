@@ -105,6 +105,19 @@ def test_an_output_whose_size_depends_on_values_names_file_and_line():
     assert "size depends on tensor values" in message and "test_refusals.py:" in message
 
 
+def test_an_error_in_the_model_names_file_and_line():
+    class Wrong(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.narrow = nn.Linear(10, 8)
+
+        def forward(self, x):
+            return self.narrow(x.flatten(1))
+
+    message = line_of(bsmodel.trace, workload(Wrong, loss=lambda model, batch: model(batch[0]).mean()), SGD)
+    assert message.startswith("small fails while it is recorded, at ") and "test_refusals.py:" in message and "RuntimeError" in message
+
+
 def test_a_loss_that_is_no_scalar_says_what_it_is():
     assert "gives a tensor of shape (2, 10); expected a scalar tensor" in line_of(bsmodel.trace, workload(loss=lambda m, b: m(b[0])), SGD)
     assert "gives float; expected a scalar tensor" in line_of(bsmodel.trace, workload(loss=lambda m, b: 1.0), SGD)
