@@ -346,12 +346,8 @@ def _from_transformers_config(
     model = _transformers_model(config, head)
     training = Training(precision="bf16-mixed", optimizer="adamw")
     if "Image" in head:
-        return Workload(
-            model,
-            image_batch(image_size or int(config.image_size if isinstance(config.image_size, int) else config.image_size[0])),
-            own_loss,
-            training=training,
-        )
+        own_size = getattr(config, "image_size", 224)
+        return Workload(model, image_batch(image_size or int(own_size if isinstance(own_size, int) else own_size[0])), own_loss, training=training)
     length = seq_len or min(2048, getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 512)
     labels = "class" if "SequenceClassification" in head else "tokens"
     batch = token_batch(length, labels, padded=head in ("AutoModelForMaskedLM", "AutoModelForSequenceClassification"))
