@@ -257,14 +257,7 @@ class CachingAllocator:
         self.allocated_bytes -= block.size_bytes
         self.requested_bytes -= block.requested_bytes
         block.requested_bytes = 0
-        before, after = block.previous, block.next
-        if before is not None and before.free:
-            pool.take(before)
-            before.absorb(block)
-            block = before
-        if after is not None and after.free:
-            pool.take(after)
-            block.absorb(after)
+        block = pool.merged(block)
         block.age_base = self._large_searches
         pool.put(block)
 

@@ -164,11 +164,10 @@ def predict(tape: Tape, gpu: Gpu, batch: int, accumulation: int | None = None, s
         raise InvalidInputError(f"batch is {batch}; expected at least 1")
     _same_kernels(tape, gpu)
     settings = settings or Settings()
-    likely, upper = (_replay(tape, sizes, gpu, accumulation, settings) for sizes in _ends(tape, batch, gpu))
+    likely, upper = _replay_ends(tape, batch, gpu, accumulation, settings)
     fits = likely is not None and upper is not None
-    unlimited = gpu.model_copy(update={"memory_bytes": 1 << 60}) if not fits else gpu
     if not fits:
-        likely, upper = (_replay(tape, sizes, unlimited, accumulation, settings) for sizes in _ends(tape, batch, gpu))
+        likely, upper = _replay_ends(tape, batch, gpu.model_copy(update={"memory_bytes": 1 << 60}), accumulation, settings)
     assert likely is not None and upper is not None
     form = footprint(tape, accumulation)
     return Peak(
@@ -199,10 +198,11 @@ def _same_kernels(tape: Tape, gpu: Gpu) -> None:
         )
 
 
-def _ends(tape: Tape, batch: int, gpu: Gpu) -> tuple[list[int], list[int]]:
-    """Sizes of every allocation at the likely and at the upper end."""
-    likely = tape.sizes(batch, gpu).tolist()
-    return likely, tape.upper_sizes(batch, gpu).tolist() if tape.excess else likely
+def _replay_ends(tape: Tape, batch: int, gpu: Gpu, accumulation: int | None, settings: Settings) -> tuple[CachingAllocator | None, CachingAllocator | None]:
+    """The replay at the likely and at the upper end, which is the same one where everything is known."""
+    likely = _replay(tape, tape.sizes(batch, gpu).tolist(), gpu, accumulation, settings)
+    upper = _replay(tape, tape.upper_sizes(batch, gpu).tolist(), gpu, accumulation, settings) if tape.excess else likely
+    return likely, upper
 
 
 def _replay(tape: Tape, sizes: list[int], gpu: Gpu, accumulation: int | None, settings: Settings) -> CachingAllocator | None:
@@ -244,7 +244,8 @@ def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Setting
     bound = min(int(form.largest(gpu.usable_bytes)), 1 << 20)
 
     def survives(candidate: int, upper: bool) -> bool:
-        return _replay(tape, _ends(tape, candidate, gpu)[upper], gpu, accumulation, settings) is not None
+        sizes = tape.upper_sizes(candidate, gpu) if upper else tape.sizes(candidate, gpu)
+        return _replay(tape, sizes.tolist(), gpu, accumulation, settings) is not None
 
     likely = _largest(lambda candidate: survives(candidate, False), bound)
     batch = _largest(lambda candidate: survives(candidate, True) and survives(candidate, False), likely) if tape.excess else likely

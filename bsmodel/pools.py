@@ -69,6 +69,18 @@ class Pool:
         del self.keys[at], self.blocks[at]
         block.free = False
 
+    def merged(self, block: Block) -> Block:
+        """Take the free neighbours of a block out of the pool and return the one block they make with it."""
+        before, after = block.previous, block.next
+        if before is not None and before.free:
+            self.take(before)
+            before.absorb(block)
+            block = before
+        if after is not None and after.free:
+            self.take(after)
+            block.absorb(after)
+        return block
+
     def first_fit(self, size_bytes: int) -> int:
         """The index of the smallest block of at least `size_bytes`, the lowest address of equals; `len(blocks)` where none is."""
         return bisect_left(self.keys, size_bytes << 64)
@@ -139,15 +151,8 @@ def map_pages(unmapped: Block, size_bytes: int) -> Block:
         rest = unmapped.split(size_bytes)
         rest.mapped = False
         insort(pool.unmapped, rest, key=_BY_ADDRESS)
-    block, before, after = unmapped, unmapped.previous, unmapped.next
-    block.mapped = True
-    if before is not None and before.free:
-        pool.take(before)
-        before.absorb(block)
-        block = before
-    if after is not None and after.free:
-        pool.take(after)
-        block.absorb(after)
+    unmapped.mapped = True
+    block = pool.merged(unmapped)
     pool.put(block)
     return block
 
