@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import traceback
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from bsmodel.cuda_like.kernels import Buffer, Kernel, kernel_of
@@ -143,10 +144,10 @@ class Recorder(TorchDispatchMode):
 
     # -- every operation ----------------------------------------------------------------------------------------------------------
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def _dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunction():  # from here on tensors show their true device
             kwargs = kwargs or {}
-            flat = tree_leaves((args, kwargs)) if kwargs else tree_leaves(args)
+            flat = leaves((args, *kwargs.values()))
             on_device = any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in flat)
             device = kwargs.get("device")
             if not on_device and (device is None or device.type != "meta"):
@@ -163,7 +164,7 @@ class Recorder(TorchDispatchMode):
         value = self._computed_value(func, args, kwargs, flat)
         kernel = kernel_of(func, args, self.capability)
         output = self._shaped(func, args, kwargs, value)
-        self._allocate_all(str(func), kernel, _device_tensors(func, output))
+        self._allocate_all(_name(func), kernel, _device_tensors(func, output))
         if self._stack or not self.in_backward:  # the newest node of the graph, if this operation made it
             self._module_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, self._stack[-1] if self._stack else "")
         self._keep_value(func, output, value, flat)
@@ -218,8 +219,7 @@ class Recorder(TorchDispatchMode):
 
     def _computed_value(self, func: Any, args: Any, kwargs: Any, flat: list[Any]) -> Any:
         tensors = [leaf for leaf in flat if isinstance(leaf, torch.Tensor)]
-        known = [leaf for leaf in tensors if not leaf.is_meta or leaf in self._values]
-        if len(known) < len(tensors) or func is aten.copy_.default or any(t.numel() > _VALUE_LIMIT for t in tensors):
+        if func is aten.copy_.default or any(t.numel() > _VALUE_LIMIT or (t.is_meta and t not in self._values) for t in tensors):
             return None
         if not tensors and not func._schema.name.startswith(("aten::arange", "aten::full", "aten::ones", "aten::zeros", "aten::scalar_tensor")):
             return None
@@ -245,7 +245,7 @@ class Recorder(TorchDispatchMode):
                     if isinstance(leaf, torch.Tensor):
                         self._values.pop(leaf, None)
             return
-        for tensor, known in zip(tree_leaves(output), tree_leaves(value), strict=True):
+        for tensor, known in zip(leaves((output,)), leaves((value,)), strict=True):
             if isinstance(tensor, torch.Tensor):
                 self.set_value(tensor, known)
 
@@ -268,6 +268,17 @@ class Recorder(TorchDispatchMode):
         return value.to(dtype) if value is not None else torch.zeros(tensor.size(), dtype=dtype)
 
 
+def leaves(values: Any) -> list[Any]:
+    """Arguments of an operator in order, lists and tuples of them opened."""
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            found.extend(leaves(value))
+        else:
+            found.append(value)
+    return found
+
+
 def _adds_in_place(total: Any, gradient: Any) -> bool:
     """Whether autograd sums gradients of a tensor used twice into the first of them: nobody else may hold it.
 
@@ -280,9 +291,15 @@ def _adds_in_place(total: Any, gradient: Any) -> bool:
     return whole and torch._C._storage_Use_Count(storage._cdata) <= 2  # the gradient itself, and this function's view of its storage
 
 
+# Set from outside: defined in the class it would be wrapped in a guard against torch.compile, a tenth of the time of a recording.
+Recorder.__torch_dispatch__ = Recorder._dispatch  # type: ignore[method-assign,assignment]
+
+_name = functools.cache(str)
+
+
 def _device_tensors(func: Any, output: Any) -> list[torch.Tensor]:
     """Device tensors among the outputs in the order CUDA allocates them: dropout makes its mask first."""
-    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.is_meta]
+    tensors = [leaf for leaf in leaves((output,)) if isinstance(leaf, torch.Tensor) and leaf.is_meta]
     return tensors[::-1] if func is aten.native_dropout.default else tensors
 
 

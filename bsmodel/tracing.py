@@ -94,8 +94,7 @@ def record(workload: Workload, training: Training, gpu: Gpu, batch: int) -> Tape
 @contextlib.contextmanager
 def _recording(workload: Workload, training: Training, gpu: Gpu) -> Iterator[_Run]:
     collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
+    gc.disable()  # a collection in the middle would release tensors of an earlier recording
     try:
         with placement.WeightsNowhere():
             model = placement.adapt(placement.build(workload.model, training), training)
