@@ -20,10 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from bsmodel.cuda_like.kernels import Buffer, Kernel, kernel_of
+from bsmodel.counts import Count, count
+from bsmodel.cuda_like import shapes
+from bsmodel.cuda_like.kernels import NO_BUFFERS, Buffer, Kernel, kernel_of
 from bsmodel.cuda_like.pretence import META
-from bsmodel.cuda_like.shapes import outputs
+from bsmodel.cuda_like.work import Work, work_of
 from bsmodel.errors import UntraceableError
+from bsmodel.operations import Row
 
 aten = torch.ops.aten
 _READS = (aten._local_scalar_dense.default, aten.is_nonzero.default)
@@ -45,6 +48,16 @@ class Allocation:
     excess_bytes: int = 0  # how much larger it may be
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What an operator does for arguments of one signature: a network repeats itself."""
+
+    layout: Any  # of `shapes.layout`
+    kernel: Kernel
+    work: Work | None
+    counted: Count | None
+
+
 class Recorder(TorchDispatchMode):
     """Events of the device memory: `k` allocates allocation number k, `~k` releases it."""
 
@@ -53,6 +66,9 @@ class Recorder(TorchDispatchMode):
         self.capability = capability
         self.allocations: list[Allocation] = []
         self.events: list[int] = []
+        self.rows: list[Row] = []
+        self.uncounted_operators: set[str] = set()
+        self._known: dict[Any, _Known] = {}
         self.phase = "step"
         self.uncounted: set[str] = set()
         self.workspaces: set[str] = set()
@@ -157,14 +173,24 @@ class Recorder(TorchDispatchMode):
             if func is aten._to_copy.default and device is not None and device.type == "cpu":
                 return self._to_host(args[0], kwargs)
             if func is aten.add.Tensor and not kwargs and self.in_backward and not self._stack and _adds_in_place(*args):
+                self._note_work(_name(func), work_of(func, args, flat, [args[0]], NO_BUFFERS), None)
                 return aten.alias.default(args[0])
             return self._run(func, args, kwargs, flat)
 
     def _run(self, func: Any, args: Any, kwargs: Any, flat: list[Any]) -> Any:
         value = self._computed_value(func, args, kwargs, flat)
-        kernel = kernel_of(func, args, self.capability)
-        output = self._shaped(func, args, kwargs, value)
-        self._allocate_all(_name(func), kernel, _device_tensors(func, output))
+        signature = shapes.signature((args, kwargs))
+        known = None if signature is None else self._known.get((func, signature))
+        output = self._shaped(func, args, kwargs, value) if known is None or known.layout is None else shapes.made(known.layout)
+        tensors = _device_tensors(func, output)
+        if known is None:
+            kernel = kernel_of(func, args, self.capability)
+            counted = count(func, args, tensors[0]) if tensors else None
+            known = _Known(shapes.layout(func, args, kwargs, output), kernel, work_of(func, args, flat, tensors, kernel), counted)
+            if signature is not None:
+                self._known[func, signature] = known
+        self._allocate_all(_name(func), known.kernel, tensors)
+        self._note_work(_name(func), known.work, known.counted)
         if self._stack or not self.in_backward:  # the newest node of the graph, if this operation made it
             self._module_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, self._stack[-1] if self._stack else "")
         self._keep_value(func, output, value, flat)
@@ -173,7 +199,7 @@ class Recorder(TorchDispatchMode):
     def _shaped(self, func: Any, args: Any, kwargs: Any, value: Any) -> Any:
         """The outputs of an operation, without data: by its shape function, or by its value where only that tells the size."""
         try:
-            return outputs(func, args, kwargs)
+            return shapes.outputs(func, args, kwargs)
         except (NotImplementedError, RuntimeError) as error:
             if value is not None:
                 return tree_map(lambda v: self.to_device(v, str(func)) if isinstance(v, torch.Tensor) else v, value)
@@ -209,6 +235,19 @@ class Recorder(TorchDispatchMode):
             if name not in self.workspaces:
                 self.workspaces.add(name)
                 self.allocate(handle.size_bytes, name, "workspace")
+
+    # -- what the device does ------------------------------------------------------------------------------------------------------
+
+    def _note_work(self, operator: str, work: Work | None, counted: Count | None) -> None:
+        """Write down what the operator computes and moves, a row for each matrix product in it."""
+        if work is None:
+            return
+        phase, module = self._where()
+        if phase == "backward":
+            phase = "recompute" if self._stack else "gradient" if _keeps_gradient() else "backward"
+        if phase == "forward" and counted is None:
+            self.uncounted_operators.add(operator)
+        self.rows += _rows(operator, module, phase, work, counted if phase == "forward" and counted else Count(0))
 
     # -- values of small integer tensors -------------------------------------------------------------------------------------------
 
@@ -266,6 +305,18 @@ class Recorder(TorchDispatchMode):
         if value is None and self._stack:
             self._read(tensor)
         return value.to(dtype) if value is not None else torch.zeros(tensor.size(), dtype=dtype)
+
+
+def _keeps_gradient() -> bool:
+    """Whether the engine is at the end of its graph, where a gradient is kept or added to the one that is there."""
+    node: Any = torch._C._current_autograd_node()
+    return node is not None and node.name() == "torch::autograd::AccumulateGrad"
+
+
+def _rows(operator: str, module: str, phase: str, work: Work, counted: Count) -> list[Row]:
+    products = work.products or ((0, 0, 0, 0),)
+    shared = (work.moved_bytes / len(products), work.launches / len(products), counted.flops / len(products), counted.activations / len(products))
+    return [Row(operator, module, phase, work.kind, work.dtype, (*product, *shared)) for product in products]
 
 
 def leaves(values: Any) -> list[Any]:

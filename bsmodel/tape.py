@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
+from bsmodel.operations import Operations
 from bsmodel.workspaces import size_bytes
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BLOCKS = ("init", "first", "first_step", "micro", "accumulate", "step")
 
 
@@ -63,6 +64,8 @@ class Tape:
     terms: dict[int, Term]
     excess: dict[int, tuple[int, int]]
     blocks: dict[str, tuple[int, ...]]
+    operations: Operations
+    uncounted_operators: tuple[str, ...] = ()
     uncounted: tuple[str, ...] = ()
     recipe: dict[str, Any] = field(default_factory=dict)
 
@@ -93,6 +96,7 @@ class Tape:
         document = {"schema_version": SCHEMA_VERSION, **asdict(self), "gpu": self.gpu.model_dump(mode="json")}
         document["excess"] = [[number, *line] for number, line in self.excess.items()]
         document["terms"] = [[number, term.formula, term.parameters] for number, term in self.terms.items()]
+        document["operations"] = self.operations.document()
         document["fixed_bytes"], document["per_sample_bytes"] = self.fixed_bytes.tolist(), self.per_sample_bytes.tolist()
         for name in ("operators", "modules", "phases", "categories"):
             words = sorted(set(document[name]))
@@ -126,10 +130,11 @@ class Tape:
             document[name] = tuple(words[position] for position in document[name]["index"])
         document["fixed_bytes"] = np.asarray(document["fixed_bytes"], np.int64)
         document["per_sample_bytes"] = np.asarray(document["per_sample_bytes"], np.int64)
+        document["operations"] = Operations.of(document["operations"])
         document["gpu"] = Gpu.model_validate_json(json.dumps(document["gpu"]))
         document["terms"] = {number: Term(formula, tuple(map(tuple, lines))) for number, formula, lines in document["terms"]}
         document["excess"] = {number: (fixed, per_sample) for number, fixed, per_sample in document["excess"]}
-        for name in ("recorded_batches", "uncounted"):
+        for name in ("recorded_batches", "uncounted", "uncounted_operators"):
             document[name] = tuple(document[name])
         document["blocks"] = {name: tuple(events) for name, events in document["blocks"].items()}
         return Tape(**document)

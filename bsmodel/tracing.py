@@ -6,17 +6,18 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
-from bsmodel import alignment, loop, placement
+from bsmodel import alignment, loop, operations, placement
 from bsmodel.cuda_like.pretence import pretend_cuda
 from bsmodel.errors import BsmodelError, InvalidInputError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.loop import Loop
+from bsmodel.operations import Operations, Row
 from bsmodel.recorder import Allocation, Recorder, user_line
 from bsmodel.tape import BLOCKS, Tape, Term
 from bsmodel.training import Training
@@ -32,12 +33,14 @@ class _Run:
     recorder: Recorder
     loop: Loop
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
+    rows: dict[str, list[Row]] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def block(self, name: str) -> Iterator[None]:
-        start = len(self.recorder.events)
+        start, first_row = len(self.recorder.events), len(self.recorder.rows)
         yield
         self.spans[name] = (start, len(self.recorder.events))
+        self.rows[name] = self.recorder.rows[first_row:]
 
     def events(self, block: str) -> list[int]:
         start, end = self.spans[block]
@@ -69,26 +72,37 @@ def trace(workload: Workload, training: Training | None = None, gpu: Gpu | None 
         _two_steps(run, BATCHES)
         micro_steps = [run.allocated(block) for block in ("first", "micro", "accumulate")]
         lines = alignment.lines_of_steps(micro_steps, run.released(), BATCHES, workload.name)
-        if lines is not None:
-            return _tape(run, gpu, lines, BATCHES)
+        work = operations.through([_apart(run.rows[block])[0] for block in ("first", "micro", "accumulate")], BATCHES)
+        if lines is not None and work is not None:
+            return _tape(run, gpu, lines, BATCHES, work)
     return _traced_in_full(workload, training, gpu)
 
 
 def _traced_in_full(workload: Workload, training: Training, gpu: Gpu) -> Tape:
     """For models whose first step differs from later ones: record every step at every batch."""
-    recordings = []
+    recordings, rows = [], []
     for batch in BATCHES:
         with _recording(workload, training, gpu) as run:
             _two_steps(run, (batch,) * 3)
             recordings.append(list(enumerate(run.recorder.allocations)))
-    return _tape(run, gpu, alignment.lines(recordings, BATCHES, workload.name), BATCHES)
+            rows.append(_apart(run.rows["micro"])[0])
+    lines = alignment.lines(recordings, BATCHES, workload.name)
+    work = operations.through(rows, BATCHES)
+    assert work is not None, "allocations agree and operations do not"
+    return _tape(run, gpu, lines, BATCHES, work)
+
+
+def _apart(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows that every micro-step has, and those that keep or add up gradients."""
+    return [row for row in rows if row.phase != "gradient"], [row for row in rows if row.phase == "gradient"]
 
 
 def record(workload: Workload, training: Training, gpu: Gpu, batch: int) -> Tape:
     """Record the same run directly at `batch`; every size is then fixed. The laws compare this with `trace`."""
     with _recording(workload, training, gpu) as run:
         _two_steps(run, (batch,) * 3)
-        return _tape(run, gpu, alignment.lines([list(enumerate(run.recorder.allocations))], (batch,), workload.name), (batch,))
+        lines = alignment.lines([list(enumerate(run.recorder.allocations))], (batch,), workload.name)
+        return _tape(run, gpu, lines, (batch,), operations.fixed(_apart(run.rows["micro"])[0]))
 
 
 @contextlib.contextmanager
@@ -161,7 +175,13 @@ def _categorize_state(run: _Run) -> None:
                 run.recorder.categorize(tensor, "optimizer state", owners.get(id(parameter), ""))
 
 
-def _tape(run: _Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[int, ...]) -> Tape:
+def _all_operations(run: _Run, micro_step: Operations) -> Operations:
+    """A micro-step, what keeps or adds up its gradients, and the optimizer step."""
+    added = [replace(row, phase="accumulation") for row in _apart(run.rows["accumulate"])[1]]
+    return operations.joined([micro_step, operations.fixed(_apart(run.rows["micro"])[1] + added + run.rows["step"])])
+
+
+def _tape(run: _Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[int, ...], micro_step: Operations) -> Tape:
     recorded = run.recorder.allocations
     blocks, kept = alignment.periodic({name: run.events(name) for name in BLOCKS}, recorded)
     allocations = [recorded[number] for number in kept]
@@ -188,6 +208,8 @@ def _tape(run: _Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[
         terms={index: Term(size.formula, size.parameters) for index, size in enumerate(found) if size.formula},
         excess={index: size.excess for index, size in enumerate(found) if size.excess != (0, 0)},
         blocks=blocks,
+        operations=_all_operations(run, micro_step),
+        uncounted_operators=tuple(sorted(run.recorder.uncounted_operators)),
         uncounted=tuple(sorted(run.recorder.uncounted)),
         recipe=run.loop.training.model_dump(mode="json", exclude={"optimizer"}),
     )

@@ -52,7 +52,7 @@ class Kernel:
     handles: tuple[Handle, ...] = ()
 
 
-_PLAIN = Kernel()
+NO_BUFFERS = Kernel()
 
 
 def cublas_handle(capability: tuple[int, int]) -> Handle:
@@ -85,7 +85,7 @@ def _reduction(args: Any, capability: tuple[int, int]) -> Kernel:
     outputs = tensor.numel() // max(1, inputs)
     wide = [d for d in range(tensor.dim()) if tensor.size(d) > 1]
     if not wide or inputs < 2:
-        return _PLAIN
+        return NO_BUFFERS
     fastest = min(wide, key=tensor.stride)
     along_rows = fastest not in dimensions
     vector = next(v for v in (4, 2, 1) if tensor.size(fastest) % v == 0) if along_rows and tensor.stride(fastest) == 1 else 1
@@ -319,7 +319,7 @@ def _softmax_backward(args: Any, capability: tuple[int, int]) -> Kernel:
 def _elementwise_loss(args: Any, capability: tuple[int, int]) -> Kernel:
     """The elementwise loss, before it is reduced (aten/src/ATen/native/Loss.cpp)."""
     reduced = len(args) < 3 or args[2] != 0
-    return Kernel((Buffer(_bytes(args[0]), brief=True),)) if reduced else _PLAIN
+    return Kernel((Buffer(_bytes(args[0]), brief=True),)) if reduced else NO_BUFFERS
 
 
 KERNELS: dict[Any, Callable[[Any, tuple[int, int]], Kernel]] = {
@@ -348,4 +348,4 @@ KERNELS: dict[Any, Callable[[Any, tuple[int, int]], Kernel]] = {
 def kernel_of(func: Any, args: Any, capability: tuple[int, int]) -> Kernel:
     """Look up what `func` allocates inside CUDA's implementation; operators without a row allocate only their outputs."""
     rule = KERNELS.get(func)
-    return _PLAIN if rule is None else rule(args, capability)
+    return NO_BUFFERS if rule is None else rule(args, capability)

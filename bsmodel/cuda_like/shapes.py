@@ -7,7 +7,7 @@ The norms are here for another reason: torch's own shape functions for them go t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -125,26 +125,7 @@ _REDUCING = ("aten::_foreach_norm", "aten::_foreach_powsum", "aten::_foreach_max
 
 
 def outputs(func: Any, args: Any, kwargs: Any) -> Any:
-    """What `func` returns on CUDA, without data. A network repeats itself, so the answer for equal arguments is kept."""
-    if not _makes_new_tensors(func):
-        return _outputs(func, args, kwargs)
-    signature = _signature((args, kwargs))
-    if signature is None:
-        return _outputs(func, args, kwargs)
-    try:
-        known = _KNOWN.get((func, signature))
-    except TypeError:  # an argument that has no hash
-        return _outputs(func, args, kwargs)
-    if known is not None:
-        return _made(known)
-    found = _outputs(func, args, kwargs)
-    layout = _layout(found)
-    if layout is not None and not _storages(found) & _storages((args, kwargs)):  # _unsafe_view does not declare that it is a view
-        _KNOWN[func, signature] = layout
-    return found
-
-
-def _outputs(func: Any, args: Any, kwargs: Any) -> Any:
+    """What `func` returns on CUDA, without data."""
     name = func._schema.name
     if name.startswith("aten::_foreach_") and name not in _REDUCING:
         return _foreach(func, args, kwargs)
@@ -152,27 +133,43 @@ def _outputs(func: Any, args: Any, kwargs: Any) -> Any:
     return func(*args, **kwargs) if rule is None else rule(func, args, kwargs)
 
 
-@functools.cache
-def _makes_new_tensors(func: Any) -> bool:
-    """Whether every output is a tensor, or a list of them, that shares no memory with an argument."""
-    schema = func._schema
-    names = {str(value.type) for value in schema.returns}
-    return bool(names) and names <= {"Tensor"} and not any(value.alias_info for value in (*schema.arguments, *schema.returns))
+# -- the same question again -----------------------------------------------------------------------------------------------------------
 
 
-_KNOWN: dict[Any, Any] = {}
-
-
-def _signature(value: Any) -> Any:
-    """All that outputs depend on, or None where that takes more than a look at the arguments (a tensor on the host)."""
+def signature(value: Any) -> Any:
+    """All that an operator's outputs depend on, or None where that takes more than a look at its arguments (a tensor on the host)."""
     if isinstance(value, torch.Tensor):
         return (value.dtype, value.shape, value.stride()) if value.is_meta else None
     if isinstance(value, (list, tuple)):
-        parts = tuple(map(_signature, value))
+        parts = tuple(map(signature, value))
         return None if None in parts else parts
     if isinstance(value, dict):
-        return _signature(tuple(value.items()))
-    return type(value), value
+        return signature(tuple(value.items()))
+    return (type(value), value) if isinstance(value, Hashable) else None
+
+
+def layout(func: Any, args: Any, kwargs: Any, output: Any) -> Any:
+    """Sizes, strides and dtype of each output, or None where one shares memory with an argument or does not fill its own."""
+    if not _makes_new_tensors(func) or _storages(output) & _storages((args, kwargs)):  # _unsafe_view does not declare that it is a view
+        return None
+    return _layout(output)
+
+
+def made(layout: Any) -> Any:
+    """Outputs of the layout that `layout` told."""
+    if not layout:
+        return None
+    if isinstance(layout[0], torch.Size):
+        return torch.empty_strided(layout[0], layout[1], dtype=layout[2], device=META)
+    return tuple(map(made, layout))
+
+
+@functools.cache
+def _makes_new_tensors(func: Any) -> bool:
+    """Whether every output is a tensor that shares no memory with an argument, as far as the operator declares."""
+    schema = func._schema
+    names = {str(value.type) for value in schema.returns}
+    return names == {"Tensor"} and not any(value.alias_info for value in (*schema.arguments, *schema.returns))
 
 
 def _storages(value: Any) -> set[int]:
@@ -184,7 +181,6 @@ def _storages(value: Any) -> set[int]:
 
 
 def _layout(output: Any) -> Any:
-    """Sizes, strides and dtype of each output, or None where one does not fill a storage of its own."""
     if output is None:
         return ()
     if isinstance(output, tuple):
@@ -193,11 +189,3 @@ def _layout(output: Any) -> Any:
     last = sum((size - 1) * stride for size, stride in zip(output.shape, output.stride(), strict=True))
     filled = output.untyped_storage().nbytes() == ((last + 1) * output.element_size() if output.numel() else 0)
     return (output.shape, output.stride(), output.dtype) if filled else None
-
-
-def _made(layout: Any) -> Any:
-    if not layout:
-        return None
-    if isinstance(layout[0], torch.Size):
-        return torch.empty_strided(layout[0], layout[1], dtype=layout[2], device=META)
-    return tuple(map(_made, layout))

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels of a training step as plain data: what each computes and moves, as straight lines in the micro-batch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+COLUMNS = ("groups", "m", "n", "k", "moved_bytes", "launches", "counted_flops", "activations")
+PHASES = ("forward", "backward", "recompute", "gradient", "accumulation", "step")
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Row by row one kernel: `fixed + per_sample * b` of each column.
+
+    A matrix product is `groups` times `m x k` by `k x n`, all zero where there is none. `counted_flops` and `activations` are fvcore's, in
+    forward only. Phases: forward, backward, recompute (forward again under checkpointing), gradient (what the first micro-step of an
+    optimizer step does to keep gradients), accumulation (what every further one does instead) and step (clipping, optimizer, averages).
+    """
+
+    operators: tuple[str, ...]
+    modules: tuple[str, ...]
+    phases: tuple[str, ...]
+    kinds: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    fixed: NDArray[np.float64]
+    per_sample: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.operators)
+
+    def at(self, batch: ArrayLike) -> NDArray[np.float64]:
+        """The columns at one micro-batch, or at each of several: an array of shape (batches..., operations, columns)."""
+        batches = np.asarray(batch, np.float64)
+        return np.asarray(self.fixed + self.per_sample * batches[..., None, None])
+
+    def column(self, name: str, batch: ArrayLike) -> NDArray[np.float64]:
+        """One column at a micro-batch, or at each of several."""
+        index = COLUMNS.index(name)
+        batches = np.asarray(batch, np.float64)
+        return np.asarray(self.fixed[:, index] + self.per_sample[:, index] * batches[..., None])
+
+    def where(self, *phases: str) -> NDArray[np.bool_]:
+        """Which rows belong to these phases."""
+        return np.array([phase in phases for phase in self.phases], bool)
+
+    def document(self) -> dict[str, Any]:
+        """For `Tape.save`."""
+        words = {name: getattr(self, name) for name in ("operators", "modules", "phases", "kinds", "dtypes")}
+        return {**words, "fixed": self.fixed.tolist(), "per_sample": self.per_sample.tolist()}
+
+    @staticmethod
+    def of(document: dict[str, Any]) -> Operations:
+        """From what `document` gave."""
+        numbers = {name: np.asarray(document.pop(name), np.float64).reshape(-1, len(COLUMNS)) for name in ("fixed", "per_sample")}
+        operators, modules, phases, kinds, dtypes = (tuple(document[name]) for name in ("operators", "modules", "phases", "kinds", "dtypes"))
+        return Operations(operators, modules, phases, kinds, dtypes, **numbers)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel at one batch, as it was recorded: its columns are `numbers`."""
+
+    operator: str
+    module: str
+    phase: str
+    kind: str
+    dtype: str
+    numbers: tuple[float, ...]
+
+
+def through(recordings: list[list[Row]], batches: tuple[int, ...]) -> Operations | None:
+    """Lines through the rows of several batches, or None where they are not the same ones.
+
+    The middle recording is the one that counts: what only another one has (a loss scale made in the first step) is left out.
+    """
+    steady = recordings[len(recordings) // 2]
+    matched = [_matched(recording, steady) for recording in recordings]
+    if any(rows is None for rows in matched):
+        return None
+    values = np.array([[row.numbers for row in rows] for rows in matched if rows], np.float64).reshape(len(recordings), -1, len(COLUMNS))
+    spread = batches[-1] - batches[0]
+    per_sample = (values[-1] - values[0]) / spread if spread else np.zeros_like(values[0])
+    return _operations(steady, values[0] - per_sample * batches[0], per_sample)
+
+
+def _matched(rows: list[Row], steady: list[Row]) -> list[Row] | None:
+    """The rows that are the steady ones' twins, or None where one of those has none."""
+    names, wanted = ([(row.operator, row.module, row.kind) for row in side] for side in (rows, steady))
+    if names == wanted:
+        return rows
+    steps = difflib.SequenceMatcher(None, names, wanted, autojunk=False).get_opcodes()
+    if any(tag not in ("equal", "delete") for tag, *_ in steps):
+        return None
+    return [row for tag, start, end, *_ in steps if tag == "equal" for row in rows[start:end]]
+
+
+def fixed(rows: list[Row]) -> Operations:
+    """Rows that do not depend on the batch."""
+    values = np.array([row.numbers for row in rows], np.float64).reshape(-1, len(COLUMNS))
+    return _operations(rows, values, np.zeros_like(values))
+
+
+def joined(parts: Iterable[Operations]) -> Operations:
+    """All the rows of several parts, in order."""
+    kept = list(parts)
+    operators, modules, phases, kinds, dtypes = (
+        tuple(word for part in kept for word in getattr(part, name)) for name in ("operators", "modules", "phases", "kinds", "dtypes")
+    )
+    numbers = (np.concatenate([part.fixed for part in kept]), np.concatenate([part.per_sample for part in kept]))
+    return Operations(operators, modules, phases, kinds, dtypes, *numbers)
+
+
+def _operations(rows: list[Row], fixed: NDArray[np.float64], per_sample: NDArray[np.float64]) -> Operations:
+    operators, modules, phases, kinds, dtypes = (tuple(getattr(row, name) for row in rows) for name in ("operator", "module", "phase", "kind", "dtype"))
+    return Operations(operators, modules, phases, kinds, dtypes, fixed, per_sample)
