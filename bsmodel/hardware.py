@@ -56,6 +56,14 @@ class Runtime(_Row):
     """Lowest published figure."""
     context_bytes_high: Count
     """Highest published figure."""
+    kernel_seconds: Rate
+    """Time from one kernel to the next when each has next to nothing to do."""
+    launch_seconds: Rate
+    """Time the host needs for one kernel of an eager PyTorch program."""
+    launch_seconds_low: Rate
+    """The same on a fast host, with little Python around it."""
+    launch_seconds_high: Rate
+    """The same on a slow host."""
     sources: tuple[Source, ...] = Field(strict=False)
     """Provenance of the figures above."""
 

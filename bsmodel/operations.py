@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,21 @@ class Operations:
     def where(self, *phases: str) -> NDArray[np.bool_]:
         """Which rows belong to these phases."""
         return np.array([phase in phases for phase in self.phases], bool)
+
+    @cached_property
+    def distinct(self) -> tuple[Operations, dict[str, NDArray[np.float64]]]:
+        """One row for all that are equal but for operator, module and phase, and how often each phase has it."""
+        words = list(zip(self.kinds, self.dtypes, strict=True))
+        index = {word: position for position, word in enumerate(dict.fromkeys(words))}
+        marks = np.array([index[word] for word in words], np.float64).reshape(-1, 1)
+        table = np.ascontiguousarray(np.hstack([marks, self.fixed, self.per_sample]))
+        whole_rows = table.view(np.dtype((np.void, table.dtype.itemsize * table.shape[1]))).ravel()
+        _, first, inverse = np.unique(whole_rows, return_index=True, return_inverse=True)
+        counts = {phase: np.bincount(inverse.ravel(), self.where(phase), len(first)).astype(np.float64) for phase in PHASES}
+        operators, modules, phases, kinds, dtypes = (
+            tuple(words[i] for i in first) for words in (self.operators, self.modules, self.phases, self.kinds, self.dtypes)
+        )
+        return Operations(operators, modules, phases, kinds, dtypes, self.fixed[first], self.per_sample[first]), counts
 
     def document(self) -> dict[str, Any]:
         """For `Tape.save`."""
