@@ -235,7 +235,7 @@ def _encoder(seq_len: int = 256) -> Workload:
 # -- transformers and diffusers by configuration ---------------------------------------------------------------------------------------
 
 
-def _hf(model_type: str, head: str, seq_len: int, attention: str | None = None, padded: bool = False, **fields: Any) -> Workload:
+def hf(model_type: str, head: str, seq_len: int, attention: str | None = None, padded: bool = False, **fields: Any) -> Workload:
     def build() -> Any:
         import transformers
         from transformers import initialization
@@ -256,31 +256,31 @@ _CAUSAL, _MASKED, _SEQ2SEQ = "AutoModelForCausalLM", "AutoModelForMaskedLM", "Au
 
 def _bert_large(seq_len: int = 512, attention: str | None = None, padded: bool = False) -> Workload:
     large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-    return _hf("bert", _MASKED, seq_len, attention, padded, **large)
+    return hf("bert", _MASKED, seq_len, attention, padded, **large)
 
 
 def _t5(seq_len: int = 256) -> Workload:
     base = {"decoder_start_token_id": 0, "d_model": 768, "d_ff": 3072, "num_layers": 12, "num_decoder_layers": 12, "num_heads": 12}
-    return _hf("t5", _SEQ2SEQ, seq_len, **base)
+    return hf("t5", _SEQ2SEQ, seq_len, **base)
 
 
 def _qwen(seq_len: int = 1024) -> Workload:
     sizes = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2}
-    return _hf("qwen2", _CAUSAL, seq_len, **sizes, vocab_size=151936, max_position_embeddings=32768, tie_word_embeddings=True)
+    return hf("qwen2", _CAUSAL, seq_len, **sizes, vocab_size=151936, max_position_embeddings=32768, tie_word_embeddings=True)
 
 
 def _gemma(seq_len: int = 512) -> Workload:
     sizes = {"hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 12, "num_attention_heads": 4, "num_key_value_heads": 1}
-    return _hf("gemma3_text", _CAUSAL, seq_len, **sizes, head_dim=256, vocab_size=262144)
+    return hf("gemma3_text", _CAUSAL, seq_len, **sizes, head_dim=256, vocab_size=262144)
 
 
-def _opt(seq_len: int = 512) -> Workload:
-    return _hf("opt", _CAUSAL, seq_len, hidden_size=1024, ffn_dim=4096, num_hidden_layers=24, num_attention_heads=16, word_embed_proj_dim=1024)
+def _opt(seq_len: int = 512, attention: str | None = None) -> Workload:
+    return hf("opt", _CAUSAL, seq_len, attention, hidden_size=1024, ffn_dim=4096, num_hidden_layers=24, num_attention_heads=16, word_embed_proj_dim=1024)
 
 
 def _pythia(seq_len: int = 1024) -> Workload:
     sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "vocab_size": 50304}
-    return _hf("gpt_neox", _CAUSAL, seq_len, **sizes)
+    return hf("gpt_neox", _CAUSAL, seq_len, **sizes)
 
 
 def _dit(image_size: int = 256) -> Workload:

@@ -15,6 +15,7 @@ from bsmodel import hardware, planning, report
 from bsmodel.errors import BsmodelError, InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Footprint, breakdown, fit, footprint, kernels, predict
+from bsmodel.modules import by_module, counted
 from bsmodel.tape import Tape
 from bsmodel.training import OPTIMIZERS, PRECISIONS, Training
 from bsmodel.units import parse_bytes
@@ -48,18 +49,20 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     plan = _command(commands, "plan", _plan, "largest batch per GPU, and how to reach a target batch")
     _add_recipe(plan)
-    plan.add_argument("--target-batch", type=_positive, metavar="N", help="samples per optimizer step (default: the largest micro-batch)")
-    plan.add_argument("--devices", type=_positive, default=1, metavar="N", help="data-parallel GPUs (default 1)")
-    plan.add_argument("--samples", type=_positive, metavar="N", help="samples in the training set")
-    plan.add_argument("--epochs", type=float, metavar="N", help="passes over it")
+    _add_run(plan)
     plan.add_argument("--base-lr", type=float, metavar="LR", help="a learning rate that works (default: the published one of a named model)")
     plan.add_argument("--base-batch", type=_positive, metavar="N", help="the effective batch it works at")
+    compare = _command(commands, "compare", _compare, "GPUs ranked by what a run costs and how long it takes")
+    _add_recipe(compare)
+    _add_run(compare)
     one = _command(commands, "predict", _predict, "the peak at one batch, and whether it fits")
     _add_recipe(one)
     one.add_argument("--batch", type=_positive, required=True, metavar="N", help="micro-batch")
     explain = _command(commands, "explain", _explain, "where the bytes go at the binding moment, by category and module")
     _add_recipe(explain)
     explain.add_argument("--batch", type=_positive, required=True, metavar="N", help="micro-batch")
+    explain.add_argument("--by", choices=("category", "module"), default="category", help="bytes by category, or FLOPs, activations and bytes by module")
+    explain.add_argument("--depth", type=_positive, default=3, metavar="N", help="how deep to show modules (default 3)")
     gpus = _command(commands, "gpus", _gpus, "the GPUs of the catalogue")
     gpus.add_argument("--min-memory", type=_size, default=0, metavar="SIZE", help="only cards with at least this, e.g. 40GiB")
     return parser
@@ -91,6 +94,25 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora-rank", type=_positive, metavar="R")
     parser.add_argument("--frozen", action="append", metavar="PREFIX", help="parameters not trained, repeatable")
     parser.add_argument("--save", metavar="FILE", help="keep the recording, to ask again without torch (one group of GPUs only)")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target-batch", type=_positive, metavar="N", help="samples per optimizer step (default: the largest micro-batch)")
+    parser.add_argument("--devices", type=_positive, default=1, metavar="N", help="data-parallel GPUs (default 1)")
+    parser.add_argument("--samples", type=_positive, metavar="N", help="samples in the training set")
+    parser.add_argument("--epochs", type=float, metavar="N", help="passes over it")
+    parser.add_argument("--price", type=_price, action="append", default=[], metavar="GPU=USD", help="your price an hour, repeatable (else the catalogue's)")
+
+
+def _price(text: str) -> tuple[str, float]:
+    name, separator, figure = text.partition("=")
+    try:
+        value = float(figure)
+    except ValueError:
+        value = 0.0
+    if not separator or not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no price; expected GPU=USD, e.g. a100-40gb=1.29")
+    return name, value
 
 
 def _positive(text: str) -> int:
@@ -176,14 +198,7 @@ def _print(options: argparse.Namespace, text: str, document: dict[str, Any]) -> 
 
 def _plan(options: argparse.Namespace) -> int:
     workload, tapes, gpus = _recorded(options)
-    base_lr, base_batch = options.base_lr, options.base_batch
-    if workload is not None and base_lr is None:
-        base_lr, base_batch = workload.base_lr, base_batch or workload.base_batch
-    plans: list[planning.Plan | bsmodel.Fit] = []
-    for gpu in gpus:
-        found = fit(tapes[gpu.id], gpu)
-        arguments = (options.target_batch, options.devices, options.samples, options.epochs, base_lr, base_batch)
-        plans.append(planning.plan(found, *arguments) if found.batch else found)
+    plans = _plans(options, workload, tapes, gpus)
     forms = {gpu.id: footprint(tapes[gpu.id]) for gpu in gpus}
     answer = [
         report.plan_json(item, forms[gpu.id], planning.ladder(item.fit) if isinstance(item, planning.Plan) and options.json else ())
@@ -194,6 +209,46 @@ def _plan(options: argparse.Namespace) -> int:
     missing = sorted({name for tape in distinct for name in tape.uncounted})
     _print(options, text, report.document("plan", workload=report.tape_json(distinct[0]), gpus=answer, uncounted=missing))
     return FITS if any(isinstance(item, planning.Plan) for item in plans) else DOES_NOT_FIT
+
+
+def _plans(options: argparse.Namespace, workload: Workload | None, tapes: dict[str, Tape], gpus: Sequence[Gpu]) -> list[planning.Plan | bsmodel.Fit]:
+    """The plan on each GPU, or the fit that says why there is none."""
+    base_lr, base_batch = getattr(options, "base_lr", None), getattr(options, "base_batch", None)
+    if workload is not None and base_lr is None:
+        base_lr, base_batch = workload.base_lr, base_batch or workload.base_batch
+    prices = {Gpu.named(name).id: planning.Price(usd, "yours") for name, usd in options.price}
+    plans: list[planning.Plan | bsmodel.Fit] = []
+    for gpu in gpus:
+        found = fit(tapes[gpu.id], gpu)
+        arguments = (options.target_batch, options.devices, options.samples, options.epochs, base_lr, base_batch, prices.get(gpu.id))
+        plans.append(planning.plan(found, *arguments) if found.batch else found)
+    return plans
+
+
+def _compare(options: argparse.Namespace) -> int:
+    if options.gpu is None and not options.model.endswith(".json.gz"):
+        options.gpu = [gpu.id for gpu in Gpu.all()]
+    gpus, refused = _suitable(options)
+    options.gpu = [gpu.id for gpu in gpus] or options.gpu
+    workload, tapes, gpus = _recorded(options)
+    plans = _plans(options, workload, tapes, gpus)
+    fitting = planning.ranked([item for item in plans if isinstance(item, planning.Plan)])
+    reasons = refused | {item.gpu.id: item.verdict for item in plans if isinstance(item, bsmodel.Fit)}
+    tape = tapes[gpus[0].id]
+    content = {"workload": report.tape_json(tape), "gpus": [report.compared_json(item) for item in fitting], "not": reasons}
+    _print(options, report.compare_text(tape, fitting, reasons), report.document("compare", **content))
+    return FITS if fitting else DOES_NOT_FIT
+
+
+def _suitable(options: argparse.Namespace) -> tuple[list[Gpu], dict[str, str]]:
+    """The GPUs whose arithmetic the recipe can use, and why the others are left out."""
+    gpus = _gpus_asked(options)
+    if options.model.endswith(".json.gz"):
+        return gpus, {}
+    training = _training(options, _workload(options).training)
+    lacking = [gpu for gpu in gpus if training.numerics.needs_bf16 and not gpu.supports_bf16]
+    reason = f"has no bf16 arithmetic; with {training.precision.replace('bf16', 'fp16')} it may fit"
+    return [gpu for gpu in gpus if gpu not in lacking], {gpu.id: reason for gpu in lacking}
 
 
 def _labelled(tapes: dict[str, Tape], gpus: Sequence[Gpu], forms: dict[str, Footprint]) -> list[tuple[str, Footprint]]:
@@ -218,7 +273,13 @@ def _explain(options: argparse.Namespace) -> int:
         options.gpu = [hardware.DEFAULT_GPUS[2]]
     _, tapes, gpus = _recorded(options)
     tape = tapes[gpus[0].id]
-    form, shares = footprint(tape), breakdown(tape, options.batch)
+    if options.by == "module":
+        rows = by_module(tape, options.batch)
+        document = report.document("explain", workload=report.tape_json(tape), batch=options.batch, modules=[report.module_json(row) for row in rows])
+        _print(options, report.modules_text(tape, options.batch, rows, options.depth), document)
+        return FITS
+    form, shares, line = footprint(tape), breakdown(tape, options.batch), counted(tape)
+    peak = predict(tape, gpus[0], options.batch)
     moment = str(form.binding(options.batch))
     content = {
         "workload": report.tape_json(tape),
@@ -227,8 +288,12 @@ def _explain(options: argparse.Namespace) -> int:
         "total_bytes": int(form(options.batch)),
         "by_category": dict(report.totals(shares, "category")),
         "by_module": dict(report.totals(shares, "module")),
+        "closed_form": report.form_json(form),
+        "counted_form": {"states_bytes": line.fixed, "activation_bytes": line.per_sample},
+        "allocated_bytes": peak.allocated_bytes,
     }
-    _print(options, report.explain_text(tape, options.batch, moment, shares), report.document("explain", **content))
+    forms = report.forms_compared(tape, form, line, peak)
+    _print(options, report.explain_text(tape, options.batch, moment, shares, forms), report.document("explain", **content))
     return FITS
 
 

@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the largest micro-batch to accumulation, learning rate and number of steps."""
+"""From the largest micro-batch to accumulation, learning rate, number of steps, hours and money."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from bsmodel.errors import InvalidInputError
+from bsmodel.hardware import Gpu
 from bsmodel.memory import Fit, Peak, predict
 from bsmodel.memory import fit as fit_tape
+from bsmodel.tape import Tape
+from bsmodel.throughput import StepTime, curve, knee, step_time
 
 LARGE_BATCH = 16_384  # above it layer-wise rates (LARS, LAMB) are the usual advice: You 2017, arXiv 1708.03888; You 2019, arXiv 1904.00962
 WARMUP_EPOCHS = 5  # Goyal 2017, arXiv 1706.02677: gradual warm-up over the first five epochs
@@ -40,14 +46,46 @@ class Rung:
 
 
 @dataclass(frozen=True)
+class Price:
+    """US dollars for one card and hour, whose figure it is, and of which day."""
+
+    usd_per_hour: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long the plan takes on its GPUs, and what that costs; what needs samples, epochs or a price is None without them.
+
+    `step` is one optimizer step on one device. Devices are taken to share the work evenly; what they say to each other is not counted.
+    """
+
+    step: StepTime
+    samples_per_s: float
+    knee: int  # the smallest micro-batch with nine tenths of the best throughput
+    fastest_batch: int  # the micro-batch with the best throughput
+    hours_per_epoch: float | None
+    hours: float | None
+    price: Price | None
+    cost_usd: float | None
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What to run: how the batch is split, at which learning rate, for how many steps."""
+    """What to run: how the batch is split, at which learning rate, for how many steps, how long and for how much.
+
+    `split` is the fastest of those nearest to the target, `fewest` the one with the fewest micro-steps. `timing` is None where the card's
+    row lacks a rate; `untimed` then says which.
+    """
 
     fit: Fit
     target_batch: int
     split: Split
+    fewest: Split
     exact: bool
     peak: Peak
+    timing: Timing | None
+    untimed: str
     learning_rate: float | None
     learning_rate_rule: str
     warmup_steps: int | None
@@ -67,12 +105,12 @@ def ladder(fit: Fit) -> tuple[Rung, ...]:
     return tuple(Rung(batch, predict(fit.tape, fit.gpu, batch, fit.accumulation)) for batch in sorted({*powers, fit.batch} - {0}))
 
 
-def split(target_batch: int, largest: int, largest_accumulating: int, devices: int = 1) -> Split:
-    """Micro-batch and accumulation steps for a target: nearest to it first, then the fewest steps, then even micro-batches.
+def splits(target_batch: int, largest: int, largest_accumulating: int, devices: int = 1) -> tuple[Split, ...]:
+    """Every split that comes nearest to the target, fewest micro-steps first, then even micro-batches.
 
     Without accumulation the micro-batch may be `largest`; with it, gradients stay alive and it may be `largest_accumulating`.
-    Micro-batches down to half of that are tried, so no plan takes more than twice the fewest steps. Exact whenever one of them divides
-    the target over the devices.
+    Micro-batches down to half of that are tried, so none takes more than twice the fewest steps. They hit the target exactly whenever
+    one of those divides the target over the devices.
     Raises `InvalidInputError` for a target or number of devices below 1, or where no batch fits.
     """
     if target_batch < 1 or devices < 1:
@@ -80,13 +118,26 @@ def split(target_batch: int, largest: int, largest_accumulating: int, devices: i
     if largest < 1:
         raise InvalidInputError("no batch fits, so there is nothing to split")
     per_device = max(1, round(target_batch / devices))
-    if per_device <= largest:
-        return Split(per_device, 1, devices)
-    if largest_accumulating < 1:
+    if per_device > largest and largest_accumulating < 1:
         raise InvalidInputError(f"the target needs accumulation, and its gradients leave no room for a sample; at most {largest * devices} without")
-    micro_batches = range(max(1, largest_accumulating // 2), largest_accumulating + 1)
-    candidates = (Split(micro, max(1, round(per_device / micro)), devices) for micro in micro_batches)
-    return min(candidates, key=lambda s: (abs(s.effective_batch - target_batch), s.accumulation, s.micro_batch % 2, s.micro_batch % _ROUNDING != 0))
+    whole = [Split(per_device, 1, devices)] if per_device <= largest else []
+    most = min(largest_accumulating, per_device // 2) if whole else largest_accumulating
+    accumulated = [Split(micro, max(1, round(per_device / micro)), devices) for micro in range(max(1, most // 2), most + 1)]
+    candidates = whole + [split for split in accumulated if split.accumulation > 1 or not whole]
+    nearest = min(abs(split.effective_batch - target_batch) for split in candidates)
+    best = [split for split in candidates if abs(split.effective_batch - target_batch) == nearest]
+    return tuple(sorted(best, key=lambda s: (s.accumulation, s.micro_batch % 2, s.micro_batch % _ROUNDING != 0)))
+
+
+def split(target_batch: int, largest: int, largest_accumulating: int, devices: int = 1) -> Split:
+    """The split nearest to the target with the fewest micro-steps; see `splits`."""
+    return splits(target_batch, largest, largest_accumulating, devices)[0]
+
+
+def fastest(candidates: tuple[Split, ...], tape: Tape, gpu: Gpu) -> Split:
+    """The split whose optimizer step is predicted to take the least time; among equals the earliest."""
+    micro_batches, accumulations = (np.array([getattr(split, name) for split in candidates]) for name in ("micro_batch", "accumulation"))
+    return candidates[int(np.argmin(step_time(tape, gpu, micro_batches, accumulations).seconds))]
 
 
 def learning_rate(family: str, batch: int, base_lr: float, base_batch: int) -> tuple[float, str]:
@@ -110,11 +161,13 @@ def plan(
     epochs: float | None = None,
     base_lr: float | None = None,
     base_batch: int | None = None,
+    price: Price | None = None,
 ) -> Plan:
     """How to reach `target_batch` samples per optimizer step on `devices` GPUs like the fit's (default: the largest micro-batch).
 
-    `samples` in the training set and `epochs` give steps; `base_lr` at `base_batch` gives the learning rate. A plan with accumulation
-    uses the peak with gradients kept alive between micro-steps. Raises `InvalidInputError` for numbers below 1 or a fit of nothing.
+    `samples` in the training set and `epochs` give steps, hours and, with a price (default: the catalogue's), money; `base_lr` at
+    `base_batch` gives the learning rate. A plan with accumulation uses the peak with gradients kept alive between micro-steps.
+    Raises `InvalidInputError` for numbers below 1 or a fit of nothing.
     """
     if fit.batch < 1:
         raise InvalidInputError(f"{fit.tape.name} {fit.verdict}")
@@ -125,7 +178,9 @@ def plan(
     accumulating = fit.batch
     if target > fit.batch * devices and fit.accumulation == 1:
         accumulating = fit_tape(fit.tape, fit.gpu, accumulation=2).batch
-    chosen = split(target, fit.batch, accumulating, devices)
+    candidates = splits(target, fit.batch, accumulating, devices)
+    untimed = _untimed(fit.tape, fit.gpu)
+    chosen = candidates[0] if untimed or target_batch is None else fastest(candidates, fit.tape, fit.gpu)
     accumulation = max(fit.accumulation, chosen.accumulation)
     known = fit.peak if (chosen.micro_batch, accumulation) == (fit.batch, fit.accumulation) else None
     peak = known or predict(fit.tape, fit.gpu, chosen.micro_batch, accumulation)
@@ -134,18 +189,68 @@ def plan(
         rate, rule = learning_rate(fit.tape.optimizer_family, chosen.effective_batch, base_lr, 256 if base_batch is None else base_batch)
     per_epoch = math.ceil(samples / chosen.effective_batch) if samples is not None else None
     total = math.ceil(per_epoch * epochs) if per_epoch is not None and epochs is not None else None
+    timing = None if untimed else _timing(fit, chosen, per_epoch, total, price or catalogue_price(fit.gpu))
     return Plan(
         fit,
         target,
         chosen,
+        candidates[0],
         chosen.effective_batch == target,
         peak,
+        timing,
+        untimed,
         rate,
         rule,
         _warmup(per_epoch, total),
         per_epoch,
         total,
         _advice(fit, chosen),
+    )
+
+
+def ranked(plans: Sequence[Plan]) -> tuple[Plan, ...]:
+    """Plans by what a sample costs, then by throughput; those without a price or a time come last."""
+
+    def rank(plan: Plan) -> tuple[float, float]:
+        if plan.timing is None:
+            return math.inf, 0.0
+        price = plan.timing.price
+        return (price.usd_per_hour * plan.split.devices / plan.timing.samples_per_s if price else math.inf), -plan.timing.samples_per_s
+
+    return tuple(sorted(plans, key=rank))
+
+
+def catalogue_price(gpu: Gpu) -> Price | None:
+    """The price in the card's row, with its source and day, or None where it has none."""
+    source = gpu.source_of("price_usd_per_hour")
+    if gpu.price_usd_per_hour is None or source is None:
+        return None
+    return Price(gpu.price_usd_per_hour, f"{source.source}, {source.checked}")
+
+
+def _untimed(tape: Tape, gpu: Gpu) -> str:
+    """Why no time can be predicted on this card, or nothing."""
+    try:
+        step_time(tape, gpu, 1)
+    except InvalidInputError as error:
+        return str(error)
+    return ""
+
+
+def _timing(fit: Fit, chosen: Split, per_epoch: int | None, total: int | None, price: Price | None) -> Timing:
+    step = step_time(fit.tape, fit.gpu, chosen.micro_batch, max(fit.accumulation, chosen.accumulation))
+    times = curve(fit.tape, fit.gpu, fit.batch)
+    seconds = float(step.seconds)
+    hours = seconds * total / 3600 if total is not None else None
+    return Timing(
+        step,
+        float(step.samples_per_s) * chosen.devices,
+        knee(times),
+        int(times.batch[np.argmax(times.samples_per_s)]),
+        seconds * per_epoch / 3600 if per_epoch is not None else None,
+        hours,
+        price,
+        hours * price.usd_per_hour * chosen.devices if hours is not None and price is not None else None,
     )
 
 

@@ -173,7 +173,7 @@ class Recorder(TorchDispatchMode):
             if func is aten._to_copy.default and device is not None and device.type == "cpu":
                 return self._to_host(args[0], kwargs)
             if func is aten.add.Tensor and not kwargs and self.in_backward and not self._stack and _adds_in_place(*args):
-                self._note_work(_name(func), work_of(func, args, flat, [args[0]], NO_BUFFERS), None)
+                self._note_work(_name(func), work_of(func, args, flat, [args[0]], NO_BUFFERS, self.capability), None)
                 return aten.alias.default(args[0])
             return self._run(func, args, kwargs, flat)
 
@@ -186,7 +186,7 @@ class Recorder(TorchDispatchMode):
         if known is None:
             kernel = kernel_of(func, args, self.capability)
             counted = count(func, args, tensors[0]) if tensors else None
-            known = _Known(shapes.layout(func, args, kwargs, output), kernel, work_of(func, args, flat, tensors, kernel), counted)
+            known = _Known(shapes.layout(func, args, kwargs, output), kernel, work_of(func, args, flat, tensors, kernel, self.capability), counted)
             if signature is not None:
                 self._known[func, signature] = known
         self._allocate_all(_name(func), known.kernel, tensors)

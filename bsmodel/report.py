@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -11,7 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from bsmodel.hardware import Gpu
+from bsmodel.lines import Line
 from bsmodel.memory import Fit, Footprint, Peak, Share
+from bsmodel.modules import ModuleRow
 from bsmodel.planning import Plan, Rung, power_of_two_at_most
 from bsmodel.tape import Tape
 from bsmodel.units import GiB, format_bytes
@@ -109,8 +112,83 @@ def plan_text(tapes: Sequence[Tape], plans: Sequence[Plan | Fit], forms: Sequenc
             parts += [Text(item.verdict), Text("")]
     first = next((item for item in plans if isinstance(item, Plan)), None)
     if first is not None:
-        parts += [*_schedule(first), *(Text(f"Note: {advice}.") for advice in first.advice), Text("")]
+        parts += [time_table([item for item in plans if isinstance(item, Plan)]), Text(""), *_schedule(first)]
+        parts += [*(Text(f"Note: {advice}.") for advice in first.advice), Text("")]
     return render(*parts, closed_forms(forms), Text(""), uncounted(tapes))
+
+
+def format_seconds(seconds: float) -> str:
+    """A time in the unit that suits it: 12.3 ms, 4.56 s, 7.8 h."""
+    return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s" if seconds < 3600 else f"{seconds / 3600:,.1f} h"
+
+
+def time_table(plans: Sequence[Plan]) -> RenderableType:
+    """One row per GPU: step time, throughput and utilisation of the plan, the knee, hours and money."""
+    rows = []
+    for plan in plans:
+        timing, gpu = plan.timing, plan.fit.gpu.id
+        if timing is None:
+            rows.append([gpu, f"unknown: {plan.untimed}", *["-"] * 7])
+            continue
+        step = timing.step
+        interval = "" if step.high_seconds <= 1.001 * step.low_seconds else f" ({format_seconds(step.low_seconds)} to {format_seconds(step.high_seconds)})"
+        tokens = f" ({timing.samples_per_s * step.tokens_per_sample:,.0f} tokens)" if step.tokens_per_sample > 1 else ""
+        fewest = "" if plan.fewest == plan.split else f"; {plan.fewest.micro_batch} x {plan.fewest.accumulation} is slower"
+        rows.append(
+            [
+                gpu,
+                f"{format_seconds(step.seconds)}{interval}",
+                f"{timing.samples_per_s:,.1f}{tokens}",
+                f"{step.mfu:.0%}",
+                "host" if step.host_seconds >= step.device_seconds else "device",
+                f"{timing.knee} / {timing.fastest_batch}{fewest}",
+                f"{timing.hours_per_epoch:,.2f}" if timing.hours_per_epoch is not None else "-",
+                f"{timing.hours:,.1f}" if timing.hours is not None else "-",
+                _money(timing.cost_usd, timing.price.usd_per_hour if timing.price else None),
+            ]
+        )
+    columns = (
+        ("GPU", ""),
+        ("step", ""),
+        ("samples per s", "right"),
+        ("MFU", "right"),
+        ("bound by", ""),
+        ("knee / fastest batch", "right"),
+        ("h per epoch", "right"),
+        ("h in all", "right"),
+        ("cost", "right"),
+    )
+    prices = sorted({f"{p.fit.gpu.id}: {p.timing.price.source}" for p in plans if p.timing and p.timing.price})
+    note = [Text("")] if prices else []
+    return Group(_table(*columns, rows=rows), *note, *(Text(f"Price of {price}.") for price in prices))
+
+
+def compare_text(tape: Tape, plans: Sequence[Plan], reasons: dict[str, str]) -> str:
+    """What `bsmodel compare` prints: GPUs by what the run costs, and the ones that cannot run it with the reason."""
+    by_time = sorted((p for p in plans if p.timing), key=lambda p: -p.timing.samples_per_s if p.timing else 0.0)
+    rows = []
+    for rank, plan in enumerate(plans, 1):
+        timing, split = plan.timing, plan.split
+        cells = [str(rank), plan.fit.gpu.id, f"{split.micro_batch} x {split.accumulation} x {split.devices} = {split.effective_batch}"]
+        if timing is None:
+            rows.append([*cells, f"unknown: {plan.untimed}", *["-"] * 6])
+            continue
+        per_million = timing.price.usd_per_hour * split.devices / timing.samples_per_s * 1e6 / 3600 if timing.price else None
+        cells += [format_seconds(timing.step.seconds), f"{timing.samples_per_s:,.1f}", f"{timing.step.mfu:.0%}", str(by_time.index(plan) + 1)]
+        cells += [f"{timing.hours:,.1f}" if timing.hours is not None else "-", f"{per_million:,.2f}" if per_million is not None else "-"]
+        rows.append([*cells, _money(timing.cost_usd, timing.price.usd_per_hour if timing.price else None)])
+    right = ("step", "samples per s", "MFU", "by time", "hours", "USD per million", "cost")
+    columns = (("by cost", "right"), ("GPU", ""), ("micro x accumulation x devices", ""), *((heading, "right") for heading in right))
+    priced = sorted({p.timing.price.source for p in plans if p.timing and p.timing.price})
+    parts: list[RenderableType] = [Text(title(tape)), Text(""), _table(*columns, rows=rows), Text("")]
+    parts += [Text(f"Prices, on demand and per card: {'; '.join(priced)}."), Text("")] if priced else []
+    return render(*parts, *(Text(f"{name} {reason.removeprefix(f'does not fit on {name}: ')}") for name, reason in reasons.items()))
+
+
+def _money(cost_usd: float | None, usd_per_hour: float | None) -> str:
+    if cost_usd is not None:
+        return f"{cost_usd:,.2f} USD"
+    return f"{usd_per_hour:.2f} USD/h" if usd_per_hour is not None else "-"
 
 
 def _schedule(plan: Plan) -> list[RenderableType]:
@@ -140,7 +218,7 @@ def predict_text(tape: Tape, peaks: Sequence[tuple[Gpu, Peak]]) -> str:
     return render(Text(title(tape, f", batch {peaks[0][1].batch}")), Text(""), _table(*columns, rows=rows), Text(""), uncounted([tape]))
 
 
-def explain_text(tape: Tape, batch: int, moment: str, shares: Sequence[Share], most: int = 30) -> str:
+def explain_text(tape: Tape, batch: int, moment: str, shares: Sequence[Share], forms: RenderableType, most: int = 30) -> str:
     """What `bsmodel explain` prints: bytes at the binding moment by category, then by module."""
     total = sum(share.bytes for share in shares)
     by_category, by_module = totals(shares, "category"), totals(shares, "module")
@@ -158,8 +236,46 @@ def explain_text(tape: Tape, batch: int, moment: str, shares: Sequence[Share], m
         Text(""),
         _table(("module", ""), ("size", "right"), ("share", "right"), rows=modules),
         Text(""),
+        forms,
+        Text(""),
         uncounted([tape]),
     )
+
+
+def modules_text(tape: Tape, batch: int, rows: Sequence[ModuleRow], depth: int) -> str:
+    """What `bsmodel explain --by module` prints: the tree of modules down to `depth`."""
+    shown = [row for row in rows if row.depth <= depth]
+    cells = [
+        [
+            "  " * row.depth + (row.module.rpartition(".")[2] or tape.name),
+            f"{row.parameters / 1e6:,.3f} M",
+            f"{row.flops / 1e9:,.3f} G",
+            f"{row.activations / 1e6:,.3f} M",
+            format_bytes(row.saved_bytes),
+        ]
+        for row in shown
+    ]
+    headings = ("parameters", "forward FLOPs", "activations", "saved for backward")
+    missing = "; ".join(tape.uncounted_operators) or "none"
+    return render(
+        Text(title(tape, f", batch {batch}")),
+        Text(""),
+        _table(("module", ""), *((heading, "right") for heading in headings), rows=cells),
+        Text(""),
+        Text("FLOPs and activations as fvcore counts them, a multiply-add as two; activations are outputs of matmuls and convolutions."),
+        Text(f"Operators without a formula: {missing}."),
+    )
+
+
+def forms_compared(tape: Tape, form: Footprint, line: Line, peak: Peak) -> Group:
+    """The counted closed form beside the traced one, each against the replay at this batch."""
+    rows = []
+    for name, formula, size in (
+        ("counted", f"M(b) = {format_bytes(line.fixed)} + {format_bytes(line.per_sample)} b", int(line.fixed + line.per_sample * peak.batch)),
+        ("traced", str(form), int(form(peak.batch))),
+    ):
+        rows.append([name, format_bytes(size), f"{size / peak.allocated_bytes - 1:+.2%}", formula])
+    return Group(_table(("closed form", ""), ("at this batch", "right"), ("against the replay", "right"), ("", ""), rows=rows))
 
 
 def totals(shares: Sequence[Share], key: str) -> list[tuple[str, int]]:
@@ -245,6 +361,51 @@ def peak_json(peak: Peak) -> dict[str, Any]:
     }
 
 
+def module_json(row: ModuleRow) -> dict[str, Any]:
+    """One module of a table."""
+    return asdict(row)
+
+
+def compared_json(plan: Plan) -> dict[str, Any]:
+    """One GPU of a comparison."""
+    split = plan.split
+    return {
+        "gpu": plan.fit.gpu.id,
+        "largest_batch": plan.fit.batch,
+        "micro_batch": split.micro_batch,
+        "accumulation": split.accumulation,
+        "devices": split.devices,
+        "effective_batch": split.effective_batch,
+        "time": timing_json(plan),
+    }
+
+
+def timing_json(plan: Plan) -> dict[str, Any]:
+    """Time and money of a plan, or the reason why they are unknown."""
+    timing = plan.timing
+    if timing is None:
+        return {"unknown": plan.untimed}
+    step = timing.step
+    return {
+        "step_seconds": float(step.seconds),
+        "step_seconds_low": float(step.low_seconds),
+        "step_seconds_high": float(step.high_seconds),
+        "device_seconds": float(step.device_seconds),
+        "host_seconds": float(step.host_seconds),
+        "phases_seconds": {phase: float(seconds) for phase, seconds in step.phases.items()},
+        "samples_per_s": timing.samples_per_s,
+        "tokens_per_s": timing.samples_per_s * step.tokens_per_sample,
+        "mfu": float(step.mfu),
+        "knee": timing.knee,
+        "fastest_batch": timing.fastest_batch,
+        "hours_per_epoch": timing.hours_per_epoch,
+        "hours": timing.hours,
+        "usd_per_hour": timing.price.usd_per_hour if timing.price else None,
+        "price_source": timing.price.source if timing.price else None,
+        "cost_usd": timing.cost_usd,
+    }
+
+
 def plan_json(item: Plan | Fit, form: Footprint, rungs: Sequence[Rung]) -> dict[str, Any]:
     """One GPU of a plan."""
     fit = item if isinstance(item, Fit) else item.fit
@@ -269,6 +430,8 @@ def plan_json(item: Plan | Fit, form: Footprint, rungs: Sequence[Rung]) -> dict[
             "accumulation": item.split.accumulation,
             "devices": item.split.devices,
             "effective_batch": item.split.effective_batch,
+            "fewest_micro_steps": {"micro_batch": item.fewest.micro_batch, "accumulation": item.fewest.accumulation},
+            "time": timing_json(item),
             "exact": item.exact,
             "learning_rate": item.learning_rate,
             "learning_rate_rule": item.learning_rate_rule or None,

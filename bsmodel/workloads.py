@@ -199,22 +199,22 @@ def _bert(seq_len: int = 128, attention: str | None = None) -> Workload:
     )
 
 
-def _vision(model_type: str, pixels: int, training: Training, attention: str | None = None, **fields: Any) -> Workload:
+def vision(model_type: str, pixels: int, training: Training, attention: str | None = None, **fields: Any) -> Workload:
     config: Any = _config(model_type, attention, num_labels=1000, **fields)
     return Workload(_transformers_model(config, "AutoModelForImageClassification"), image_batch(pixels), own_loss, training=training)
 
 
 def _resnet50(image_size: int = 224) -> Workload:
-    return _vision("resnet", image_size, Training(precision="fp16-mixed", optimizer="sgd-momentum"))
+    return vision("resnet", image_size, Training(precision="fp16-mixed", optimizer="sgd-momentum"))
 
 
 def _vit_b(image_size: int = 224, attention: str | None = None) -> Workload:
-    return _vision("vit", image_size, Training(precision="bf16-mixed", optimizer="adamw"), attention, image_size=image_size)
+    return vision("vit", image_size, Training(precision="bf16-mixed", optimizer="adamw"), attention, image_size=image_size)
 
 
 def _vit_l(image_size: int = 224, attention: str | None = None) -> Workload:
     large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-    return _vision("vit", image_size, Training(precision="bf16-mixed", optimizer="adamw"), attention, image_size=image_size, **large)
+    return vision("vit", image_size, Training(precision="bf16-mixed", optimizer="adamw"), attention, image_size=image_size, **large)
 
 
 # -- diffusers ---------------------------------------------------------------------------------------------------------------------

@@ -203,7 +203,8 @@ def _padded(tensor: torch.Tensor) -> int:
     return _bytes(tensor) // tensor.size(1) * _rounded(tensor.size(1), alignment)
 
 
-def _tensor_core(tensor: torch.Tensor, capability: tuple[int, int]) -> bool:
+def tensor_core(tensor: torch.Tensor, capability: tuple[int, int]) -> bool:
+    """Whether cuDNN convolves this tensor on tensor cores: half precision, and float32 as TF32 from Ampere on."""
     return tensor.dtype in _HALVES or capability >= (8, 0)
 
 
@@ -225,7 +226,7 @@ def _convolution(args: Any, capability: tuple[int, int]) -> Kernel:
     layout = conv_format(tensor, weight)
     copies = (*_layout_copies(layout, tensor, before=0), *_layout_copies(layout, weight))
     last = layout is torch.channels_last
-    if _native_depthwise(tensor, weight, groups) or not _tensor_core(tensor, capability) or tensor.dim() != 4:
+    if _native_depthwise(tensor, weight, groups) or not tensor_core(tensor, capability) or tensor.dim() != 4:
         return Kernel(copies)
     if _pointwise(weight):
         both = _bytes(tensor) + _output_bytes(tensor, weight, args)
@@ -260,7 +261,7 @@ def _convolution_backward(args: Any, capability: tuple[int, int]) -> Kernel:
     last, pair = layout is torch.channels_last, _bytes(tensor) + _bytes(gradient)
     copies = _layout_copies(layout, gradient, tensor, weight, before=0)
     bias = (_sum_over_rows(gradient),) if mask[2] and last else ()
-    if _native_depthwise(tensor, weight, groups) or tensor.dim() != 4 or not _tensor_core(tensor, capability):
+    if _native_depthwise(tensor, weight, groups) or tensor.dim() != 4 or not tensor_core(tensor, capability):
         return Kernel((*copies, *bias))
     everything = _padded(tensor) + _padded(weight) + _bytes(gradient)
     split = (weight.size(0), weight.numel() // weight.size(0))

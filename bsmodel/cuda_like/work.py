@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from bsmodel.cuda_like.kernels import Kernel
+from bsmodel.cuda_like.kernels import Kernel, tensor_core
+from bsmodel.cuda_like.shapes import conv_format
 
 aten = torch.ops.aten
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -89,10 +90,36 @@ def _convolution_backward(args: Any, outputs: Any) -> tuple[tuple[int, int, int,
     return tuple(found)
 
 
-def _direct(func: Any, args: Any) -> bool:
-    """Whether a convolution is depthwise: kernels of its own, which are bound by memory."""
-    tensor, weight, groups = (args[0], args[1], args[8]) if func is aten.convolution.default else (args[1], args[2], args[9])
-    return bool(groups > 1 and groups == tensor.size(1) and weight.size(1) == 1)
+def _converted(func: Any, args: Any, outputs: Sequence[torch.Tensor], capability: tuple[int, int]) -> int:
+    """Bytes moved to bring operands to channels-last and the result back: tensor cores compute in that layout only.
+
+    Source: NVIDIA, Convolutional Layers User's Guide, tensor layouts: the conversion is automatic; each operand is read and written once more.
+    """
+    forward = func is aten.convolution.default
+    tensor, weight = args[0 if forward else 1 : 2 if forward else 3]
+    if conv_format(tensor, weight) is torch.channels_last or not tensor_core(tensor, capability) or _depthwise(tensor, weight):
+        return 0
+    operands = [tensor, weight, outputs[0] if forward else args[0]]
+    return 2 * _sum(operands) * (1 if forward else sum(args[10][:2]))
+
+
+def _depthwise(tensor: torch.Tensor, weight: torch.Tensor) -> bool:
+    return weight.size(1) == 1 and tensor.size(1) > 1
+
+
+def _convolution_work(func: Any, args: Any, outputs: Sequence[torch.Tensor], work: Work, capability: tuple[int, int]) -> Work:
+    """An implicit matrix product; depthwise kernels multiply on the float32 units, and those have Winograd's for dense 3 x 3 filters."""
+    forward = func is aten.convolution.default
+    tensor, weight = args[0 if forward else 1 : 2 if forward else 3]
+    products = _convolution(args, outputs) if forward else _convolution_backward(args, outputs)
+    if not _depthwise(tensor, weight):
+        plain = set(args[3 if forward else 4]) == {1} and set(args[5 if forward else 6]) == {1} and args[8 if forward else 9] == 1
+        winograd = plain and tuple(weight.shape[2:]) == (3, 3) and not tensor_core(tensor, capability)
+        kind = "winograd convolution" if winograd else "convolution"
+        return replace(work, kind=kind, products=products, launches=max(1, len(products)))
+    taps = weight.numel() // weight.size(0)
+    pixels = (outputs[0] if forward else args[0]).numel() // weight.size(0)
+    return replace(work, kind="depthwise convolution", products=((weight.size(0), pixels, taps, 1),) * len(products), launches=max(1, len(products)))
 
 
 def _attention(args: Any, causal: bool) -> tuple[int, int, int, int]:
@@ -163,32 +190,32 @@ _PRODUCTS: dict[Any, tuple[str, Callable[[Any, Any], tuple[tuple[int, int, int, 
     aten.bmm.default: ("matmul", _matmul),
     aten.baddbmm.default: ("matmul", _matmul),
     aten.addbmm.default: ("matmul", _matmul),
-    aten.convolution.default: ("convolution", _convolution),
-    aten.convolution_backward.default: ("convolution", _convolution_backward),
 }
 _CHUNK_ELEMENTS, _TENSORS_A_LAUNCH = 65_536 * 320, 64  # aten/src/ATen/native/cuda/MultiTensorApply.cuh: blocks and tensors one launch takes
 
 
-def work_of(func: Any, args: Any, flat: Sequence[Any], outputs: Sequence[torch.Tensor], kernel: Kernel) -> Work | None:
-    """What one operator does, or None where it launches nothing (views, allocations).
+def work_of(func: Any, args: Any, flat: Sequence[Any], outputs: Sequence[torch.Tensor], kernel: Kernel, capability: tuple[int, int]) -> Work | None:
+    """What one operator does on a device of this capability, or None where it launches nothing (views, allocations).
 
     `flat`: all its arguments, lists opened; `outputs`: its device tensors; `kernel`: buffers inside, each written and read once.
     """
     if _launches_nothing(func):
         return None
-    inner = 2 * sum(buffer.size_bytes for buffer in kernel.buffers)
     if func._schema.name.startswith(("aten::_foreach", "aten::_fused", "aten::_amp_foreach")):
         return _over_lists(func, args, flat, outputs)
     dtype = _NAMES.get(next((value.dtype for value in (*flat, *outputs) if isinstance(value, torch.Tensor) and value.is_floating_point()), None), "fp32")  # type: ignore[arg-type]
-    work = Work("elementwise", dtype, _read(func, args, flat, outputs) + _sum(outputs) + inner)
+    work = Work("elementwise", dtype, _read(func, args, flat, outputs) + _sum(outputs))
+    inner = replace(work, moved_bytes=work.moved_bytes + 2 * sum(buffer.size_bytes for buffer in kernel.buffers))
+    if func in (aten.convolution.default, aten.convolution_backward.default):
+        converted = _converted(func, args, outputs, capability)
+        work = replace(work, moved_bytes=work.moved_bytes + converted) if converted else inner
+        return _convolution_work(func, args, outputs, work, capability)
+    work = inner
     if func in _CAUSAL:
         return _attention_work(func, args, work)
     if func in _PRODUCTS:
         kind, products = _PRODUCTS[func]
-        found = products(args, outputs)
-        if kind == "convolution" and _direct(func, args):
-            return replace(work, launches=len(found))
-        return replace(work, kind=kind, products=found, launches=max(1, len(found)))
+        return replace(work, kind=kind, products=products(args, outputs))
     passes = _PASSES.get(func)
     if passes is None:
         return work
