@@ -10,8 +10,10 @@ from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError, Un
 from bsmodel.hardware import Gpu
 from bsmodel.lines import Envelope, Line
 from bsmodel.memory import Fit, Footprint, Peak, breakdown, fit, footprint, predict
-from bsmodel.planning import Plan, ladder, plan
+from bsmodel.modules import ModuleRow, by_module
+from bsmodel.planning import Plan, Price, ladder, plan
 from bsmodel.tape import Tape
+from bsmodel.throughput import StepTime, step_time
 from bsmodel.training import OPTIMIZERS, PRECISIONS, Training
 from bsmodel.workloads import Workload
 
@@ -30,20 +32,25 @@ __all__ = (
     "Gpu",
     "InvalidInputError",
     "Line",
+    "ModuleRow",
     "Peak",
     "Plan",
+    "Price",
     "Settings",
+    "StepTime",
     "Tape",
     "Training",
     "UnknownNameError",
     "UntraceableError",
     "Workload",
     "breakdown",
+    "by_module",
     "fit",
     "footprint",
     "ladder",
     "plan",
     "predict",
+    "step_time",
     "trace",
 )
 

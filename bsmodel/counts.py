@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,7 +102,9 @@ FORMULAS: dict[Any, tuple[_Formula, ...]] = {
 
 @functools.cache
 def _handle(name: str, options: tuple[int, ...] | None) -> Callable[[Any, Any], Any]:
-    from fvcore.nn import jit_handles
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fvcore scripts two of its losses when it is imported
+        from fvcore.nn import jit_handles
 
     handle: Any = getattr(jit_handles, name)
     return handle if options is None else handle(*options)  # type: ignore[no-any-return]

@@ -142,8 +142,8 @@ def time_table(plans: Sequence[Plan]) -> RenderableType:
                 f"{step.mfu:.0%}",
                 "host" if step.host_seconds >= step.device_seconds else "device",
                 f"{timing.knee} / {timing.fastest_batch}{fewest}",
-                f"{timing.hours_per_epoch:,.2f}" if timing.hours_per_epoch is not None else "-",
-                f"{timing.hours:,.1f}" if timing.hours is not None else "-",
+                _amount(timing.hours_per_epoch),
+                _amount(timing.hours),
                 _money(timing.cost_usd, timing.price.usd_per_hour if timing.price else None),
             ]
         )
@@ -175,7 +175,7 @@ def compare_text(tape: Tape, plans: Sequence[Plan], reasons: dict[str, str]) -> 
             continue
         per_million = timing.price.usd_per_hour * split.devices / timing.samples_per_s * 1e6 / 3600 if timing.price else None
         cells += [format_seconds(timing.step.seconds), f"{timing.samples_per_s:,.1f}", f"{timing.step.mfu:.0%}", str(by_time.index(plan) + 1)]
-        cells += [f"{timing.hours:,.1f}" if timing.hours is not None else "-", f"{per_million:,.2f}" if per_million is not None else "-"]
+        cells += [_amount(timing.hours), _amount(per_million)]
         rows.append([*cells, _money(timing.cost_usd, timing.price.usd_per_hour if timing.price else None)])
     right = ("step", "samples per s", "MFU", "by time", "hours", "USD per million", "cost")
     columns = (("by cost", "right"), ("GPU", ""), ("micro x accumulation x devices", ""), *((heading, "right") for heading in right))
@@ -185,9 +185,14 @@ def compare_text(tape: Tape, plans: Sequence[Plan], reasons: dict[str, str]) -> 
     return render(*parts, *(Text(f"{name} {reason.removeprefix(f'does not fit on {name}: ')}") for name, reason in reasons.items()))
 
 
+def _amount(value: float | None) -> str:
+    """Two decimals, or two digits where that would say nothing."""
+    return "-" if value is None else f"{value:,.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
 def _money(cost_usd: float | None, usd_per_hour: float | None) -> str:
     if cost_usd is not None:
-        return f"{cost_usd:,.2f} USD"
+        return f"{_amount(cost_usd)} USD"
     return f"{usd_per_hour:.2f} USD/h" if usd_per_hour is not None else "-"
 
 

@@ -211,7 +211,7 @@ def _product_seconds(columns: Array, kinds: list[Kind], gpu: Gpu, rates: _Rates,
     best = np.full(m.shape, np.inf)
     for rows, wide, share in TILES:
         tiles = np.ceil(m / rows) * np.ceil(n / wide) * groups
-        split = np.clip(np.floor(multiprocessors / tiles), 1, np.maximum(1, np.floor(k / _SPLIT_K)))
+        split = np.clip(np.floor(multiprocessors / tiles), 1, np.maximum(1, k / _SPLIT_K))
         waves = np.ceil(tiles * split / multiprocessors)
         executed = waves * multiprocessors * rows * wide * 2 * (k / split + fill)
         best = np.minimum(best, executed / (rates.matmul_flops_per_s[dtype] * share))

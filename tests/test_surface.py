@@ -17,6 +17,7 @@ from bsmodel.cuda_like import autocast
 
 ROOT = Path(__file__).parent.parent
 MINE = f"{ROOT}/tests/models.py:attention"
+FOUR = ("--gpu", "rtx-3070-8gb", "--gpu", "l4-24gb", "--gpu", "h100-80gb", "--gpu", "t4-16gb")
 
 
 def run(*arguments, **environment):
@@ -25,8 +26,8 @@ def run(*arguments, **environment):
 
 def test_the_public_names():
     assert dir(bsmodel) == sorted(
-        "OPTIMIZERS PRECISIONS BsmodelError Envelope Fit Footprint Gpu InvalidInputError Line Peak Plan Settings Tape Training UnknownNameError "
-        "UntraceableError Workload breakdown fit footprint ladder plan predict trace".split()
+        "OPTIMIZERS PRECISIONS BsmodelError Envelope Fit Footprint Gpu InvalidInputError Line ModuleRow Peak Plan Price Settings StepTime Tape "
+        "Training UnknownNameError UntraceableError Workload breakdown by_module fit footprint ladder plan predict step_time trace".split()
     )
     assert bsmodel.trace.__module__ == "bsmodel.tracing"
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
@@ -91,6 +92,8 @@ def golden(name, text):
         ("plan", ("plan", MINE, "--target-batch", "65536", "--samples", "1000000", "--epochs", "3", "--base-lr", "1e-3", "--base-batch", "256")),
         ("predict", ("predict", MINE, "--batch", "512", "--precision", "fp16-mixed")),
         ("explain", ("explain", MINE, "--batch", "512")),
+        ("modules", ("explain", MINE, "--batch", "512", "--by", "module")),
+        ("compare", ("compare", MINE, "--target-batch", "4096", "--samples", "1000000", "--epochs", "3", *FOUR, "--price", "h100-80gb=2.5")),
         ("gpus", ("gpus", "--min-memory", "80GB")),
     ],
 )
@@ -102,7 +105,16 @@ def test_what_each_command_prints(name, arguments, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [("plan", MINE), ("predict", MINE, "--batch", "8"), ("explain", MINE, "--batch", "8"), ("gpus",)], ids=lambda arguments: arguments[0]
+    "arguments",
+    [
+        ("plan", MINE),
+        ("compare", MINE, *FOUR),
+        ("predict", MINE, "--batch", "8"),
+        ("explain", MINE, "--batch", "8"),
+        ("explain", MINE, "--batch", "8", "--by", "module"),
+        ("gpus",),
+    ],
+    ids=lambda arguments: f"{arguments[0]}-{len(arguments)}",
 )
 def test_json_is_all_that_is_on_stdout(arguments, capsys):
     code, printed = command(capsys, *arguments, "--json")
