@@ -18,6 +18,7 @@ from bsmodel.memory import Footprint, breakdown, fit, footprint, kernels, predic
 from bsmodel.tape import Tape
 from bsmodel.training import OPTIMIZERS, PRECISIONS, Training
 from bsmodel.units import parse_bytes
+from bsmodel.validation import command
 from bsmodel.workloads import NAMED, Workload, bare_module
 
 FITS, DOES_NOT_FIT, BAD_USAGE = 0, 1, 2
@@ -60,6 +61,8 @@ def _parser() -> _Parser:
     explain = _command(commands, "explain", _explain, "where the bytes go at the binding moment, by category and module")
     _add_recipe(explain)
     explain.add_argument("--batch", type=_positive, required=True, metavar="N", help="micro-batch")
+    checked = _command(commands, "validate", command.run, "predictions against a real GPU: measure, report, calibrate")
+    command.add_arguments(checked)
     gpus = _command(commands, "gpus", _gpus, "the GPUs of the catalogue")
     gpus.add_argument("--min-memory", type=_size, default=0, metavar="SIZE", help="only cards with at least this, e.g. 40GiB")
     return parser
