@@ -117,7 +117,10 @@ def _size(text: str) -> int:
 
 
 def _gpus_asked(options: argparse.Namespace) -> list[Gpu]:
-    return [Gpu.named(name) for name in options.gpu] if options.gpu else list(hardware.defaults())
+    gpus = [Gpu.named(name) for name in options.gpu] if options.gpu else list(hardware.defaults())
+    own = [f"GPU row {gpu.id} from {name} (measured {gpu.calibrated_on})" for name, gpu in zip(options.gpu or (), gpus) if gpu.calibrated_on]
+    options.notes = own  # stand in the answer: it rests on figures that only this user has
+    return gpus
 
 
 def _training(options: argparse.Namespace, base: Training) -> Training:
@@ -171,7 +174,9 @@ def _traced(workload: Workload, training: Training, gpu: Gpu) -> Tape:
 
 
 def _print(options: argparse.Namespace, text: str, document: dict[str, Any]) -> None:
-    print(json.dumps(document, indent=2) if options.json else text, end="\n" if options.json else "")
+    notes: list[str] = getattr(options, "notes", [])
+    text += "".join(f"{note}\n" for note in notes)
+    print(json.dumps({**document, **({"notes": notes} if notes else {})}, indent=2) if options.json else text, end="\n" if options.json else "")
 
 
 # -- commands ------------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ def main(text: str) -> None:
     job = json.loads(text)
     with contextlib.redirect_stdout(sys.stderr):  # libraries may print; the last line on stdout is the answer
         try:
-            answer = {"result": JOBS[job["do"]](job)}
+            answer: dict[str, object] = {"result": JOBS[job["do"]](job)}
         except Exception as error:  # whatever the user's model or a library raises
             lines = str(error).strip().splitlines() or [""]
             answer = {"failure": f"{type(error).__name__}: {lines[0]}"[:400]}

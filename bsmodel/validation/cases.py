@@ -27,13 +27,15 @@ class Case:
     training: Training
     share: Fraction | None = None
     batch: int | None = None
+    capacity_bytes: int | None = None  # what the run may reserve, where that is less than the card's
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """A name that no other case has."""
         size = f"b={self.batch}" if self.batch is not None else f"share={self.share}" if self.share is not None else ""
-        return " ".join(filter(None, (self.workload, self.gpu, size, recipe_words(self.training, self.options))))
+        limit = f"capacity={self.capacity_bytes}" if self.capacity_bytes is not None else ""
+        return " ".join(filter(None, (self.workload, self.gpu, size, limit, recipe_words(self.training, self.options))))
 
     @property
     def calibrates(self) -> bool:
@@ -74,18 +76,25 @@ def available() -> list[str]:
 
 
 def matrix(
-    names: Sequence[str], gpu: str, supports_bf16: bool, batches: Sequence[int] = (), options: dict[str, Any] | None = None, quick: bool = False
+    names: Sequence[str],
+    gpu: str,
+    supports_bf16: bool,
+    batches: Sequence[int] = (),
+    options: dict[str, Any] | None = None,
+    changes: dict[str, Any] | None = None,
+    quick: bool = False,
 ) -> list[Case]:
     """Every case of the workloads, in the order in which they say most.
 
     First every workload once, in its own recipe at half the largest batch; then at other batches; then in other recipes, workload by
-    workload in turn. `quick`: only the first of these.
+    workload in turn. `changes` to the recipe leave only the recipe they make; `quick`: only the first case of each workload.
     """
     options = options or {}
     found: list[tuple[tuple[int, int, int], Case]] = []
     for position, name in enumerate(names):
         own = Workload.named(name, **options).training
-        for rank, training in enumerate(recipes(own, supports_bf16)[: 1 if quick else None]):
+        wanted = [Training(**{**dict(own), **changes})] if changes else recipes(own, supports_bf16)
+        for rank, training in enumerate(wanted[: 1 if quick else None]):
             sizes: list[dict[str, Any]] = [{"batch": batch} for batch in batches] or [{"share": share} for share in SHARES]
             for order, size in enumerate(sizes[: 1 if quick and not batches else None]):
                 found.append(((rank + order, rank, position), Case(name, gpu, training, options=options, **size)))

@@ -5,15 +5,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu, defaults
+from bsmodel.training import Training
 from bsmodel.units import format_bytes, parse_bytes
 from bsmodel.workloads import Workload
+
+if TYPE_CHECKING:
+    from bsmodel.validation.cases import Case
+    from bsmodel.validation.running import Runner, Session
 
 EXAMPLE = "bsmodel validate resnet50 --out rows.jsonl"
 
@@ -32,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--capacity", action="append", type=_size, metavar="SIZE", help="repeatable, for --largest (default: the card and four GPUs)")
     parser.add_argument("--seq-len", type=_positive, metavar="N")
     parser.add_argument("--image-size", type=_positive, metavar="N")
+    parser.add_argument("--precision", metavar="NAME", help="only this recipe, with the two below (default: the matrix, or the workload's own recipe)")
+    parser.add_argument("--optimizer", metavar="NAME")
+    parser.add_argument("--checkpointing", action="store_true", default=None)
     parser.add_argument("--quick", action="store_true", help="only each workload's own recipe, at one batch")
     parser.add_argument("--minutes", type=_minutes, default=10.0, metavar="M", help="start nothing new after this long (default 10)")
     parser.add_argument("--retry", action="store_true", help="run cases again whose row says that they failed")
@@ -121,11 +131,12 @@ def _measure(options: argparse.Namespace, kind: str) -> int:
 
     given: dict[str, Any] = {name: value for name in ("seq_len", "image_size") if (value := getattr(options, name)) is not None}
     names = options.workloads or cases.available()
+    changes = {name: value for name in ("precision", "optimizer", "checkpointing") if (value := getattr(options, name)) is not None}
     for name in names:
-        Workload.named(name, **given)
+        Training(**{**dict(Workload.named(name, **given).training), **changes})  # refused before anything starts
     session = _session(options)
     quick = options.quick or kind != "step"
-    matrix = cases.matrix(names, session.gpu.id, session.gpu.supports_bf16, options.batch or (), given, quick)
+    matrix = cases.matrix(names, session.gpu.id, session.gpu.supports_bf16, options.batch or (), given, changes, quick)
     outcomes = [running.run(session, *run) for run in _passes(options, kind, matrix, session)]
     written, left = sum(outcome.written for outcome in outcomes), sum(outcome.left for outcome in outcomes)
     again = f", {left} cases left: the same command goes on where this one stopped" if left else ""
@@ -134,25 +145,24 @@ def _measure(options: argparse.Namespace, kind: str) -> int:
     return 0
 
 
-def _passes(options: argparse.Namespace, kind: str, matrix: list[Any], session: Any) -> list[tuple[str, list[Any], Any]]:
+def _passes(options: argparse.Namespace, kind: str, matrix: list[Case], session: Session) -> list[tuple[str, list[Case], Runner]]:
     """Kind, cases and runner of each pass over the matrix."""
-    from dataclasses import replace
-
     from bsmodel.validation import cases, running
 
-    if kind == "step":
-        rates = cases.Case("rates", session.gpu.id, cases.Training())
-        return [("hardware", [rates], _hardware), ("step", matrix, running.step)]
+    plain = [replace(case, share=None) for case in matrix]
     if kind == "accumulation":
-        return [("accumulation", [replace(case, share=None, batch=case.batch or 64) for case in matrix], running.accumulation)]
-    capacities: list[int | None] = list(_capacities(options, session.gpu))
+        return [("accumulation", plain, running.accumulation)]
+    if kind == "largest":
+        limits = _capacities(options, session.gpu)
+        return [("largest", [replace(case, batch=None, capacity_bytes=limit) for case in plain for limit in limits], running.largest)]
     if kind == "side_by_side":
-        return [("side-by-side", [running.at_capacity(case, c) for case in matrix], running.side_by_side(c)) for c in options.capacity or [None]]
-    plain = [replace(case, share=None, batch=None) for case in matrix]
-    return [("largest", [running.at_capacity(case, capacity) for case in plain], running.largest(capacity)) for capacity in capacities]
+        limits = _capacities(options, session.gpu) if options.capacity else [None]
+        return [("side-by-side", [replace(case, capacity_bytes=limit) for case in matrix for limit in limits], running.side_by_side)]
+    rates = cases.Case("rates", session.gpu.id, Training())
+    return [("hardware", [rates], _hardware), ("step", matrix, running.step)]
 
 
-def _hardware(session: Any, case: Any) -> list[dict[str, Any]]:
+def _hardware(session: Session, case: Case) -> list[dict[str, Any]]:
     from bsmodel.validation import rows
 
     measured = session.child({"do": "hardware"})
@@ -171,9 +181,7 @@ def _capacities(options: argparse.Namespace, gpu: Gpu) -> list[int | None]:
     return [*smaller] if options.capacity else [None, *smaller]
 
 
-def _session(options: argparse.Namespace) -> Any:
-    import os
-
+def _session(options: argparse.Namespace) -> Session:
     from bsmodel.validation import child, environment, running
 
     python = tuple(shlex.split(options.python or os.environ.get("BSMODEL_PYTHON", "")))

@@ -74,9 +74,9 @@ def measure(
         failed = True
         mark("out of memory")
     retries = int(torch.cuda.memory_stats().get("num_alloc_retries", 0))
-    peaks = [max(phase[i] for phase in phases) for i in (1, 2)]
+    allocated, reserved = max(phase[1] for phase in phases), max(phase[2] for phase in phases)
     step_seconds = statistics.median(times) if times and not failed else None
-    return Measurement(batch, peaks[0], peaks[1], tuple(phases), retries, failed, torch.cuda.memory_reserved(), step_seconds, len(times))
+    return Measurement(batch, allocated, reserved, tuple(phases), retries, failed, torch.cuda.memory_reserved(), step_seconds, len(times))
 
 
 def require_cuda() -> None:
@@ -115,13 +115,13 @@ def _timed(running: loop.Loop, batch: int, most: int) -> list[float]:
     seconds: list[float] = []
     while len(seconds) < most and (len(seconds) < 3 or sum(seconds) < _TIMED_SECONDS):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()  # type: ignore[no-untyped-call]
+        start.record()
         for _ in range(running.training.accumulation):
             loop.micro_step(running, batch)
         loop.optimizer_step(running)
-        end.record()  # type: ignore[no-untyped-call]
-        end.synchronize()  # type: ignore[no-untyped-call]
-        seconds.append(start.elapsed_time(end) / 1000)  # type: ignore[no-untyped-call]
+        end.record()
+        end.synchronize()
+        seconds.append(start.elapsed_time(end) / 1000)
     return seconds
 
 
@@ -169,11 +169,11 @@ def _median_seconds(work: Callable[[], object], repeats: int = 10) -> float:
     times = []
     for _ in range(repeats):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()  # type: ignore[no-untyped-call]
+        start.record()
         work()
-        end.record()  # type: ignore[no-untyped-call]
-        end.synchronize()  # type: ignore[no-untyped-call]
-        times.append(start.elapsed_time(end) / 1000)  # type: ignore[no-untyped-call]
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1000)
     return statistics.median(times)
 
 

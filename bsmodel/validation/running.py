@@ -110,7 +110,13 @@ def summary(item: rows.Row) -> str:
         return f"out of memory; predicted: {'fits' if predicted['fits'] else 'out of memory'}"
     if item["kind"] == "largest":
         return f"predicted {predicted['batch']}, {measured['batch']} survives, {measured['first_failure']} does not"
-    return ", ".join(f"{name} {value}" for name, value in {**predicted, **measured}.items() if not isinstance(value, (dict, list)))
+    if item["kind"] == "accumulation":
+        agree = {True: "agree", False: "DIFFER", None: "not compared"}[measured["gradients"]["agree"]]
+        return f"{item['micro_batch']} x {item['accumulation']} {'survives' if measured['survives'] else 'runs out of memory'}, gradients {agree}"
+    if item["kind"] == "side-by-side":
+        error = predicted["predicted_bytes"] / measured["allocated_bytes"] - 1
+        return f"{item['rival']}: {error:+.1%}, recommends {predicted['recommended_batch']}, survives: {measured['recommended_survives']}"
+    return ", ".join(f"{name} {value}" for name, value in measured.items())
 
 
 def _row(session: Session, kind: str, case: Case, status: str, **content: Any) -> rows.Row:
@@ -162,7 +168,7 @@ def job_of(case: Case, **content: Any) -> dict[str, Any]:
     """A case as a child is told of it: only what the recipe changes of the workload's own."""
     own = Workload.named(case.workload, **case.options).training
     changed = {name: getattr(case.training, name) for name in Training.model_fields if getattr(case.training, name) != getattr(own, name)}
-    return {"workload": case.workload, "options": case.options, "recipe": changed, **content}
+    return {"workload": case.workload, "options": case.options, "recipe": changed, "capacity_bytes": case.capacity_bytes, **content}
 
 
 # -- one case of each kind ---------------------------------------------------------------------------------------------------------------
@@ -181,44 +187,40 @@ def step(session: Session, case: Case) -> Iterable[rows.Row]:
     yield _row(session, "step", case, rows.MEASURED, batch=batch, predicted=predicted, measured=measured)
 
 
-def largest(capacity_bytes: int | None) -> Runner:
-    """The largest batch by real out-of-memory errors: on the card as it is (None), or limited to a capacity."""
+def largest(session: Session, case: Case) -> Iterable[rows.Row]:
+    """The largest batch by real out-of-memory errors: on the card as it is, or limited to the capacity of the case."""
     from bsmodel.validation.searching import largest_survivor
 
-    def runner(session: Session, case: Case) -> Iterable[rows.Row]:
-        gpu = session.gpu if capacity_bytes is None else limited(session.gpu, capacity_bytes)
-        found: Fit = bsmodel.fit(tape_of(session, case), gpu, settings=session.settings)
-        verdicts: dict[int, bool] = {}
+    gpu = limited(session.gpu, case.capacity_bytes)
+    found: Fit = bsmodel.fit(tape_of(session, case), gpu, settings=session.settings)
+    verdicts: dict[int, bool] = {}
 
-        def survives(batch: int) -> bool:
-            verdicts[batch] = bool(session.child(job_of(case, do="trial", batch=batch, capacity_bytes=capacity_bytes))["survives"])
-            say(f"    batch {batch} {'survives' if verdicts[batch] else 'runs out of memory'}")
-            return verdicts[batch]
+    def survives(batch: int) -> bool:
+        verdicts[batch] = bool(session.child(job_of(case, do="trial", batch=batch))["survives"])
+        say(f"    batch {batch} {'survives' if verdicts[batch] else 'runs out of memory'}")
+        return verdicts[batch]
 
-        search = largest_survivor(survives, found.batch)
-        measured = {"batch": search.largest, "first_failure": search.first_failure, "trials": search.trials}
-        measured["survives"] = found.batch == 0 or verdicts[found.batch]
-        predicted = {"batch": found.batch, "likely_batch": found.likely_batch}
-        content = {"capacity_bytes": gpu.usable_bytes, "own_capacity": capacity_bytes is None, "predicted": predicted, "measured": measured}
-        yield _row(session, "largest", case, rows.MEASURED, batch=found.batch, **content)
-
-    return runner
+    search = largest_survivor(survives, found.batch)
+    measured = {"batch": search.largest, "first_failure": search.first_failure, "trials": search.trials}
+    measured["survives"] = found.batch == 0 or verdicts[found.batch]
+    predicted = {"batch": found.batch, "likely_batch": found.likely_batch}
+    content = {"capacity_bytes": gpu.usable_bytes, "own_capacity": case.capacity_bytes is None, "predicted": predicted, "measured": measured}
+    yield _row(session, "largest", case, rows.MEASURED, batch=found.batch, **content)
 
 
-def limited(gpu: Gpu, capacity_bytes: int) -> Gpu:
-    """The same card with `capacity_bytes` for a program."""
-    return gpu.model_copy(update={"memory_bytes": capacity_bytes + gpu.context_bytes})
-
-
-def at_capacity(case: Case, capacity_bytes: int | None) -> Case:
-    """The case under a key of its own for the capacity."""
-    return case if capacity_bytes is None else replace(case, gpu=f"{case.gpu} capacity={capacity_bytes}")
+def limited(gpu: Gpu, capacity_bytes: int | None) -> Gpu:
+    """The same card with `capacity_bytes` for a program; the card itself for None."""
+    return gpu if capacity_bytes is None else gpu.model_copy(update={"memory_bytes": capacity_bytes + gpu.context_bytes})
 
 
 def accumulation(session: Session, case: Case) -> Iterable[rows.Row]:
-    """Two optimizer steps of the planned micro-batch x accumulation, and its gradients against those of a full batch."""
+    """Two optimizer steps of the planned micro-batch x accumulation, and its gradients against those of a full batch.
+
+    The target is the batch of the case, by default twice the largest micro-batch.
+    """
     tape = tape_of(session, case)
-    split = bsmodel.plan(bsmodel.fit(tape, session.gpu, settings=session.settings), target_batch=case.batch).split
+    fit = bsmodel.fit(tape, session.gpu, settings=session.settings)
+    split = bsmodel.plan(fit, target_batch=case.batch or 2 * fit.batch).split
     predicted = bsmodel.predict(tape, session.gpu, split.micro_batch, split.accumulation, session.settings)
     accumulating = replace(case, training=case.training.model_copy(update={"accumulation": split.accumulation}))
     measured = session.child(job_of(accumulating, do="trial", batch=split.micro_batch, steps=2))
@@ -232,34 +234,31 @@ def accumulation(session: Session, case: Case) -> Iterable[rows.Row]:
     yield _row(session, "accumulation", case, rows.MEASURED, batch=split.effective_batch, **plan, **content)
 
 
-def side_by_side(capacity_bytes: int | None) -> Runner:
-    """What every rival and bsmodel say of one case: bytes at the batch, recommended batch, and whether that batch really runs."""
+def side_by_side(session: Session, case: Case) -> Iterable[rows.Row]:
+    """What bsmodel and every rival say of one case: bytes at the batch, recommended batch, and whether that batch really runs."""
     from bsmodel.validation.rivals import RIVALS
 
-    def runner(session: Session, case: Case) -> Iterable[rows.Row]:
-        gpu = session.gpu if capacity_bytes is None else limited(session.gpu, capacity_bytes)
-        tape, batch = sized(session, case)
-        found = session.child(job_of(case, do="step", batch=batch))
-        fit = bsmodel.fit(tape, gpu, settings=session.settings)
-        asked = {"batch": batch, "capacity_bytes": capacity_bytes or gpu.usable_bytes}
-        own = {"predicted_bytes": bsmodel.predict(tape, gpu, batch, settings=session.settings).allocated_bytes, "recommended_batch": fit.batch}
-        for name in ("bsmodel", *RIVALS):
-            try:
-                says = own if name == "bsmodel" else session.child(job_of(case, do="rival", rival=name, **asked))
-                measured = {**found, **_tried(session, case, says["recommended_batch"], fit, capacity_bytes, gpu)}
-            except child.ChildFailedError as error:
-                yield _row(session, "side-by-side", case, rows.FAILED, rival=name, **asked, reason=str(error))
-                continue
-            yield _row(session, "side-by-side", case, rows.MEASURED, rival=name, **asked, predicted=says, measured=measured)
-
-    return runner
+    gpu = limited(session.gpu, case.capacity_bytes)
+    tape, batch = sized(session, replace(case, capacity_bytes=None))
+    found = session.child({**job_of(case, do="step", batch=batch), "capacity_bytes": None})
+    fit = bsmodel.fit(tape, gpu, settings=session.settings)
+    own = {"predicted_bytes": bsmodel.predict(tape, gpu, batch, settings=session.settings).allocated_bytes, "recommended_batch": fit.batch}
+    asked = {"batch": batch, "capacity_bytes": gpu.usable_bytes}
+    for name in ("bsmodel", *RIVALS):
+        try:
+            says = own if name == "bsmodel" else session.child({**job_of(case, do="rival", rival=name), **asked})
+            measured = {**found, **_tried(session, case, says["recommended_batch"], fit)}
+        except child.ChildFailedError as error:
+            yield _row(session, "side-by-side", case, rows.FAILED, rival=name, **asked, reason=str(error))
+            continue
+        yield _row(session, "side-by-side", case, rows.MEASURED, rival=name, **asked, predicted=says, measured=measured)
 
 
-def _tried(session: Session, case: Case, batch: int | None, fit: Fit, capacity_bytes: int | None, gpu: Gpu) -> dict[str, Any]:
+def _tried(session: Session, case: Case, batch: int | None, fit: Fit) -> dict[str, Any]:
     """What becomes of a recommended batch; one far beyond what can fit is not run, for it need not be built to fail."""
     if not batch:
         return {"recommended_survives": None, "idle_bytes": None}
     if batch > 2 * max(1, fit.likely_batch):
         return {"recommended_survives": False, "idle_bytes": None, "not_run": f"more than twice {fit.likely_batch}, the largest that is likely to fit"}
-    trial = session.child(job_of(case, do="trial", batch=batch, capacity_bytes=capacity_bytes))
-    return {"recommended_survives": trial["survives"], "idle_bytes": gpu.usable_bytes - trial["reserved_bytes"] if trial["survives"] else None}
+    trial = session.child(job_of(case, do="trial", batch=batch))
+    return {"recommended_survives": trial["survives"], "idle_bytes": fit.gpu.usable_bytes - trial["reserved_bytes"] if trial["survives"] else None}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -190,7 +191,7 @@ def _largest_rows(found: Sequence[rows.Row]) -> list[list[str]]:
         measured = item["measured"]
         made.append(
             [
-                item["case"].partition(" capacity=")[0] + " " + item.get("recipe", ""),
+                re.sub(r" capacity=\d+", "", item["case"]),
                 capacity,
                 str(item["predicted"]["batch"]),
                 "yes" if measured["survives"] else "OUT OF MEMORY",
@@ -198,7 +199,7 @@ def _largest_rows(found: Sequence[rows.Row]) -> list[list[str]]:
                 str(measured.get("first_failure", "-")),
             ]
         )
-    return [[cells[0].strip(), *cells[1:]] for cells in made]
+    return made
 
 
 def _accumulation_rows(found: Sequence[rows.Row]) -> list[list[str]]:
