@@ -24,7 +24,7 @@ class Rival:
     """An estimator: where it comes from, what it needs, and how it is asked for the bytes at a batch."""
 
     name: str
-    package: str
+    package: str  # the module to import; empty where torch has it
     source: str
     estimate: Question
     what: str
@@ -45,7 +45,7 @@ def ask(rival: Rival, workload: Workload, training: Training, batch: int, capaci
     """What a rival says at a batch and for a capacity. Raises `InvalidInputError` where it is not installed or does not know the workload."""
     if rival.package:
         try:
-            importlib.import_module(rival.package.replace("torch-kitsune", "kitsune"))
+            importlib.import_module(rival.package)
         except ImportError as error:
             raise InvalidInputError(f'{rival.name} cannot be imported ({error}); pip install "bsmodel[rivals]"') from None
     if workload.loss is None:
@@ -132,9 +132,10 @@ def _mem_tracker(workload: Workload, training: Training, batch: int) -> int:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     autocast = training.numerics.autocast
+    with torch.device("meta"):
+        model: Any = placement.adapt(placement.build(workload.model, training), training)
     with FakeTensorMode():
-        with torch.device(device):
-            model: Any = placement.adapt(placement.build(workload.model, training), training)
+        _fake_weights(model, device)
         optimizer = placement.make_optimizer([parameter for parameter in model.parameters() if parameter.requires_grad], training)
         data = tree_map(lambda leaf: leaf.to(device), workload.batch(batch))
         tracker = MemTracker()
@@ -151,6 +152,22 @@ def _mem_tracker(workload: Workload, training: Training, batch: int) -> int:
                 tracker.reset_mod_stats()
     peaks = tracker.get_tracker_snapshot("peak")
     return max(int(kinds["Total"]) for kinds in peaks.values())
+
+
+def _fake_weights(model: Any, device: str) -> None:
+    """Parameters and buffers made anew under the fake mode, tied ones once: a copy of a fake tensor belongs to a mode of its own."""
+    import torch
+
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for name, old in (*module._parameters.items(), *module._buffers.items()):
+            if old is None:
+                continue
+            if id(old) not in made:
+                new = torch.empty(old.shape, dtype=old.dtype, device=device)
+                made[id(old)] = torch.nn.Parameter(new, old.requires_grad) if isinstance(old, torch.nn.Parameter) else new
+                made[-id(old)] = old  # keeps the id taken
+            (module._parameters if name in module._parameters else module._buffers)[name] = made[id(old)]
 
 
 # -- torch-kitsune -----------------------------------------------------------------------------------------------------------------------
@@ -214,6 +231,6 @@ RIVALS: dict[str, Rival] = {
             _mem_tracker,
             "peak of two steps on fake tensors",
         ),
-        Rival("torch-kitsune", "torch-kitsune", "https://github.com/jeeth-kataria/Kitsune_optimization", _kitsune, "static, plus 15 %"),
+        Rival("torch-kitsune", "kitsune.predict", "https://github.com/jeeth-kataria/Kitsune_optimization", _kitsune, "static, plus 15 %"),
     )
 }
