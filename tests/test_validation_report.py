@@ -120,9 +120,8 @@ def test_a_rival_answers_on_the_cpu(name):
 @pytest.mark.filterwarnings("ignore")
 def test_mem_tracker_sees_the_optimizer_and_the_batch():
     adam = bsmodel.Training(optimizer="adamw")
-    small, large, stateless = (
-        rivals.RIVALS["MemTracker"].estimate(attention(), training, batch) for training, batch in ((adam, 4), (adam, 64), (bsmodel.Training(optimizer="sgd"), 4))
-    )
+    asked = ((adam, 4), (adam, 64), (bsmodel.Training(optimizer="sgd"), 4))
+    small, large, stateless = (rivals.RIVALS["MemTracker"].estimate(attention(), training, batch) for training, batch in asked)
 
     assert stateless < small < large
 

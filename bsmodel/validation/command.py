@@ -200,4 +200,6 @@ def _session(options: argparse.Namespace) -> Session:
         raise InvalidInputError(f"cannot write {str(options.out)!r}: no such folder")
     running.say(f"{device['name']}, as {gpu.id}{'' if known else ' (not in the catalogue: its own properties)'}, {format_bytes(device['memory_bytes'])}")
     surroundings = environment.environment(device, gpu, known)
-    return running.Session(options.out, gpu, surroundings, deadline, python, retry=options.retry)
+    session = running.Session(options.out, gpu, surroundings, deadline, python, retry=options.retry)
+    session.settings  # noqa: B018 - refused here, not in every row
+    return session
