@@ -146,3 +146,5 @@ def test_every_rival_has_its_line_in_the_report():
     assert lines[0] == "| one | bsmodel | 2.00 | 1.00 | +100% | 12 | yes | 1.00 GiB |"
     assert len(lines) == 1 + len(rivals.RIVALS) and sum("OUT OF MEMORY" in line for line in lines) == len(lines) - 2
     assert "not today" in lines[-1]
+    assert "| bsmodel | 1 of 1 | 100.0% | +100.0% | 1 of 1 | - | 1.00 GiB |" in summary.markdown(found)
+    assert "| torch-kitsune | 0 of 1 | - | - | - | - | - |" in summary.markdown(found)

@@ -82,23 +82,30 @@ def matrix(
     batches: Sequence[int] = (),
     options: dict[str, Any] | None = None,
     changes: dict[str, Any] | None = None,
-    quick: bool = False,
 ) -> list[Case]:
     """Every case of the workloads, in the order in which they say most.
 
     First every workload once, in its own recipe at half the largest batch; then at other batches; then in other recipes, workload by
-    workload in turn. `changes` to the recipe leave only the recipe they make; `quick`: only the first case of each workload.
+    workload in turn. `changes` to the recipe leave only the recipe they make.
     """
     options = options or {}
     found: list[tuple[tuple[int, int, int], Case]] = []
     for position, name in enumerate(names):
         own = Workload.named(name, **options).training
         wanted = [Training(**{**dict(own), **changes})] if changes else recipes(own, supports_bf16)
-        for rank, training in enumerate(wanted[: 1 if quick else None]):
+        for rank, training in enumerate(wanted):
             sizes: list[dict[str, Any]] = [{"batch": batch} for batch in batches] or [{"share": share} for share in SHARES]
-            for order, size in enumerate(sizes[: 1 if quick and not batches else None]):
+            for order, size in enumerate(sizes):
                 found.append(((rank + order, rank, position), Case(name, gpu, training, options=options, **size)))
     return [case for _, case in sorted(found, key=lambda item: item[0])]
+
+
+def quick(found: Sequence[Case]) -> list[Case]:
+    """The first recipe of each workload only, at one share of the largest batch or at all batches given by number."""
+    first: dict[str, Case] = {}
+    for case in found:
+        first.setdefault(case.workload, case)
+    return [case for case in found if case.training == first[case.workload].training and (case.batch is not None or case is first[case.workload])]
 
 
 def batch_at(share: Fraction, largest: int) -> int:

@@ -135,8 +135,9 @@ def _measure(options: argparse.Namespace, kind: str) -> int:
     for name in names:
         Training(**{**dict(Workload.named(name, **given).training), **changes})  # refused before anything starts
     session = _session(options)
-    quick = options.quick or kind != "step"
-    matrix = cases.matrix(names, session.gpu.id, session.gpu.supports_bf16, options.batch or (), given, changes, quick)
+    matrix = cases.matrix(names, session.gpu.id, session.gpu.supports_bf16, options.batch or (), given, changes)
+    if options.quick or kind != "step":
+        matrix = cases.quick(matrix)
     outcomes = [running.run(session, *run) for run in _passes(options, kind, matrix, session)]
     written, left = sum(outcome.written for outcome in outcomes), sum(outcome.left for outcome in outcomes)
     again = f", {left} cases left: the same command goes on where this one stopped" if left else ""
@@ -200,6 +201,6 @@ def _session(options: argparse.Namespace) -> Session:
         raise InvalidInputError(f"cannot write {str(options.out)!r}: no such folder")
     running.say(f"{device['name']}, as {gpu.id}{'' if known else ' (not in the catalogue: its own properties)'}, {format_bytes(device['memory_bytes'])}")
     surroundings = environment.environment(device, gpu, known)
-    session = running.Session(options.out, gpu, surroundings, deadline, python, retry=options.retry)
+    session = running.Session(options.out, gpu, surroundings, deadline, python, retry=options.retry, uuid=device.get("uuid"))
     session.settings  # noqa: B018 - refused here, not in every row
     return session

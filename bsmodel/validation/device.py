@@ -37,20 +37,16 @@ class Measurement:
     timed_steps: int = 0
 
 
-def measure(
-    workload: Workload, training: Training, batch: int, steps: int = _STEPS, most_timed: int = 0, initialise: bool = False, capacity_bytes: int | None = None
-) -> Measurement:
+def measure(workload: Workload, training: Training, batch: int, steps: int = _STEPS, most_timed: int = 0, initialise: bool = False) -> Measurement:
     """Run real training steps on the CUDA device and read the allocator's peaks; then time up to `most_timed` more, median by CUDA events.
 
-    `initialise` fills weights that a factory leaves as they are in memory, which may be no numbers at all. `capacity_bytes` limits what
-    this process may reserve, as a smaller card would. Steps that loss scaling skips are repeated: they make no optimizer state.
+    `initialise` fills weights that a factory leaves as they are in memory, which may be no numbers at all. Steps that loss scaling skips
+    are repeated: they make no optimizer state.
     Raises `InvalidInputError` where there is no CUDA device.
     """
     require_cuda()
     gc.collect()
     torch.cuda.empty_cache()
-    if capacity_bytes is not None:
-        limit_to(capacity_bytes)
     torch.cuda.reset_peak_memory_stats()
     phases: list[tuple[str, int, int]] = []
     times: list[float] = []
@@ -85,8 +81,11 @@ def require_cuda() -> None:
         raise InvalidInputError("no CUDA device here: run this on the machine with the GPU, e.g. bsmodel validate resnet50 --out rows.jsonl")
 
 
-def limit_to(capacity_bytes: int) -> None:
-    """Let the allocator of this process reserve at most `capacity_bytes`."""
+def limit_to(capacity_bytes: int | None) -> None:
+    """Let the allocator of this process reserve at most `capacity_bytes`, as a smaller card would; None for no limit."""
+    if capacity_bytes is None:
+        return
+    require_cuda()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, (capacity_bytes + 0.5) / total))  # torch rounds the product down
 

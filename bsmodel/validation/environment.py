@@ -64,6 +64,7 @@ def device_facts() -> dict[str, Any]:
         "compute_capability": f"{properties.major}.{properties.minor}",
         "sm_count": properties.multi_processor_count,
         "l2_bytes": getattr(properties, "L2_cache_size", 0) or None,
+        "uuid": str(properties.uuid) if hasattr(properties, "uuid") else None,
         "driver": _driver(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -77,7 +78,7 @@ def environment(device: dict[str, Any], gpu: Gpu, in_catalogue: bool) -> dict[st
 
     calibrated = gpu.calibrated_on
     return {
-        **device,
+        **{name: value for name, value in device.items() if name != "uuid"},  # rows are for showing around
         "gpu": gpu.id,
         "in_catalogue": in_catalogue,
         "gpu_row_calibrated": calibrated.isoformat() if calibrated else None,
@@ -89,21 +90,26 @@ def environment(device: dict[str, Any], gpu: Gpu, in_catalogue: bool) -> dict[st
     }
 
 
-def used_bytes() -> tuple[int, str] | None:
-    """Bytes in use on the first visible card by all processes, and who says so: NVML where `nvidia-ml-py` is there. No context is made."""
+def used_bytes(uuid: str | None) -> tuple[int, str] | None:
+    """Bytes in use on a card by all processes, and who says so: NVML, without making a context; None where it cannot say.
+
+    `uuid` names the card; without it the first visible one is meant, in NVML's order.
+    """
     try:
         import pynvml
 
         pynvml.nvmlInit()
         try:
-            return int(pynvml.nvmlDeviceGetMemoryInfo(_nvml_handle(pynvml)).used), "nvml"
+            return int(pynvml.nvmlDeviceGetMemoryInfo(_nvml_handle(pynvml, uuid)).used), "nvml"
         finally:
             pynvml.nvmlShutdown()
     except Exception:  # not installed, no driver, or a card that NVML cannot name: the caller falls back on torch
         return None
 
 
-def _nvml_handle(pynvml: Any) -> Any:
+def _nvml_handle(pynvml: Any, uuid: str | None) -> Any:
+    if uuid:
+        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() or "0"
     return pynvml.nvmlDeviceGetHandleByIndex(int(visible)) if visible.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(visible)
 

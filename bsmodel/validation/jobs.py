@@ -42,12 +42,13 @@ def step(job: Job) -> dict[str, Any]:
     """Peaks, device-level memory and step time at one batch."""
     import torch
 
-    from bsmodel.validation.device import measure
+    from bsmodel.validation.device import limit_to, measure
 
     workload, training = recipe_of(job)
-    before = environment.used_bytes()
-    found = measure(workload, training, job["batch"], most_timed=MOST_TIMED, initialise=unfilled(job), capacity_bytes=job.get("capacity_bytes"))
-    after = environment.used_bytes()
+    before = environment.used_bytes(job.get("uuid"))
+    limit_to(job.get("capacity_bytes"))
+    found = measure(workload, training, job["batch"], most_timed=MOST_TIMED, initialise=unfilled(job))
+    after = environment.used_bytes(job.get("uuid"))
     if before is not None and after is not None:
         in_use, source = after[0] - before[0], after[1]
     else:
@@ -60,10 +61,11 @@ def step(job: Job) -> dict[str, Any]:
 
 def trial(job: Job) -> dict[str, Any]:
     """Whether three optimizer steps survive under a capacity."""
-    from bsmodel.validation.device import measure
+    from bsmodel.validation.device import limit_to, measure
 
     workload, training = recipe_of(job)
-    found = measure(workload, training, job["batch"], job.get("steps", 3), initialise=unfilled(job), capacity_bytes=job.get("capacity_bytes"))
+    limit_to(job.get("capacity_bytes"))
+    found = measure(workload, training, job["batch"], job.get("steps", 3), initialise=unfilled(job))
     return {"survives": not found.out_of_memory, "allocated_bytes": found.allocated_bytes, "reserved_bytes": found.reserved_bytes}
 
 

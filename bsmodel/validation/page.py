@@ -163,7 +163,7 @@ def bars(pairs: Sequence[Pair]) -> str:
 
 def _short(case: str) -> str:
     """A case without what its words can do without."""
-    dropped = {"precision=": "", "optimizer=": "", "channels_last=True": "channels-last", "checkpointing=True": "checkpointing"}
+    dropped = {" of the largest": "", "precision=": "", "optimizer=": "", "channels_last=True": "channels-last", "checkpointing=True": "checkpointing"}
     for long, short in dropped.items():
         case = case.replace(long, short)
     return case if len(case) <= 64 else case[:63] + "…"

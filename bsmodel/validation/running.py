@@ -36,6 +36,7 @@ class Session:
     python: tuple[str, ...] = ()
     case_seconds: float = SLOWEST_CASE_S
     retry: bool = False
+    uuid: str | None = None
     tapes: dict[str, Tape] = field(default_factory=dict)
 
     @property
@@ -47,7 +48,7 @@ class Session:
         """The result of a job; `OutOfBudgetError` where the time of the command ends before the time of a case."""
         remaining = self.deadline - time.monotonic()
         try:
-            return child.run(job, self.python, max(1.0, min(self.case_seconds, remaining)))
+            return child.run({**job, "uuid": self.uuid}, self.python, max(1.0, min(self.case_seconds, remaining)))
         except child.OutOfTimeError:
             if remaining < self.case_seconds:
                 raise OutOfBudgetError from None

@@ -56,11 +56,16 @@ def pairs(found: Sequence[rows.Row], figure: str) -> list[Pair]:
     """Predicted and measured values of a figure, worst first; cases that lack either are left out."""
     name = _UNITS[figure]
     made = [
-        Pair(item["case"], item["workload"], figure, item["predicted"][name], item["measured"][name])
+        Pair(_sized(item), item["workload"], figure, item["predicted"][name], item["measured"][name])
         for item in compared(found)
         if item["predicted"].get(name) and item["measured"].get(name)
     ]
     return sorted(made, key=lambda pair: -abs(pair.error))
+
+
+def _sized(item: rows.Row) -> str:
+    """The case with the batch that its share of the largest came to."""
+    return re.sub(r"share=(\S+)", rf"b={item['batch']} (\1 of the largest)", item["case"])
 
 
 def statistics_of(found: Sequence[Pair]) -> Statistics | None:
@@ -131,6 +136,7 @@ def tables(found: Sequence[rows.Row]) -> list[Table]:
         ("Worst first", ("case", ">predicted GiB", ">measured GiB", ">allocated", ">reserved", ">device-level", ">step time"), _case_rows(found)),
         ("Largest batch", ("case", ">capacity", ">predicted", "runs", ">survives", ">first failure"), _largest_rows(found)),
         ("Accumulation", ("case", ">micro x accumulation", ">reserved GiB", ">capacity GiB", "runs", "gradients"), _accumulation_rows(found)),
+        ("Estimators", _ESTIMATORS, estimator_rows(found)),
         ("Side by side", _SIDE, side_by_side_rows(found)),
         ("Said to fit and did not, or the other way", ("case", "predicted", "measured"), _verdict_rows(found)),
         ("Failed", ("kind", "case", "reason"), _failed_rows(found)),
@@ -230,6 +236,38 @@ def side_by_side_rows(found: Sequence[rows.Row]) -> list[list[str]]:
         sizes = [f"{predicted['predicted_bytes'] / GiB:.2f}", f"{measured['allocated_bytes'] / GiB:.2f}", f"{error:+.0%}"]
         made.append([item["case"], item["rival"], *sizes, "none" if batch is None else str(batch), runs, "-" if idle is None else format_bytes(idle)])
     return made
+
+
+_ESTIMATORS = ("estimator", ">answers", ">error: median", ">worst", ">recommended batch runs", ">of the largest batch", ">idle")
+
+
+def estimator_rows(found: Sequence[rows.Row]) -> list[list[str]]:
+    """One line per estimator over all cases: how often it answers, its errors, and what its batches come to; medians."""
+    asked = [item for item in found if item["kind"] == "side-by-side"]
+    made = []
+    for name in dict.fromkeys(item["rival"] for item in asked):
+        own = [item for item in asked if item["rival"] == name]
+        answers = [item for item in own if item["status"] == rows.MEASURED]
+        errors = sorted((item["predicted"]["predicted_bytes"] / item["measured"]["allocated_bytes"] - 1 for item in answers), key=abs)
+        tried = [item["measured"]["recommended_survives"] for item in answers if item["measured"].get("recommended_survives") is not None]
+        shares = [item["predicted"]["recommended_batch"] / item["measured"]["largest_batch"] for item in answers if _has_both(item)]
+        idle = [item["measured"]["idle_bytes"] for item in answers if item["measured"].get("idle_bytes") is not None]
+        made.append(
+            [
+                name,
+                f"{len(answers)} of {len(own)}",
+                f"{statistics.median(map(abs, errors)):.1%}" if errors else "-",
+                f"{errors[-1]:+.1%}" if errors else "-",
+                f"{sum(tried)} of {len(tried)}" if tried else "-",
+                f"{statistics.median(shares):.0%}" if shares else "-",
+                format_bytes(statistics.median(idle)) if idle else "-",
+            ]
+        )
+    return made
+
+
+def _has_both(item: rows.Row) -> bool:
+    return item["predicted"].get("recommended_batch") is not None and bool(item["measured"].get("largest_batch"))
 
 
 def _verdict_rows(found: Sequence[rows.Row]) -> list[list[str]]:
