@@ -126,6 +126,23 @@ def test_mem_tracker_sees_the_optimizer_and_the_batch():
     assert stateless < small < large
 
 
+@pytest.mark.parametrize(
+    ("estimate", "capacity", "largest"),
+    [
+        (lambda batch: 100 + 10 * batch, 1000, 90),
+        (lambda batch: max(500, 100 + 10 * batch), 1000, 90),
+        (lambda batch: max(900 + batch, 10 * batch), 100_000, 10_000),
+        (lambda batch: 1000 * batch, 3500, 3),
+        (lambda batch: 10**6, 100, 0),
+        (lambda batch: 50, 100, None),
+    ],
+)
+def test_the_largest_batch_of_an_estimator_is_searched_not_extrapolated(estimate, capacity, largest):
+    rival = rivals.Rival("made up", "", "", lambda workload, training, batch: estimate(batch), "")
+
+    assert rivals.ask(rival, workload(), SGD, 1, capacity).recommended_batch == largest
+
+
 def test_a_rival_that_is_not_installed_says_what_to_install():
     absent = rivals.Rival("absent", "no_such_package", "", lambda *_: 0, "")
 

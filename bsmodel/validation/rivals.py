@@ -15,7 +15,9 @@ from bsmodel.training import Training
 from bsmodel.workloads import Workload
 
 Question = Callable[[Workload, Training, int], int]
-_PROBES = (2, 4)  # the batches from which an estimator's line is taken to find its largest batch
+_PROBES = (2, 4)  # the batches with which the search for an estimator's largest batch begins
+_MOST_ASKED = 10
+_FLAT = 1000  # an estimate that has not grown up to here does not know the batch
 _LARGEST = 1 << 20
 
 
@@ -55,13 +57,34 @@ def ask(rival: Rival, workload: Workload, training: Training, batch: int, capaci
 
 
 def _recommended(rival: Rival, workload: Workload, training: Training, capacity_bytes: int) -> int | None:
-    """The largest batch whose estimate stays in the share of the capacity, by the line through two estimates."""
-    low, high = (rival.estimate(workload, training, batch) for batch in _PROBES)
-    per_sample = (high - low) / (_PROBES[1] - _PROBES[0])
-    if per_sample <= 0:
-        return None
-    fixed = low - per_sample * _PROBES[0]
-    return max(0, min(_LARGEST, int((rival.share_of_card * capacity_bytes - fixed) / per_sample)))
+    """The largest batch whose estimate stays in the share of the capacity, to a hundredth; None where its bytes do not grow with the batch."""
+
+    def estimate(batch: int) -> int:
+        return rival.estimate(workload, training, batch)
+
+    limit = rival.share_of_card * capacity_bytes
+    (before, low), high = _PROBES, _LARGEST
+    at_before, at_low = estimate(before), estimate(low)
+    if at_low > limit:  # not even a few samples
+        return next((batch for batch in range(low - 1, 0, -1) if estimate(batch) <= limit), 0)
+    while at_low <= at_before:  # what does not depend on the batch still decides
+        if low > _FLAT:
+            return None
+        before, at_before, low = low, at_low, 4 * low
+        at_low = estimate(low)
+    if at_low > limit:
+        low, at_low, high = before, at_before, low
+    slope = max(1.0, (at_low - at_before) / max(1, low - before))
+    for _ in range(_MOST_ASKED):
+        guess = min(high - 1, max(low + 1, low + int((limit - at_low) / slope)))
+        if high - low <= max(1, low // 100) or guess <= low:
+            break
+        found = estimate(guess)
+        slope = max((found - at_low) / (guess - low), slope / 2)  # a maximum of lines grows faster further out
+        low, at_low, high = (guess, found, high) if found <= limit else (low, at_low, guess)
+        if found <= limit and limit - found < slope:
+            break
+    return low
 
 
 # -- the formula of a guide --------------------------------------------------------------------------------------------------------------
