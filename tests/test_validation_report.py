@@ -138,7 +138,7 @@ def test_mem_tracker_sees_the_optimizer_and_the_batch():
     ],
 )
 def test_the_largest_batch_of_an_estimator_is_searched_not_extrapolated(estimate, capacity, largest):
-    rival = rivals.Rival("made up", "", "", lambda workload, training, batch: estimate(batch), "")
+    rival = rivals.Rival("made up", "", "", lambda workload, training, batch: estimate(batch), "", linear=False)
 
     assert rivals.ask(rival, workload(), SGD, 1, capacity).recommended_batch == largest
 

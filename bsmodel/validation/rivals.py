@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class Rival:
     needs_device: bool = False
     share_of_card: float = 1.0  # how much of the capacity its documentation lets a batch fill
     knows_batch: bool = True
+    linear: bool = True  # whether two estimates give all others; else the largest batch takes several, at batches up to it
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ def _recommended(rival: Rival, workload: Workload, training: Training, capacity_
             return None
         before, at_before, low = low, at_low, 4 * low
         at_low = estimate(low)
+    if rival.linear:
+        return max(0, min(_LARGEST, low + math.floor((limit - at_low) * (low - before) / (at_low - at_before))))
     if at_low > limit:
         low, at_low, high = before, at_before, low
     slope = max(1.0, (at_low - at_before) / max(1, low - before))
@@ -253,6 +257,7 @@ RIVALS: dict[str, Rival] = {
             "https://github.com/pytorch/pytorch/blob/main/torch/distributed/_tools/mem_tracker.py",
             _mem_tracker,
             "peak of two steps on fake tensors",
+            linear=False,
         ),
         Rival("torch-kitsune", "kitsune.predict", "https://github.com/jeeth-kataria/Kitsune_optimization", _kitsune, "static, plus 15 %"),
     )
