@@ -7,6 +7,7 @@ python benchmarks/largest.py --out benchmarks/largest.jsonl
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from matrix import Case, largest_cases
 
 import bsmodel
+from bsmodel.validation.searching import largest_survivor
 
 
 def _survives(case: Case, batch: int) -> bool:
@@ -25,15 +27,6 @@ def _survives(case: Case, batch: int) -> bool:
     if run.returncode:
         raise SystemExit(f"{case.key} at batch {batch}: {(run.stderr.strip().splitlines() or ['no message'])[-1]}")
     return run.stdout.strip().splitlines()[-1] == "survives"
-
-
-def _measured(case: Case, predicted: int) -> int:
-    """The largest batch that survives, between 20 % below and 15 % above the prediction."""
-    low, high = (predicted, predicted + max(2, predicted * 15 // 100)) if _survives(case, predicted) else (predicted * 8 // 10, predicted)
-    while high - low > max(1, predicted // 200):
-        middle = (low + high) // 2
-        low, high = (middle, high) if _survives(case, middle) else (low, middle)
-    return low
 
 
 def _one(key: str, batch: int) -> None:
@@ -58,7 +51,7 @@ def main() -> None:
             continue
         gpu = bsmodel.Gpu.named(case.gpu)
         predicted = bsmodel.fit(bsmodel.trace(case.workload(), case.training, gpu), gpu).batch
-        measured = _measured(case, predicted)
+        measured = largest_survivor(functools.partial(_survives, case), predicted).largest
         print(f"{predicted:6d} of {measured:6d}  {predicted / measured - 1:+.1%}  {case.key}", file=sys.stderr, flush=True)
         with options.out.open("a") as stream:
             stream.write(json.dumps({"case": case.key, "gpu": case.gpu, "predicted": predicted, "measured": measured}) + "\n")

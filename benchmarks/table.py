@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the error tables into README.md, worst case first.
+"""Write the error tables and that of other estimators into README.md, worst case first.
 
-python benchmarks/table.py            # rewrites the part between the markers
+python benchmarks/table.py            # rewrites what stands between the markers
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from bsmodel.validation import rows as validated
+from bsmodel.validation import summary
+from bsmodel.validation.rivals import RIVALS
+
 ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- errors: begin -->\n", "<!-- errors: end -->\n"
 _CONVOLUTIONAL = ("resnet50", "vgg16", "depthwise", "densenet121", "convnext-tiny", "segmenter")
 _SHOWN = 14
 
@@ -45,12 +48,25 @@ def tables() -> str:
     return "\n".join(lines) + "\n"
 
 
+def estimators() -> str:
+    """What other estimators come to on recorded cases, in Markdown."""
+    lines = ["| estimator | what it adds up | answers | error: median | worst | its batch runs | of the largest |", "| --- | --- " + "| ---: " * 5 + "|"]
+    for name, *cells, _idle in summary.estimator_rows(validated.read(ROOT / "benchmarks" / "rivals.jsonl")):
+        rival = RIVALS.get(name)
+        label = f"[{name}]({rival.source})" if rival and rival.source.startswith("http") else name
+        lines.append(f"| {label} | {rival.what if rival else 'the recorded step'} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _between(text: str, name: str, content: str) -> str:
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+    return text[: text.index(begin) + len(begin)] + content + text[text.index(end) :]
+
+
 def main() -> None:
     """Replace what stands between the markers."""
     readme = ROOT / "README.md"
-    text = readme.read_text()
-    start, stop = text.index(BEGIN) + len(BEGIN), text.index(END)
-    readme.write_text(text[:start] + tables() + text[stop:])
+    readme.write_text(_between(_between(readme.read_text(), "errors", tables()), "rivals", estimators()))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from bsmodel.modules import by_module, counted
 from bsmodel.tape import Tape
 from bsmodel.training import OPTIMIZERS, PRECISIONS, Training
 from bsmodel.units import parse_bytes
+from bsmodel.validation import command
 from bsmodel.workloads import NAMED, Workload, bare_module
 
 FITS, DOES_NOT_FIT, BAD_USAGE = 0, 1, 2
@@ -63,6 +64,8 @@ def _parser() -> _Parser:
     explain.add_argument("--batch", type=_positive, required=True, metavar="N", help="micro-batch")
     explain.add_argument("--by", choices=("category", "module"), default="category", help="bytes by category, or FLOPs, activations and bytes by module")
     explain.add_argument("--depth", type=_positive, default=3, metavar="N", help="how deep to show modules (default 3)")
+    checked = _command(commands, "validate", command.run, "predictions against a real GPU: measure, report, calibrate")
+    command.add_arguments(checked)
     gpus = _command(commands, "gpus", _gpus, "the GPUs of the catalogue")
     gpus.add_argument("--min-memory", type=_size, default=0, metavar="SIZE", help="only cards with at least this, e.g. 40GiB")
     return parser
@@ -136,7 +139,10 @@ def _size(text: str) -> int:
 
 
 def _gpus_asked(options: argparse.Namespace) -> list[Gpu]:
-    return [Gpu.named(name) for name in options.gpu] if options.gpu else list(hardware.defaults())
+    gpus = [Gpu.named(name) for name in options.gpu] if options.gpu else list(hardware.defaults())
+    own = [f"GPU row {gpu.id} from {name} (measured {gpu.calibrated_on})" for name, gpu in zip(options.gpu or (), gpus) if gpu.calibrated_on]
+    options.notes = own  # stand in the answer: it rests on figures that only this user has
+    return gpus
 
 
 def _training(options: argparse.Namespace, base: Training) -> Training:
@@ -190,7 +196,9 @@ def _traced(workload: Workload, training: Training, gpu: Gpu) -> Tape:
 
 
 def _print(options: argparse.Namespace, text: str, document: dict[str, Any]) -> None:
-    print(json.dumps(document, indent=2) if options.json else text, end="\n" if options.json else "")
+    notes: list[str] = getattr(options, "notes", [])
+    text += "".join(f"{note}\n" for note in notes)
+    print(json.dumps({**document, **({"notes": notes} if notes else {})}, indent=2) if options.json else text, end="\n" if options.json else "")
 
 
 # -- commands ------------------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from bsmodel.errors import InvalidInputError, UnknownNameError
 
 DEFAULT_GPUS = ("rtx-3070-8gb", "rtx-4090-24gb", "a100-40gb", "h100-80gb")
 SEARCH_PATH_VARIABLE = "BSMODEL_HARDWARE_PATH"
+CALIBRATION = "bsmodel validate --calibrate"  # how the source of a figure measured by the user begins
 NO_FIGURES = {"id", "name", "aliases", "interconnect", "power_limited", "sources"}  # the fields that need no source
 
 Dtype = Literal["fp32", "tf32", "fp16", "bf16", "fp8"]
@@ -115,6 +116,8 @@ class Gpu(_Row):
     """Best measured matmul rate over the peak, by dtype; above 1 where a card clocks higher than its box says."""
     bandwidth_efficiency: Annotated[float, Field(gt=0, le=1)] | None = None
     """Measured copy bandwidth over the peak."""
+    launch_seconds: Rate | None = None
+    """Host time to launch one kernel, measured."""
     price_usd_per_hour: Rate | None = None
     """On-demand price of one card, on the day of its source."""
     sources: tuple[Source, ...] = Field(strict=False)
@@ -158,6 +161,11 @@ class Gpu(_Row):
     def source_of(self, figure: str) -> Source | None:
         """The source of one figure, or `None` where the row has no such figure."""
         return next((source for source in (*self.sources, *runtime().sources) if figure in source.figures), None)
+
+    @property
+    def calibrated_on(self) -> date | None:
+        """The last day on which `bsmodel validate --calibrate` measured figures of this row; None where it did not."""
+        return max((source.checked for source in self.sources if source.source.startswith(CALIBRATION)), default=None)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Gpu:
         """A copy with other figures, e.g. `model_copy(update={"memory_bytes": 12 * GiB})`.
