@@ -117,7 +117,7 @@ class Gpu(_Row):
     bandwidth_efficiency: Annotated[float, Field(gt=0, le=1)] | None = None
     """Measured copy bandwidth over the peak."""
     launch_seconds: Rate | None = None
-    """Host time to launch one kernel, measured."""
+    """Time the host needs for one kernel of an eager PyTorch program, measured; `runtime.toml` has the default."""
     price_usd_per_hour: Rate | None = None
     """On-demand price of one card, on the day of its source."""
     sources: tuple[Source, ...] = Field(strict=False)

@@ -84,6 +84,7 @@ class StepTime:
     high_seconds: Any
     device_seconds: Any
     host_seconds: Any
+    launches: Any  # kernels in the step
     phases: dict[str, Any]  # device seconds of forward, backward, recompute and step
     flops: Any
     peak_flops_per_s: float
@@ -141,7 +142,20 @@ def step_time(tape: Tape, gpu: Gpu, batch: ArrayLike, accumulation: ArrayLike | 
     seconds = [np.maximum(device, host) for device, host in zip(totals, hosts, strict=True)]
     flops = micro_steps * work.useful_flops(batch)
     peak = _peak(gpu, _matmul_dtype(tape.precision, gpu))
-    return StepTime(np.asarray(batch), micro_steps, seconds[0], seconds[1], seconds[2], totals[0], hosts[0], phases, flops, peak, tape.tokens_per_sample)
+    return StepTime(
+        batch=np.asarray(batch),
+        accumulation=micro_steps,
+        seconds=seconds[0],
+        low_seconds=seconds[1],
+        high_seconds=seconds[2],
+        device_seconds=totals[0],
+        host_seconds=hosts[0],
+        launches=launches,
+        phases=phases,
+        flops=flops,
+        peak_flops_per_s=peak,
+        tokens_per_sample=tape.tokens_per_sample,
+    )
 
 
 def curve(tape: Tape, gpu: Gpu, largest: int, accumulation: int | None = None) -> StepTime:
@@ -257,7 +271,8 @@ def _rates(gpu: Gpu, precision: str, end: str) -> _Rates:
     reached: dict[str, float] = {dtype: _peak(gpu, dtype) * _efficiency(gpu, dtype, end) for dtype in present}  # type: ignore[arg-type]
     if precision == "tf32" and "tf32" in reached:
         reached["asked tf32"] = reached["tf32"]
-    seconds = {"likely": runtime().launch_seconds, "low": runtime().launch_seconds_low, "high": runtime().launch_seconds_high}[end]
+    published = {"likely": runtime().launch_seconds, "low": runtime().launch_seconds_low, "high": runtime().launch_seconds_high}
+    seconds = gpu.launch_seconds or published[end]
     bandwidth = gpu.bandwidth_bytes_per_s * (gpu.bandwidth_efficiency or _BANDWIDTH_SHARE)
     return _Rates(reached, reached["fp32"], bandwidth, seconds)
 

@@ -26,7 +26,7 @@ fits = need <= (job.get("capacity_bytes") or CAPACITY)
 figures = {"allocated_bytes": need, "reserved_bytes": need}
 answers = {
     "device": {"name": NAME, "memory_bytes": MEMORY, "compute_capability": "8.0", "torch": "2.13.0", "driver": "580.1"},
-    "hardware": {"launch_seconds": 4e-6, "matmul_flops_per_s": {"fp16": 2e14}, "copy_bytes_per_s": 1e12},
+    "hardware": {"tiny_step_seconds": 4e-3, "matmul_flops_per_s": {"fp16": 2e14}, "copy_bytes_per_s": 1e12},
     "step": {**figures, "out_of_memory": not fits, "device_bytes": need + (400 << 20), "context_bytes": 400 << 20, "device_bytes_from": "nvml",
              "step_seconds": 0.1, "retries": 0},
     "trial": {"survives": fits, **figures},

@@ -74,7 +74,7 @@ _IDENTITY = ("name", "memory_bytes", "compute_capability", "driver")
 def _rates(gpu: Gpu, measured: dict[str, Any]) -> dict[str, tuple[Any, int, str]]:
     figures: dict[str, tuple[Any, int, str]] = {}
     if measured.get("launch_seconds"):
-        figures["launch_seconds"] = (measured["launch_seconds"], 1, "2000 launches of an addition to one number, best of five")
+        figures["launch_seconds"] = (measured["launch_seconds"], 1, "median step of a transformer too small to keep the device busy, over its kernels")
     efficiency = {}
     for dtype, rate in measured.get("matmul_flops_per_s", {}).items():
         peak = gpu.fp32_flops_per_s if dtype == "fp32" else getattr(gpu, f"{dtype}_dense_flops_per_s")

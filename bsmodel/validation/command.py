@@ -164,9 +164,15 @@ def _passes(options: argparse.Namespace, kind: str, matrix: list[Case], session:
 
 
 def _hardware(session: Session, case: Case) -> list[dict[str, Any]]:
-    from bsmodel.validation import rows
+    """Rates of the card, and the host's time per kernel: that of a step too small for the device, over the kernels recorded for it."""
+    import bsmodel
+    from bsmodel.validation import device, rows
 
     measured = session.child({"do": "hardware"})
+    tape = bsmodel.trace(device.tiny(), None, session.gpu)
+    timed = session.gpu if session.gpu.bandwidth_bytes_per_s else Gpu.named("a100-40gb")  # kernels are counted, not timed
+    if seconds := measured.pop("tiny_step_seconds", None):
+        measured["launch_seconds"] = seconds / float(bsmodel.step_time(tape, timed, device.TINY_BATCH).launches)
     return [rows.row("hardware", case.key, rows.MEASURED, gpu=case.gpu, measured=measured, environment=session.environment)]
 
 

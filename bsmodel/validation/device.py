@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import gc
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -151,7 +150,7 @@ def fill_weights(model: torch.nn.Module) -> None:
 
 
 def hardware_rates() -> dict[str, Any]:
-    """Best matmul rates by dtype [FLOP/s], copy bandwidth [B/s] and the host's time to launch a kernel [s], measured here."""
+    """Best matmul rates by dtype [FLOP/s], copy bandwidth [B/s] and the time of a step too small to keep the device busy [s], measured here."""
     require_cuda()
     dtypes = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     if torch.cuda.get_device_capability(0)[0] < 8:
@@ -160,7 +159,7 @@ def hardware_rates() -> dict[str, Any]:
     for name, dtype in dtypes.items():
         torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
         rates[name] = max(_matmul_flops_per_s(size, dtype) for size in (2048, 4096, 8192))
-    return {"matmul_flops_per_s": rates, "copy_bytes_per_s": _copy_bytes_per_s(), "launch_seconds": _launch_seconds()}
+    return {"matmul_flops_per_s": rates, "copy_bytes_per_s": _copy_bytes_per_s(), "tiny_step_seconds": _tiny_step_seconds()}
 
 
 def _median_seconds(work: Callable[[], object], repeats: int = 10) -> float:
@@ -188,15 +187,21 @@ def _copy_bytes_per_s(size_bytes: int = 1 << 28) -> float:
     return 2 * size_bytes / _median_seconds(lambda: target.copy_(source))  # each byte is read and written
 
 
-def _launch_seconds(launches: int = 2000) -> float:
-    """Time per launch of a kernel too small to keep the device busy; the best of five, for the host has other things to do."""
-    counter = torch.zeros(1, device="cuda")
-    best = float("inf")
-    for _ in range(5):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        for _ in range(launches):
-            counter.add_(1)
-        torch.cuda.synchronize()
-        best = min(best, (time.perf_counter() - started) / launches)
-    return best
+def tiny() -> Workload:
+    """A transformer whose kernels have next to nothing to do, so that its step takes as long as the host needs to launch them."""
+
+    def build() -> torch.nn.Module:
+        layer = torch.nn.TransformerEncoderLayer(64, 2, 128, batch_first=True)
+        return torch.nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
+
+    def loss(model: torch.nn.Module, batch: torch.Tensor) -> Any:
+        return model(batch).float().square().mean()
+
+    return Workload(build, lambda size: torch.ones(size, 16, 64), loss, name="tiny", training=Training(optimizer="adamw"))
+
+
+TINY_BATCH = 2
+
+
+def _tiny_step_seconds() -> float | None:
+    return measure(tiny(), tiny().training, TINY_BATCH, most_timed=100).step_seconds

@@ -150,7 +150,7 @@ def bars(pairs: Sequence[Pair]) -> str:
     for position, (pair, label) in enumerate(zip(pairs, labels, strict=True)):
         y, length = top + row * position, abs(pair.error) / reach * width / 2
         x = zero if pair.error >= 0 else zero - length
-        side, end = (("start", zero + length + 5) if pair.error >= 0 else ("end", zero - length - 5))
+        side, end = ("start", zero + length + 5) if pair.error >= 0 else ("end", zero - length - 5)
         parts.append(f'<text class="soft" x="{label_width - 8}" y="{y + 13}" text-anchor="end">{escape(label)}<title>{escape(pair.case)}</title></text>')
         parts.append(f'<rect class="{"two" if pair.error < 0 else "one"}" x="{x:.1f}" y="{y + 3}" width="{max(length, 0.6):.1f}" height="12"/>')
         parts.append(f'<text x="{end:.1f}" y="{y + 13}" text-anchor="{side}">{pair.error:+.2%}</text>')

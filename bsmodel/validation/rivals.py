@@ -239,9 +239,7 @@ def _inputs(model: Any, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 RIVALS: dict[str, Rival] = {
     rival.name: rival
     for rival in (
-        Rival(
-            "guide", "", "the first step of the guide: forward without gradients, 80 % of the card", _guide, "forward x batch", True, share_of_card=0.8
-        ),
+        Rival("guide", "", "the first step of the guide: forward without gradients, 80 % of the card", _guide, "forward x batch", True, share_of_card=0.8),
         Rival(
             "accelerate",
             "accelerate",

@@ -16,6 +16,7 @@ from bsmodel.errors import BsmodelError
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Fit, Peak
 from bsmodel.tape import Tape
+from bsmodel.throughput import step_time
 from bsmodel.training import Training
 from bsmodel.validation import child, rows
 from bsmodel.validation.cases import Case, batch_at, recipe_words
@@ -152,17 +153,11 @@ def peak_content(tape: Tape, gpu: Gpu, peak: Peak) -> dict[str, Any]:
 
 
 def _step_seconds(tape: Tape, gpu: Gpu, batch: int) -> float | None:
-    """The predicted step time, where this bsmodel has a model of it."""
+    """The predicted step time; None where the row of the card lacks a rate."""
     try:
-        from bsmodel import throughput  # type: ignore[attr-defined, unused-ignore]
-    except ImportError:
+        return float(step_time(tape, gpu, batch).seconds)
+    except BsmodelError:
         return None
-    try:
-        found = throughput.step_time(tape, gpu, batch)
-    except (BsmodelError, AttributeError, TypeError):
-        return None
-    seconds = getattr(found, "seconds", found)
-    return float(seconds) if isinstance(seconds, (int, float)) else None
 
 
 def job_of(case: Case, **content: Any) -> dict[str, Any]:
