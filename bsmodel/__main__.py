@@ -3,6 +3,6 @@
 
 import sys
 
-from bsmodel.cli import main
+from bsmodel.cli import run
 
-sys.exit(main())
+sys.exit(run())

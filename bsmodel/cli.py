@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import time
@@ -42,6 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return FITS
     return code
+
+
+def run() -> int:
+    """The command `bsmodel`: `main` in a process of its own, which is too short for the garbage collector to pay."""
+    gc.disable()
+    return main()
 
 
 def _parser() -> _Parser:
