@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast the answers come: python -m pytest benchmarks/bench_speed.py -o python_files='bench_*.py' (pytest-benchmark)."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import bsmodel
 from bsmodel.allocator import CachingAllocator
+from bsmodel.operations import joined
+from bsmodel.throughput import step_time
 from bsmodel.workloads import NAMED
 
 UP_TO_1B = [name for name in NAMED if name not in ("llama-3.2-1b", "llama-3-8b")] + ["llama-3.2-1b"]
@@ -50,3 +54,17 @@ def test_replay_of_ten_thousand_events(benchmark, tape):
 def test_fit(benchmark, tape, a100):
     """The largest batch by replays."""
     benchmark.pedantic(bsmodel.fit, (tape, a100), rounds=3)
+
+
+def test_a_curve_of_256_batches_over_ten_thousand_kernels(benchmark, tape, a100):
+    """Step times of all batches in one call, every kernel another one."""
+    repeated = joined([tape.operations] * (10_000 // len(tape.operations) + 1))
+    grown = repeated.fixed * (1 + np.arange(len(repeated))[:, None] / 1e6)  # no two alike, so that none is timed for another
+    unlike = dataclasses.replace(tape, operations=dataclasses.replace(repeated, fixed=grown))
+    benchmark.pedantic(step_time, (unlike, a100, np.arange(1, 257)), rounds=5)
+
+
+def test_a_curve_of_256_batches_over_a_recorded_step(benchmark, tape, a100):
+    """The same for a network that repeats itself, as networks do."""
+    repeated = dataclasses.replace(tape, operations=joined([tape.operations] * (10_000 // len(tape.operations) + 1)))
+    benchmark.pedantic(step_time, (repeated, a100, np.arange(1, 257)), rounds=5)

@@ -18,6 +18,7 @@ from matrix import Case, cases
 
 import bsmodel
 from bsmodel.memory import kernels
+from bsmodel.modules import counted
 
 
 def predicted(case: Case, tapes: dict[Any, Any]) -> dict[str, Any]:
@@ -29,7 +30,14 @@ def predicted(case: Case, tapes: dict[Any, Any]) -> dict[str, Any]:
         tapes[shared] = bsmodel.trace(case.workload(), case.training, gpu)
     seconds = time.perf_counter() - started
     peak = bsmodel.predict(tapes[shared], gpu, case.batch)
-    return {"allocated": peak.allocated_bytes, "reserved": peak.reserved_bytes, "requested": peak.requested_bytes, "trace_seconds": round(seconds, 2)}
+    line = counted(tapes[shared])
+    return {
+        "allocated": peak.allocated_bytes,
+        "reserved": peak.reserved_bytes,
+        "requested": peak.requested_bytes,
+        "counted": line.fixed + line.per_sample * case.batch,
+        "trace_seconds": round(seconds, 2),
+    }
 
 
 def main() -> None:

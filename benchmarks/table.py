@@ -32,6 +32,11 @@ def _summary(label: str, rows: list[dict[str, Any]]) -> str:
     return f"| {label} | {len(rows)} | {' | '.join(cells)} |"
 
 
+def _form(label: str, name: str, rows: list[dict[str, Any]]) -> str:
+    errors = sorted(abs(row["predicted"][name] / row["measured"]["allocated"] - 1) for row in rows)
+    return f"| {label} | {statistics.median(errors):.2%} | {errors[round(0.95 * (len(errors) - 1))]:.2%} | {errors[-1]:.2%} |"
+
+
 def tables() -> str:
     """Summary, the worst cases, and the largest batches, in Markdown."""
     rows, largest = _rows("errors.jsonl"), _rows("largest.jsonl")
@@ -39,6 +44,8 @@ def tables() -> str:
     other = [row for row in rows if row not in convolutional]
     lines = ["| cases | n | allocated: median | 95 % | worst | reserved: median | 95 % | worst |", "| --- " * 8 + "|"]
     lines += [_summary("all", rows), _summary("convolutional", convolutional), _summary("all others", other), ""]
+    lines += ["| closed form against measured allocated | median | 95 % | worst |", "| --- | ---: | ---: | ---: |"]
+    lines += [_form("traced, `M(b) = max_t (f_t + s_t b)`", "requested", rows), _form("counted, `M(b) = states + b activation_bytes`", "counted", rows), ""]
     lines += ["| worst cases first | allocated | reserved |", "| --- | ---: | ---: |"]
     worst = sorted(rows, key=lambda row: -max(abs(row["error"]["allocated"]), abs(row["error"]["reserved"])))
     lines += [f"| {row['case']} | {row['error']['allocated']:+.2%} | {row['error']['reserved']:+.2%} |" for row in worst[:_SHOWN]]
@@ -58,6 +65,42 @@ def estimators() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _recipe(row: dict[str, Any]) -> str:
+    words = [f"b={row['batch']}", row["precision"], *(f"{name.replace('_', '-')} {value}" for name, value in row["options"].items())]
+    words += [row["optimizer"]] if row["scope"] == "step" else ["no optimizer"]
+    words += ["channels-last"] if row["channels_last"] else []
+    return ", ".join([*words, *(f"{name.replace('_', '-')} {value}" for name, value in row["recipe"].items())])
+
+
+def _figures(label: str, rows: list[dict[str, Any]]) -> str:
+    errors = sorted(abs(row["error"]) for row in rows)
+    return f"| {label} | {len(rows)} | {len({row['gpu'] for row in rows})} | {statistics.median(errors):.1%} | {errors[-1]:.1%} |"
+
+
+def times() -> str:
+    """Predicted step times against published ones, in Markdown: a summary, then the worst row of each model and precision, worst first."""
+    rows = _rows("published_errors.jsonl")
+    families = {
+        "convolutional": lambda row: row["model"].startswith(("resnet", "vgg", "densenet", "convnext", "mobilenet", "regnet")),
+        "vision transformers": lambda row: row["model"].startswith(("vit", "deit", "swin")),
+        "BERT, GPT, OPT": lambda row: row["model"].startswith(("bert", "gpt", "opt")),
+        "diffusion": lambda row: row["model"].startswith("dit"),
+        "fp32 and tf32": lambda row: row["precision"] in ("fp32", "tf32"),
+        "half and mixed precision": lambda row: row["precision"] not in ("fp32", "tf32"),
+    }
+    lines = ["| published figures | n | GPUs | error: median | worst |", "| --- " + "| ---: " * 4 + "|", _figures("all", rows)]
+    lines += [_figures(label, list(filter(belongs, rows))) for label, belongs in families.items()]
+    lines += ["", "| model | GPU | recipe | published | predicted | error | source |", "| --- | --- | --- | ---: | ---: | ---: | --- |"]
+    worst: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: -abs(row["error"])):
+        worst.setdefault((row["model"], row["precision"]), row)
+    for row in worst.values():
+        published, predicted = (f"{1e3 * row[name]:,.0f} ms" for name in ("seconds", "predicted_seconds"))
+        source = row["source"].partition(" @")[0].partition("; ")[0]
+        lines.append(f"| {row['model']} | {row['gpu']} | {_recipe(row)} | {published} | {predicted} | {row['error']:+.1%} | {source} |")
+    return "\n".join(lines) + "\n"
+
+
 def _between(text: str, name: str, content: str) -> str:
     begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
     return text[: text.index(begin) + len(begin)] + content + text[text.index(end) :]
@@ -66,7 +109,10 @@ def _between(text: str, name: str, content: str) -> str:
 def main() -> None:
     """Replace what stands between the markers."""
     readme = ROOT / "README.md"
-    readme.write_text(_between(_between(readme.read_text(), "errors", tables()), "rivals", estimators()))
+    text = readme.read_text()
+    for name, content in (("errors", tables), ("rivals", estimators), ("times", times)):
+        text = _between(text, name, content())
+    readme.write_text(text)
 
 
 if __name__ == "__main__":

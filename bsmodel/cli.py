@@ -75,6 +75,7 @@ def _parser() -> _Parser:
     command.add_arguments(checked)
     gpus = _command(commands, "gpus", _gpus, "the GPUs of the catalogue")
     gpus.add_argument("--min-memory", type=_size, default=0, metavar="SIZE", help="only cards with at least this, e.g. 40GiB")
+    gpus.add_argument("--schema", action="store_true", help="print the JSON schema of a GPU file instead")
     return parser
 
 
@@ -313,6 +314,9 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _gpus(options: argparse.Namespace) -> int:
+    if options.schema:
+        print(hardware.schema(), end="")
+        return FITS
     gpus = [gpu for gpu in Gpu.all() if gpu.memory_bytes >= options.min_memory]
     _print(options, report.gpus_text(gpus), report.document("gpus", gpus=[gpu.model_dump(mode="json") for gpu in gpus]))
     return FITS

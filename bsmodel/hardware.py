@@ -273,7 +273,3 @@ def _examples(fields: Mapping[str, Any], name: str) -> list[Any]:
 def schema() -> str:
     """The JSON schema of a row, as kept in `hardware/gpu.schema.json`."""
     return json.dumps(Gpu.model_json_schema(), indent=2) + "\n"
-
-
-if __name__ == "__main__":
-    print(schema(), end="")

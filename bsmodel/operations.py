@@ -36,16 +36,11 @@ class Operations:
     def __len__(self) -> int:
         return len(self.operators)
 
-    def at(self, batch: ArrayLike) -> NDArray[np.float64]:
-        """The columns at one micro-batch, or at each of several: an array of shape (batches..., operations, columns)."""
-        batches = np.asarray(batch, np.float64)
-        return np.asarray(self.fixed + self.per_sample * batches[..., None, None])
-
-    def column(self, name: str, batch: ArrayLike) -> NDArray[np.float64]:
-        """One column at a micro-batch, or at each of several."""
+    def column(self, name: str, batch: ArrayLike, rows: Any = slice(None)) -> NDArray[np.float64]:
+        """One column of all or some rows at a micro-batch, or at each of several: an array of shape (batches..., rows)."""
         index = COLUMNS.index(name)
-        batches = np.asarray(batch, np.float64)
-        return np.asarray(self.fixed[:, index] + self.per_sample[:, index] * batches[..., None])
+        fixed, per_sample = self.fixed[rows, index], self.per_sample[rows, index]
+        return np.asarray(fixed + per_sample * np.asarray(batch, np.float64)[..., None])
 
     def where(self, *phases: str) -> NDArray[np.bool_]:
         """Which rows belong to these phases."""

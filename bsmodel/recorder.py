@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bsmodel.counts import Count, count
 from bsmodel.cuda_like import shapes
-from bsmodel.cuda_like.kernels import NO_BUFFERS, Buffer, Kernel, kernel_of
+from bsmodel.cuda_like.kernels import NO_BUFFERS, UNCOUNTED, Buffer, Kernel, kernel_of
 from bsmodel.cuda_like.pretence import META
 from bsmodel.cuda_like.work import Work, work_of
 from bsmodel.errors import UntraceableError
@@ -85,6 +85,8 @@ class Recorder(TorchDispatchMode):
     def following(self, model: torch.nn.Module) -> Iterator[None]:
         """Name the module each operation belongs to, in forward and in backward."""
         self._modules = {id(module): name for name, module in model.named_modules()}
+        if any(isinstance(module, torch.nn.RNNBase) for module in model.modules()):
+            self.uncounted.add("workspace and reserve of cuDNN's RNNs, which are recorded as PyTorch's own kernels")
 
         def enter(module: torch.nn.Module, args: Any) -> None:
             self._stack.append(self._modules.get(id(module), type(module).__name__))
@@ -186,6 +188,8 @@ class Recorder(TorchDispatchMode):
         if known is None:
             kernel = kernel_of(func, args, self.capability)
             counted = count(func, args, tensors[0]) if tensors else None
+            if func in UNCOUNTED:
+                self.uncounted.add(UNCOUNTED[func])
             known = _Known(shapes.layout(func, args, kwargs, output), kernel, work_of(func, args, flat, tensors, kernel, self.capability), counted)
             if signature is not None:
                 self._known[func, signature] = known

@@ -17,12 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Dtype, Gpu, runtime
-from bsmodel.operations import COLUMNS, Operations
+from bsmodel.operations import Operations
 from bsmodel.tape import Tape
 
 Array = NDArray[np.float64]
-_GROUPS, _M, _N, _K, _MOVED, _LAUNCHES = range(6)
-assert COLUMNS[:6] == ("groups", "m", "n", "k", "moved_bytes", "launches")
 
 # Rows and columns of the output that one thread block of a matrix product computes, and the share of the best rate such blocks reach.
 # Shares by hand from kernel times in the NeuSight repository (sitar-lab/NeuSight, linear layers on five GPUs).
@@ -108,12 +106,11 @@ class StepTime:
 
 @dataclass(frozen=True)
 class _Rates:
-    """What a card reaches: FLOP/s by dtype, bytes per second, seconds per launch."""
+    """What a card reaches: FLOP/s by dtype, and bytes per second."""
 
     matmul_flops_per_s: dict[str, float]
     scalar_flops_per_s: float
     bytes_per_s: float
-    launch_seconds: float
 
 
 def step_time(tape: Tape, gpu: Gpu, batch: ArrayLike, accumulation: ArrayLike | None = None) -> StepTime:
@@ -128,11 +125,12 @@ def step_time(tape: Tape, gpu: Gpu, batch: ArrayLike, accumulation: ArrayLike | 
         raise InvalidInputError(f"batch is {np.asarray(batch)}; expected at least 1")
     micro_steps = np.asarray(tape.accumulation if accumulation is None else accumulation)
     likely, fast, slow = (_rates(gpu, tape.precision, end) for end in ("likely", "low", "high"))
-    work = _Work.of(tape.operations)
+    work = _Work(*tape.operations.distinct)
     by_phase = work.seconds(gpu, likely, batch)
-    totals = [_total(work.seconds(gpu, rates, batch), micro_steps) for rates in (likely, fast, slow)]
+    ends = [by_phase if rates == likely else work.seconds(gpu, rates, batch) for rates in (likely, fast, slow)]
+    totals = [_total(phases, micro_steps) for phases in ends]
     launches = _total(work.launches(batch), micro_steps)
-    hosts = [launches * rates.launch_seconds for rates in (likely, fast, slow)]
+    hosts = [launches * seconds for seconds in _launch_seconds(gpu)]
     phases = {
         "forward": micro_steps * by_phase["forward"],
         "backward": micro_steps * by_phase["backward"] + by_phase["gradient"] + (micro_steps - 1) * by_phase["accumulation"],
@@ -178,36 +176,31 @@ class _Work:
     operations: Operations
     counts: dict[str, Array]
 
-    @staticmethod
-    def of(operations: Operations) -> _Work:
-        """A network repeats itself: equal kernels are timed once."""
-        return _Work(*operations.distinct)
-
-    def at(self, batch: ArrayLike) -> Array:
-        """Columns by kernel: an array of shape (columns, batches..., kernels)."""
-        return np.stack([self.operations.column(name, batch) for name in COLUMNS[:6]])
-
     def seconds(self, gpu: Gpu, rates: _Rates, batch: ArrayLike) -> dict[str, Array]:
         """Device seconds of one pass through each phase."""
-        kinds, dtypes, columns = self.operations.kinds, self.operations.dtypes, self.at(batch)
-        memory = columns[_MOVED] / (rates.bytes_per_s * np.array([_kind(kind).bandwidth_share for kind in kinds]))
-        times = memory.copy()
-        products = np.flatnonzero(self.operations.at(1)[:, _M])
-        for dtype in {_rate_dtype(kinds[i], dtypes[i], gpu, rates) for i in products}:
-            rows = np.array([i for i in products if _rate_dtype(kinds[i], dtypes[i], gpu, rates) == dtype])
-            arithmetic = _product_seconds(columns[..., rows], [_kind(kinds[i]) for i in rows], gpu, rates, dtype)
+        kinds, dtypes = self.operations.kinds, self.operations.dtypes
+        times = self.operations.column("moved_bytes", batch) / (rates.bytes_per_s * np.array([_kind(kind).bandwidth_share for kind in kinds]))
+        products = np.flatnonzero(self.operations.column("m", 1))
+        wanted = np.array([_rate_dtype(kinds[i], dtypes[i], rates) for i in products])
+        for dtype in set(wanted):
+            rows = products[wanted == dtype]
+            columns = [self.operations.column(name, batch, rows) for name in ("groups", "m", "n", "k")]
+            arithmetic = _product_seconds(columns, [_kind(kinds[i]) for i in rows], gpu, rates, dtype)
             times[..., rows] = np.maximum(times[..., rows], arithmetic)
-        times += runtime().kernel_seconds * columns[_LAUNCHES]
-        return {phase: times @ count for phase, count in self.counts.items()}
+        times += runtime().kernel_seconds * self.operations.column("launches", batch)
+        return self._by_phase(times)
 
     def launches(self, batch: ArrayLike) -> dict[str, Array]:
         """Kernels launched in one pass through each phase."""
-        launches = self.at(batch)[_LAUNCHES]
-        return {phase: launches @ count for phase, count in self.counts.items()}
+        return self._by_phase(self.operations.column("launches", batch))
+
+    def _by_phase(self, values: Array) -> dict[str, Array]:
+        sums = values @ np.stack(list(self.counts.values()), axis=1)
+        return {phase: sums[..., position] for position, phase in enumerate(self.counts)}
 
     def useful_flops(self, batch: ArrayLike) -> Array:
         """FLOPs of the products of forward and backward."""
-        groups, m, n, k = self.at(batch)[:4]
+        groups, m, n, k = (self.operations.column(name, batch) for name in ("groups", "m", "n", "k"))
         return np.asarray((2 * groups * m * n * k) @ (self.counts["forward"] + self.counts["backward"]))
 
 
@@ -217,18 +210,19 @@ def _total(phases: dict[str, Array], micro_steps: NDArray[np.int64]) -> Array:
     return np.asarray(micro_steps * each + phases["gradient"] + (micro_steps - 1) * phases["accumulation"] + phases["step"])
 
 
-def _product_seconds(columns: Array, kinds: list[Kind], gpu: Gpu, rates: _Rates, dtype: str) -> Array:
+def _product_seconds(columns: list[Array], kinds: list[Kind], gpu: Gpu, rates: _Rates, dtype: str) -> Array:
     """Arithmetic time of matrix products: whole tiles in whole waves over the multiprocessors, at the best tile."""
-    groups, m, n, k = (np.maximum(1, columns[i]) for i in range(4))
+    groups, m, n, k = (np.maximum(1, column) for column in columns)
     multiprocessors = gpu.sm_count or 108
     fill = FILL[dtype] if gpu.capability >= (8, 0) else min(FILL[dtype], 32)
-    best = np.full(m.shape, np.inf)
+    most = np.maximum(1, k / _SPLIT_K)
+    best = np.full(np.broadcast_shapes(*(column.shape for column in columns)), np.inf)
     for rows, wide, share in TILES:
         tiles = np.ceil(m / rows) * np.ceil(n / wide) * groups
-        split = np.clip(np.floor(multiprocessors / tiles), 1, np.maximum(1, k / _SPLIT_K))
+        split = np.clip(np.floor(multiprocessors / tiles), 1, most)
         waves = np.ceil(tiles * split / multiprocessors)
-        executed = waves * multiprocessors * rows * wide * 2 * (k / split + fill)
-        best = np.minimum(best, executed / (rates.matmul_flops_per_s[dtype] * share))
+        executed = waves * (k / split + fill) * (multiprocessors * rows * wide * 2 / (rates.matmul_flops_per_s[dtype] * share))
+        np.minimum(best, executed, out=best)
     matmul_share = np.array([kind.matmul_share for kind in kinds])
     score_flops = np.array([kind.score_flops for kind in kinds])
     return np.asarray(best / matmul_share + score_flops * groups * m * n / rates.scalar_flops_per_s)
@@ -241,7 +235,7 @@ def _kind(name: str) -> Kind:
 # -- rates -----------------------------------------------------------------------------------------------------------------------------
 
 
-def _rate_dtype(kind: str, dtype: str, gpu: Gpu, rates: _Rates) -> str:
+def _rate_dtype(kind: str, dtype: str, rates: _Rates) -> str:
     """The arithmetic a product runs in: float32 convolutions are TF32 by default where there is any, matmuls only when asked."""
     if dtype == "fp32" and "tf32" in rates.matmul_flops_per_s and (kind == "convolution" or "asked tf32" in rates.matmul_flops_per_s):
         return "tf32"
@@ -271,10 +265,14 @@ def _rates(gpu: Gpu, precision: str, end: str) -> _Rates:
     reached: dict[str, float] = {dtype: _peak(gpu, dtype) * _efficiency(gpu, dtype, end) for dtype in present}  # type: ignore[arg-type]
     if precision == "tf32" and "tf32" in reached:
         reached["asked tf32"] = reached["tf32"]
-    published = {"likely": runtime().launch_seconds, "low": runtime().launch_seconds_low, "high": runtime().launch_seconds_high}
-    seconds = gpu.launch_seconds or published[end]
     bandwidth = gpu.bandwidth_bytes_per_s * (gpu.bandwidth_efficiency or _BANDWIDTH_SHARE)
-    return _Rates(reached, reached["fp32"], bandwidth, seconds)
+    return _Rates(reached, reached["fp32"], bandwidth)
+
+
+def _launch_seconds(gpu: Gpu) -> tuple[float, float, float]:
+    """Host seconds per kernel: likely, low and high; all the same where the row has a measured one."""
+    known = runtime()
+    return (gpu.launch_seconds,) * 3 if gpu.launch_seconds else (known.launch_seconds, known.launch_seconds_low, known.launch_seconds_high)
 
 
 def _efficiency(gpu: Gpu, dtype: Dtype, end: str) -> float:

@@ -158,7 +158,7 @@ def test_source_of_an_absent_figure_is_none() -> None:
 def test_schema_file_is_fresh() -> None:
     path = hardware.catalogue_folder() / "gpu.schema.json"
 
-    assert path.read_text(encoding="utf-8") == hardware.schema(), "stale: python -m bsmodel.hardware > hardware/gpu.schema.json"
+    assert path.read_text(encoding="utf-8") == hardware.schema(), "stale: bsmodel gpus --schema > hardware/gpu.schema.json"
 
 
 # -- finding one ---------------------------------------------------------------------------------------------------------------------
