@@ -13,13 +13,13 @@ from typing import Any, NoReturn
 
 import bsmodel
 from bsmodel import hardware, planning, report
+from bsmodel.arguments import positive, price, size
 from bsmodel.errors import BsmodelError, InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Footprint, breakdown, fit, footprint, kernels, predict
 from bsmodel.modules import by_module, counted
 from bsmodel.tape import Tape
 from bsmodel.training import OPTIMIZERS, PRECISIONS, Training
-from bsmodel.units import parse_bytes
 from bsmodel.validation import command
 from bsmodel.workloads import NAMED, Workload, bare_module
 
@@ -59,22 +59,22 @@ def _parser() -> _Parser:
     _add_recipe(plan)
     _add_run(plan)
     plan.add_argument("--base-lr", type=float, metavar="LR", help="a learning rate that works (default: the published one of a named model)")
-    plan.add_argument("--base-batch", type=_positive, metavar="N", help="the effective batch it works at")
+    plan.add_argument("--base-batch", type=positive, metavar="N", help="the effective batch it works at")
     compare = _command(commands, "compare", _compare, "GPUs ranked by what a run costs and how long it takes")
     _add_recipe(compare)
     _add_run(compare)
     one = _command(commands, "predict", _predict, "the peak at one batch, and whether it fits")
     _add_recipe(one)
-    one.add_argument("--batch", type=_positive, required=True, metavar="N", help="micro-batch")
+    one.add_argument("--batch", type=positive, required=True, metavar="N", help="micro-batch")
     explain = _command(commands, "explain", _explain, "where the bytes go at the binding moment, by category and module")
     _add_recipe(explain)
-    explain.add_argument("--batch", type=_positive, required=True, metavar="N", help="micro-batch")
+    explain.add_argument("--batch", type=positive, required=True, metavar="N", help="micro-batch")
     explain.add_argument("--by", choices=("category", "module"), default="category", help="bytes by category, or FLOPs, activations and bytes by module")
-    explain.add_argument("--depth", type=_positive, default=3, metavar="N", help="how deep to show modules (default 3)")
+    explain.add_argument("--depth", type=positive, default=3, metavar="N", help="how deep to show modules (default 3)")
     checked = _command(commands, "validate", command.run, "predictions against a real GPU: measure, report, calibrate")
     command.add_arguments(checked)
     gpus = _command(commands, "gpus", _gpus, "the GPUs of the catalogue")
-    gpus.add_argument("--min-memory", type=_size, default=0, metavar="SIZE", help="only cards with at least this, e.g. 40GiB")
+    gpus.add_argument("--min-memory", type=size, default=0, metavar="SIZE", help="only cards with at least this, e.g. 40GiB")
     gpus.add_argument("--schema", action="store_true", help="print the JSON schema of a GPU file instead")
     return parser
 
@@ -89,8 +89,8 @@ def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.Argum
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help=f"one of {', '.join(NAMED)}; timm:NAME, torchvision:NAME, config.json, module:attr, path.py:attr, tape.json.gz")
     parser.add_argument("--gpu", action="append", metavar="GPU", help="id or TOML file, repeatable (default: the four of the catalogue)")
-    parser.add_argument("--seq-len", type=_positive, metavar="N")
-    parser.add_argument("--image-size", type=_positive, metavar="N")
+    parser.add_argument("--seq-len", type=positive, metavar="N")
+    parser.add_argument("--image-size", type=positive, metavar="N")
     parser.add_argument("--attention", choices=("sdpa", "eager"))
     parser.add_argument("--input", metavar="SHAPE", help="shape of one sample for a bare nn.Module, e.g. 3x224x224")
     parser.add_argument("--precision", metavar="NAME", help=", ".join(PRECISIONS))
@@ -99,48 +99,20 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels-last", action="store_true", default=None)
     parser.add_argument("--ema", action="store_true", default=None)
     parser.add_argument("--keep-outputs", action="store_true", default=None)
-    parser.add_argument("--accumulation", type=_positive, metavar="N", help="record with this many micro-steps per optimizer step")
+    parser.add_argument("--accumulation", type=positive, metavar="N", help="record with this many micro-steps per optimizer step")
     parser.add_argument("--gradient-clipping", type=float, metavar="NORM")
     parser.add_argument("--zero-grad", choices=("none", "zeros"))
-    parser.add_argument("--lora-rank", type=_positive, metavar="R")
+    parser.add_argument("--lora-rank", type=positive, metavar="R")
     parser.add_argument("--frozen", action="append", metavar="PREFIX", help="parameters not trained, repeatable")
     parser.add_argument("--save", metavar="FILE", help="keep the recording, to ask again without torch (one group of GPUs only)")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target-batch", type=_positive, metavar="N", help="samples per optimizer step (default: the largest micro-batch)")
-    parser.add_argument("--devices", type=_positive, default=1, metavar="N", help="data-parallel GPUs (default 1)")
-    parser.add_argument("--samples", type=_positive, metavar="N", help="samples in the training set")
+    parser.add_argument("--target-batch", type=positive, metavar="N", help="samples per optimizer step (default: the largest micro-batch)")
+    parser.add_argument("--devices", type=positive, default=1, metavar="N", help="data-parallel GPUs (default 1)")
+    parser.add_argument("--samples", type=positive, metavar="N", help="samples in the training set")
     parser.add_argument("--epochs", type=float, metavar="N", help="passes over it")
-    parser.add_argument("--price", type=_price, action="append", default=[], metavar="GPU=USD", help="your price an hour, repeatable (else the catalogue's)")
-
-
-def _price(text: str) -> tuple[str, float]:
-    name, separator, figure = text.partition("=")
-    try:
-        value = float(figure)
-    except ValueError:
-        value = 0.0
-    if not separator or not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no price; expected GPU=USD, e.g. a100-40gb=1.29")
-    return name, value
-
-
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return value
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    parser.add_argument("--price", type=price, action="append", default=[], metavar="GPU=USD", help="your price an hour, repeatable (else the catalogue's)")
 
 
 # -- recording -----------------------------------------------------------------------------------------------------------------------
@@ -167,12 +139,11 @@ def _workload(options: argparse.Namespace) -> Workload:
     return Workload.named(options.model, seq_len=options.seq_len, image_size=options.image_size, attention=options.attention)
 
 
-def _recorded(options: argparse.Namespace) -> tuple[Workload | None, dict[str, Tape], list[Gpu]]:
-    """A tape for each GPU asked for; GPUs that pick the same kernels share one."""
-    gpus = _gpus_asked(options)
+def _recorded(options: argparse.Namespace, gpus: list[Gpu]) -> tuple[Workload | None, dict[str, Tape]]:
+    """A tape for each of these GPUs; those that pick the same kernels share one."""
     if options.model.endswith(".json.gz"):
         tape = Tape.load(options.model)
-        return None, {gpu.id: tape for gpu in gpus}, gpus
+        return None, {gpu.id: tape for gpu in gpus}
     workload = _workload(options)
     training = _training(options, workload.training)
     groups: dict[tuple[int, int], Tape] = {}
@@ -188,7 +159,7 @@ def _recorded(options: argparse.Namespace) -> tuple[Workload | None, dict[str, T
         if len(groups) > 1:
             raise InvalidInputError("--save keeps one recording, and these GPUs need several; name GPUs of one architecture")
         next(iter(groups.values())).save(options.save)
-    return workload, tapes, gpus
+    return workload, tapes
 
 
 def _traced(workload: Workload, training: Training, gpu: Gpu) -> Tape:
@@ -213,7 +184,8 @@ def _print(options: argparse.Namespace, text: str, document: dict[str, Any]) -> 
 
 
 def _plan(options: argparse.Namespace) -> int:
-    workload, tapes, gpus = _recorded(options)
+    gpus = _gpus_asked(options)
+    workload, tapes = _recorded(options, gpus)
     plans = _plans(options, workload, tapes, gpus)
     forms = {gpu.id: footprint(tapes[gpu.id]) for gpu in gpus}
     answer = [
@@ -242,11 +214,15 @@ def _plans(options: argparse.Namespace, workload: Workload | None, tapes: dict[s
 
 
 def _compare(options: argparse.Namespace) -> int:
-    if options.gpu is None and not options.model.endswith(".json.gz"):
-        options.gpu = [gpu.id for gpu in Gpu.all()]
-    gpus, refused = _suitable(options)
-    options.gpu = [gpu.id for gpu in gpus] or options.gpu
-    workload, tapes, gpus = _recorded(options)
+    options.gpu = options.gpu or [gpu.id for gpu in Gpu.all()]
+    asked = _gpus_asked(options)
+    gpus, refused = _suitable(options, asked)
+    workload, tapes = _recorded(options, gpus or asked)
+    if workload is None:  # a tape holds for one family of cards
+        refused = {gpu.id: "runs other kernels than the tape was recorded for" for gpu in gpus if tapes[gpu.id].gpu.capability[0] != gpu.capability[0]}
+        gpus = [gpu for gpu in gpus if gpu.id not in refused]
+    if not gpus:
+        raise InvalidInputError("none of these GPUs can run this: " + "; ".join(f"{name} {reason}" for name, reason in refused.items()))
     plans = _plans(options, workload, tapes, gpus)
     fitting = planning.ranked([item for item in plans if isinstance(item, planning.Plan)])
     reasons = refused | {item.gpu.id: item.verdict for item in plans if isinstance(item, bsmodel.Fit)}
@@ -256,9 +232,8 @@ def _compare(options: argparse.Namespace) -> int:
     return FITS if fitting else DOES_NOT_FIT
 
 
-def _suitable(options: argparse.Namespace) -> tuple[list[Gpu], dict[str, str]]:
+def _suitable(options: argparse.Namespace, gpus: list[Gpu]) -> tuple[list[Gpu], dict[str, str]]:
     """The GPUs whose arithmetic the recipe can use, and why the others are left out."""
-    gpus = _gpus_asked(options)
     if options.model.endswith(".json.gz"):
         return gpus, {}
     training = _training(options, _workload(options).training)
@@ -276,7 +251,8 @@ def _labelled(tapes: dict[str, Tape], gpus: Sequence[Gpu], forms: dict[str, Foot
 
 
 def _predict(options: argparse.Namespace) -> int:
-    _, tapes, gpus = _recorded(options)
+    gpus = _gpus_asked(options)
+    _, tapes = _recorded(options, gpus)
     peaks = [(gpu, predict(tapes[gpu.id], gpu, options.batch)) for gpu in gpus]
     tape = tapes[gpus[0].id]
     answer = [{"gpu": gpu.id, "usable_bytes": gpu.usable_bytes, **report.peak_json(peak)} for gpu, peak in peaks]
@@ -287,7 +263,8 @@ def _predict(options: argparse.Namespace) -> int:
 def _explain(options: argparse.Namespace) -> int:
     if options.gpu is None:
         options.gpu = [hardware.DEFAULT_GPUS[2]]
-    _, tapes, gpus = _recorded(options)
+    gpus = _gpus_asked(options)
+    _, tapes = _recorded(options, gpus)
     tape = tapes[gpus[0].id]
     if options.by == "module":
         rows = by_module(tape, options.batch)

@@ -162,7 +162,7 @@ def predict(tape: Tape, gpu: Gpu, batch: int, accumulation: int | None = None, s
     """
     if batch < 1:
         raise InvalidInputError(f"batch is {batch}; expected at least 1")
-    _same_kernels(tape, gpu)
+    require_same_kernels(tape, gpu)
     settings = settings or Settings()
     likely, upper = _replay_ends(tape, batch, gpu, accumulation, settings)
     fits = likely is not None and upper is not None
@@ -191,7 +191,8 @@ def kernels(gpu: Gpu) -> tuple[int, int]:
     return {7: (7, 5), 8: (8, 6)}.get(gpu.capability[0], gpu.capability)
 
 
-def _same_kernels(tape: Tape, gpu: Gpu) -> None:
+def require_same_kernels(tape: Tape, gpu: Gpu) -> None:
+    """Raises `InvalidInputError` where the tape was recorded for kernels that this GPU does not run."""
     if tape.gpu.capability[0] != gpu.capability[0]:
         raise InvalidInputError(
             f"the tape was recorded for compute capability {tape.gpu.compute_capability}, {gpu.id} has {gpu.compute_capability}: trace again with this GPU"
@@ -237,7 +238,7 @@ def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Setting
     The closed form bounds it from above, `b <= largest(capacity)`; replays decide below that. `batch` survives at the upper end of what
     cannot be known, `likely_batch` at the likely one. `batch` is 0 where nothing fits, and the verdict then says how much is missing.
     """
-    _same_kernels(tape, gpu)
+    require_same_kernels(tape, gpu)
     settings = settings or Settings()
     accumulation = tape.accumulation if accumulation is None else accumulation
     form = footprint(tape, accumulation)

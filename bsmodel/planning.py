@@ -209,13 +209,16 @@ def plan(
 
 
 def ranked(plans: Sequence[Plan]) -> tuple[Plan, ...]:
-    """Plans by what a sample costs, then by throughput; those without a price or a time come last."""
+    """Plans by what the run costs, or a sample where the run is not given, then by throughput; those without a price or a time come last."""
 
     def rank(plan: Plan) -> tuple[float, float]:
-        if plan.timing is None:
+        timing = plan.timing
+        if timing is None:
             return math.inf, 0.0
-        price = plan.timing.price
-        return (price.usd_per_hour * plan.split.devices / plan.timing.samples_per_s if price else math.inf), -plan.timing.samples_per_s
+        if timing.price is None:
+            return math.inf, -timing.samples_per_s
+        a_sample = timing.price.usd_per_hour * plan.split.devices / timing.samples_per_s
+        return (a_sample if timing.cost_usd is None else timing.cost_usd), -timing.samples_per_s
 
     return tuple(sorted(plans, key=rank))
 
@@ -266,6 +269,8 @@ def _advice(fit: Fit, chosen: Split) -> tuple[str, ...]:
     if chosen.effective_batch > LARGE_BATCH:
         better = "lars" if fit.tape.optimizer_family == "sgd" else "lamb"
         found.append(f"above {LARGE_BATCH} samples a step consider {better}, and tune the learning rate: no scaling rule is safe there")
+    if chosen.devices > 1:
+        found.append("times take the devices to share the work evenly; what they say to each other comes on top")
     if chosen.accumulation > 1:
         found.append("batch norm sees the micro-batch, not the effective batch; other layers do not notice accumulation")
     return tuple(found)

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Dtype, Gpu, runtime
+from bsmodel.memory import require_same_kernels
 from bsmodel.operations import Operations
 from bsmodel.tape import Tape
 
@@ -123,6 +124,7 @@ def step_time(tape: Tape, gpu: Gpu, batch: ArrayLike, accumulation: ArrayLike | 
     """
     if np.any(np.asarray(batch) < 1):
         raise InvalidInputError(f"batch is {np.asarray(batch)}; expected at least 1")
+    require_same_kernels(tape, gpu)
     micro_steps = np.asarray(tape.accumulation if accumulation is None else accumulation)
     likely, fast, slow = (_rates(gpu, tape.precision, end) for end in ("likely", "low", "high"))
     work = _Work(*tape.operations.distinct)

@@ -124,6 +124,27 @@ def test_json_is_all_that_is_on_stdout(arguments, capsys):
     assert document["schema_version"] == 1 and document["command"] == arguments[0]
 
 
+def test_compare_takes_cards_of_ones_own_and_says_why_others_are_left_out(tmp_path, capsys):
+    text = (bsmodel.hardware.catalogue_folder() / "rtx-3070-8gb.toml").read_text()
+    mine = tmp_path / "mine.toml"
+    mine.write_text(re.sub(r"aliases = .*", "aliases = []", text.replace('id = "rtx-3070-8gb"', 'id = "my-card"')))
+
+    code, printed = command(capsys, "compare", MINE, "--precision", "bf16-mixed", "--gpu", str(mine), "--gpu", "t4-16gb", "--json")
+    document = json.loads(printed.out)
+    assert code == 0
+    assert [item["gpu"] for item in document["gpus"]] == ["my-card"] and "no bf16" in document["not"]["t4-16gb"]
+
+
+def test_compare_of_a_saved_tape_ranks_the_cards_it_holds_for(tape, tmp_path, capsys):
+    tape.save(tmp_path / "tape.json.gz")
+
+    code, printed = command(capsys, "compare", str(tmp_path / "tape.json.gz"), "--samples", "10000", "--epochs", "2", "--json")
+    document = json.loads(printed.out)
+    costs = [item["time"]["cost_usd"] for item in document["gpus"] if item["time"]["cost_usd"] is not None]
+    assert code == 0 and costs == sorted(costs) and len(costs) > 5
+    assert "other kernels" in document["not"]["h100-80gb"]
+
+
 def test_the_columns_of_explain_add_up(capsys):
     _, printed = command(capsys, "explain", MINE, "--batch", "512", "--json")
     document = json.loads(printed.out)

@@ -154,6 +154,8 @@ def test_a_card_without_rates_has_a_plan_without_a_time(tape, a100):
     assert plan.timing is None and "no bandwidth_bytes_per_s" in plan.untimed
     with pytest.raises(bsmodel.InvalidInputError, match="at least 1"):
         step_time(tape, a100, 0)
+    with pytest.raises(bsmodel.InvalidInputError, match="trace again with this GPU"):
+        step_time(tape, bsmodel.Gpu.named("h100-80gb"), 8)
 
 
 def test_the_fastest_split_is_chosen_and_the_fewest_steps_are_kept(tape, a100):

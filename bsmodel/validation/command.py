@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bsmodel.arguments import positive, size
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu, defaults
 from bsmodel.training import Training
-from bsmodel.units import format_bytes, parse_bytes
+from bsmodel.units import format_bytes
 from bsmodel.workloads import Workload
 
 if TYPE_CHECKING:
@@ -35,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, metavar="FILE", help="rows to a Markdown table and an HTML page; needs no GPU")
     parser.add_argument("--calibrate", type=Path, metavar="FILE", help="rows to a GPU file of your own, written to --out; needs no GPU")
     parser.add_argument("--gpu", metavar="GPU", help="predict with this row, an id or TOML file (default: the card's own row of the catalogue)")
-    parser.add_argument("--batch", action="append", type=_positive, metavar="N", help="repeatable (default: 1/2, all, 1/8 of the predicted largest)")
-    parser.add_argument("--capacity", action="append", type=_size, metavar="SIZE", help="repeatable, for --largest (default: the card and four GPUs)")
-    parser.add_argument("--seq-len", type=_positive, metavar="N")
-    parser.add_argument("--image-size", type=_positive, metavar="N")
+    parser.add_argument("--batch", action="append", type=positive, metavar="N", help="repeatable (default: 1/2, all, 1/8 of the predicted largest)")
+    parser.add_argument("--capacity", action="append", type=size, metavar="SIZE", help="repeatable, for --largest (default: the card and four GPUs)")
+    parser.add_argument("--seq-len", type=positive, metavar="N")
+    parser.add_argument("--image-size", type=positive, metavar="N")
     parser.add_argument("--precision", metavar="NAME", help="only this recipe, with the two below (default: the matrix, or the workload's own recipe)")
     parser.add_argument("--optimizer", metavar="NAME")
     parser.add_argument("--checkpointing", action="store_true", default=None)
@@ -51,12 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE")
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)
-
-
 def _minutes(text: str) -> float:
     try:
         value = float(text)
@@ -65,13 +60,6 @@ def _minutes(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no positive number of minutes")
     return value
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(options: argparse.Namespace) -> int:
@@ -170,9 +158,9 @@ def _hardware(session: Session, case: Case) -> list[dict[str, Any]]:
 
     measured = session.child({"do": "hardware"})
     tape = bsmodel.trace(device.tiny(), None, session.gpu)
-    timed = session.gpu if session.gpu.bandwidth_bytes_per_s else Gpu.named("a100-40gb")  # kernels are counted, not timed
+    kernels = tape.operations.column("launches", device.TINY_BATCH)[~tape.operations.where("accumulation")].sum()
     if seconds := measured.pop("tiny_step_seconds", None):
-        measured["launch_seconds"] = seconds / float(bsmodel.step_time(tape, timed, device.TINY_BATCH).launches)
+        measured["launch_seconds"] = seconds / float(kernels)
     return [rows.row("hardware", case.key, rows.MEASURED, gpu=case.gpu, measured=measured, environment=session.environment)]
 
 
