@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import bsmodel
-from bsmodel import hardware, planning, report
+from bsmodel import documents, hardware, planning, report
 from bsmodel.arguments import positive, price, size
 from bsmodel.errors import BsmodelError, InvalidInputError
 from bsmodel.hardware import Gpu
@@ -189,13 +189,13 @@ def _plan(options: argparse.Namespace) -> int:
     plans = _plans(options, workload, tapes, gpus)
     forms = {gpu.id: footprint(tapes[gpu.id]) for gpu in gpus}
     answer = [
-        report.plan_json(item, forms[gpu.id], planning.ladder(item.fit) if isinstance(item, planning.Plan) and options.json else ())
+        documents.plan_json(item, forms[gpu.id], planning.ladder(item.fit) if isinstance(item, planning.Plan) and options.json else ())
         for gpu, item in zip(gpus, plans, strict=True)
     ]
     distinct = list({id(tape): tape for tape in tapes.values()}.values())
     text = "" if options.json else report.plan_text(distinct, plans, _labelled(tapes, gpus, forms))
     missing = sorted({name for tape in distinct for name in tape.uncounted})
-    _print(options, text, report.document("plan", workload=report.tape_json(distinct[0]), gpus=answer, uncounted=missing))
+    _print(options, text, documents.document("plan", workload=documents.tape_json(distinct[0]), gpus=answer, uncounted=missing))
     return FITS if any(isinstance(item, planning.Plan) for item in plans) else DOES_NOT_FIT
 
 
@@ -227,8 +227,8 @@ def _compare(options: argparse.Namespace) -> int:
     fitting = planning.ranked([item for item in plans if isinstance(item, planning.Plan)])
     reasons = refused | {item.gpu.id: item.verdict for item in plans if isinstance(item, bsmodel.Fit)}
     tape = tapes[gpus[0].id]
-    content = {"workload": report.tape_json(tape), "gpus": [report.compared_json(item) for item in fitting], "not": reasons}
-    _print(options, report.compare_text(tape, fitting, reasons), report.document("compare", **content))
+    content = {"workload": documents.tape_json(tape), "gpus": [documents.compared_json(item) for item in fitting], "not": reasons}
+    _print(options, report.compare_text(tape, fitting, reasons), documents.document("compare", **content))
     return FITS if fitting else DOES_NOT_FIT
 
 
@@ -255,8 +255,8 @@ def _predict(options: argparse.Namespace) -> int:
     _, tapes = _recorded(options, gpus)
     peaks = [(gpu, predict(tapes[gpu.id], gpu, options.batch)) for gpu in gpus]
     tape = tapes[gpus[0].id]
-    answer = [{"gpu": gpu.id, "usable_bytes": gpu.usable_bytes, **report.peak_json(peak)} for gpu, peak in peaks]
-    _print(options, report.predict_text(tape, peaks), report.document("predict", workload=report.tape_json(tape), gpus=answer))
+    answer = [{"gpu": gpu.id, "usable_bytes": gpu.usable_bytes, **documents.peak_json(peak)} for gpu, peak in peaks]
+    _print(options, report.predict_text(tape, peaks), documents.document("predict", workload=documents.tape_json(tape), gpus=answer))
     return FITS if any(peak.fits for _, peak in peaks) else DOES_NOT_FIT
 
 
@@ -268,25 +268,25 @@ def _explain(options: argparse.Namespace) -> int:
     tape = tapes[gpus[0].id]
     if options.by == "module":
         rows = by_module(tape, options.batch)
-        document = report.document("explain", workload=report.tape_json(tape), batch=options.batch, modules=[report.module_json(row) for row in rows])
+        document = documents.document("explain", workload=documents.tape_json(tape), batch=options.batch, modules=[documents.module_json(row) for row in rows])
         _print(options, report.modules_text(tape, options.batch, rows, options.depth), document)
         return FITS
     form, shares, line = footprint(tape), breakdown(tape, options.batch), counted(tape)
     peak = predict(tape, gpus[0], options.batch)
     moment = str(form.binding(options.batch))
     content = {
-        "workload": report.tape_json(tape),
+        "workload": documents.tape_json(tape),
         "batch": options.batch,
         "moment": moment,
         "total_bytes": int(form(options.batch)),
         "by_category": dict(report.totals(shares, "category")),
         "by_module": dict(report.totals(shares, "module")),
-        "closed_form": report.form_json(form),
+        "closed_form": documents.form_json(form),
         "counted_form": {"states_bytes": line.fixed, "activation_bytes": line.per_sample},
         "allocated_bytes": peak.allocated_bytes,
     }
     forms = report.forms_compared(tape, form, line, peak)
-    _print(options, report.explain_text(tape, options.batch, moment, shares, forms), report.document("explain", **content))
+    _print(options, report.explain_text(tape, options.batch, moment, shares, forms), documents.document("explain", **content))
     return FITS
 
 
@@ -295,5 +295,5 @@ def _gpus(options: argparse.Namespace) -> int:
         print(hardware.schema(), end="")
         return FITS
     gpus = [gpu for gpu in Gpu.all() if gpu.memory_bytes >= options.min_memory]
-    _print(options, report.gpus_text(gpus), report.document("gpus", gpus=[gpu.model_dump(mode="json") for gpu in gpus]))
+    _print(options, report.gpus_text(gpus), documents.document("gpus", gpus=[gpu.model_dump(mode="json") for gpu in gpus]))
     return FITS
