@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bsmodel.errors import InvalidInputError
-from bsmodel.hardware import Dtype, Gpu, runtime
+from bsmodel.hardware import Gpu, runtime
 from bsmodel.memory import require_same_kernels
 from bsmodel.operations import Operations
 from bsmodel.tape import Tape
@@ -33,6 +33,7 @@ FILL = {"fp16": 128, "bf16": 128, "tf32": 64, "fp32": 8}
 _SPLIT_K = 512  # a thread block keeps at least this much of the contraction when a product with few tiles is split along it
 _BANDWIDTH_SHARE = 0.85  # of the peak, for cards without a measured one: the median of those in the catalogue
 _POWER_LIMITED = 0.55  # of the measured matmul rate, sustained: L4 at 28 % of its float32 peak over a run, 51 % in short tests (NeuSight)
+_ANY_EFFICIENCY = [0.6, 0.8, 0.95]  # of an architecture of which no card was measured: the spread over all that were
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class StepTime:
     """Seconds of one optimizer step of `accumulation` micro-steps, each field a number or an array as `batch` is one.
 
     `low_seconds` and `high_seconds` enclose what is not known of the card: an unmeasured matmul efficiency, throttling of power-limited
-    cards, the host's time per launch. `flops` are those of forward and backward, without recomputation.
+    cards, the host's time per launch. `flops` are those of forward and backward, without recomputation; at the card's peaks they would
+    take `ideal_seconds`, each product at that of the arithmetic it runs in.
     """
 
     batch: Any
@@ -86,7 +88,7 @@ class StepTime:
     launches: Any  # kernels in the step
     phases: dict[str, Any]  # device seconds of forward, backward, recompute and step
     flops: Any
-    peak_flops_per_s: float
+    ideal_seconds: Any
     tokens_per_sample: int
 
     @property
@@ -101,8 +103,8 @@ class StepTime:
 
     @property
     def mfu(self) -> Any:
-        """Model FLOPs utilisation: FLOPs of forward and backward over what the card's peak could do in that time (Chowdhery 2022)."""
-        return self.flops / (self.seconds * self.peak_flops_per_s)
+        """Model FLOPs utilisation: the time that forward and backward take at the card's peak rates, over that of the step (Chowdhery 2022)."""
+        return self.ideal_seconds / self.seconds
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,7 @@ def step_time(tape: Tape, gpu: Gpu, batch: ArrayLike, accumulation: ArrayLike | 
         "step": by_phase["step"],
     }
     seconds = [np.maximum(device, host) for device, host in zip(totals, hosts, strict=True)]
-    flops = micro_steps * work.useful_flops(batch)
-    peak = _peak(gpu, _matmul_dtype(tape.precision, gpu))
+    flops, ideal_seconds = work.useful(gpu, likely, batch)
     return StepTime(
         batch=np.asarray(batch),
         accumulation=micro_steps,
@@ -152,8 +153,8 @@ def step_time(tape: Tape, gpu: Gpu, batch: ArrayLike, accumulation: ArrayLike | 
         host_seconds=hosts[0],
         launches=launches,
         phases=phases,
-        flops=flops,
-        peak_flops_per_s=peak,
+        flops=micro_steps * flops,
+        ideal_seconds=micro_steps * ideal_seconds,
         tokens_per_sample=tape.tokens_per_sample,
     )
 
@@ -200,10 +201,13 @@ class _Work:
         sums = values @ np.stack(list(self.counts.values()), axis=1)
         return {phase: sums[..., position] for position, phase in enumerate(self.counts)}
 
-    def useful_flops(self, batch: ArrayLike) -> Array:
-        """FLOPs of the products of forward and backward."""
+    def useful(self, gpu: Gpu, rates: _Rates, batch: ArrayLike) -> tuple[Array, Array]:
+        """FLOPs of the products of forward and backward, and their seconds at the peak rates."""
         groups, m, n, k = (self.operations.column(name, batch) for name in ("groups", "m", "n", "k"))
-        return np.asarray((2 * groups * m * n * k) @ (self.counts["forward"] + self.counts["backward"]))
+        flops = 2 * groups * m * n * k * (self.counts["forward"] + self.counts["backward"])
+        words = zip(self.operations.kinds, self.operations.dtypes, self.operations.column("m", 1), strict=True)
+        peaks = np.array([_peak(gpu, _rate_dtype(kind, dtype, rates)) if rows else 1.0 for kind, dtype, rows in words])
+        return flops.sum(-1), (flops / peaks).sum(-1)
 
 
 def _total(phases: dict[str, Array], micro_steps: NDArray[np.int64]) -> Array:
@@ -244,14 +248,7 @@ def _rate_dtype(kind: str, dtype: str, rates: _Rates) -> str:
     return dtype
 
 
-def _matmul_dtype(precision: str, gpu: Gpu) -> Dtype:
-    """The arithmetic most products of a recipe run in."""
-    if precision == "tf32":
-        return "tf32" if gpu.tf32_dense_flops_per_s else "fp32"
-    return "fp32" if precision == "fp32" else "fp16" if precision.startswith("fp16") else "bf16"
-
-
-def _peak(gpu: Gpu, dtype: Dtype) -> float:
+def _peak(gpu: Gpu, dtype: str) -> float:
     field = "fp32_flops_per_s" if dtype == "fp32" else f"{dtype}_dense_flops_per_s"
     rate = getattr(gpu, field)
     if rate is None:
@@ -264,7 +261,7 @@ def _rates(gpu: Gpu, precision: str, end: str) -> _Rates:
     if gpu.bandwidth_bytes_per_s is None:
         raise InvalidInputError(f"{gpu.id} has no bandwidth_bytes_per_s; step time needs it, add it to the row")
     present = [dtype for dtype in ("fp32", "tf32", "fp16", "bf16") if getattr(gpu, "fp32_flops_per_s" if dtype == "fp32" else f"{dtype}_dense_flops_per_s")]
-    reached: dict[str, float] = {dtype: _peak(gpu, dtype) * _efficiency(gpu, dtype, end) for dtype in present}  # type: ignore[arg-type]
+    reached: dict[str, float] = {dtype: _peak(gpu, dtype) * _efficiency(gpu, dtype, end) for dtype in present}
     if precision == "tf32" and "tf32" in reached:
         reached["asked tf32"] = reached["tf32"]
     bandwidth = gpu.bandwidth_bytes_per_s * (gpu.bandwidth_efficiency or _BANDWIDTH_SHARE)
@@ -277,14 +274,17 @@ def _launch_seconds(gpu: Gpu) -> tuple[float, float, float]:
     return (gpu.launch_seconds,) * 3 if gpu.launch_seconds else (known.launch_seconds, known.launch_seconds_low, known.launch_seconds_high)
 
 
-def _efficiency(gpu: Gpu, dtype: Dtype, end: str) -> float:
+def _efficiency(gpu: Gpu, dtype: str, end: str) -> float:
     """Measured matmul rate over the peak; where the row has none, the median of the same architecture's, or an end of their range."""
-    known = (gpu.matmul_efficiency or {}).get(dtype)
+    known = _efficiencies(gpu).get(dtype)
     if known is not None:
         return known * (_POWER_LIMITED if gpu.power_limited and end == "high" else 1.0)
-    alike = [row.matmul_efficiency[dtype] for row in Gpu.all() if row.matmul_efficiency and dtype in row.matmul_efficiency and _alike(row, gpu)]
-    alike = alike or [0.8]
+    alike = [_efficiencies(row)[dtype] for row in Gpu.all() if dtype in _efficiencies(row) and _alike(row, gpu)] or _ANY_EFFICIENCY
     return {"likely": statistics.median(alike), "low": max(alike), "high": min(alike)}[end]
+
+
+def _efficiencies(gpu: Gpu) -> dict[str, float]:
+    return {str(dtype): rate for dtype, rate in (gpu.matmul_efficiency or {}).items()}
 
 
 def _alike(row: Gpu, gpu: Gpu) -> bool:

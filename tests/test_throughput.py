@@ -165,3 +165,11 @@ def test_the_fastest_split_is_chosen_and_the_fewest_steps_are_kept(tape, a100):
 
     assert seconds[candidates.index(chosen)] == min(seconds)
     assert candidates[0] == planning.split(4096, 300, 300)
+
+
+def test_float32_convolutions_are_held_against_the_rate_they_run_at(a100):
+    """cuDNN rounds them to TF32 from Ampere on, whether asked or not."""
+    step = step_time(bsmodel.trace(workload(), bsmodel.Training(precision="fp32", optimizer="sgd"), a100), a100, 4096)
+
+    assert step.flops / a100.tf32_dense_flops_per_s < step.ideal_seconds < step.flops / a100.fp32_flops_per_s
+    assert 0 < step.mfu < 1
