@@ -10,7 +10,7 @@ from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError, Un
 from bsmodel.hardware import Gpu
 from bsmodel.lines import Envelope, Line
 from bsmodel.memory import Fit, Footprint, Peak, breakdown, fit, footprint, predict
-from bsmodel.modules import ModuleRow, by_module
+from bsmodel.modules import ModuleRow, OperatorRow, by_module, by_operator
 from bsmodel.planning import Plan, Price, ladder, plan
 from bsmodel.tape import Tape
 from bsmodel.throughput import StepTime, step_time
@@ -33,6 +33,7 @@ __all__ = (
     "InvalidInputError",
     "Line",
     "ModuleRow",
+    "OperatorRow",
     "Peak",
     "Plan",
     "Price",
@@ -45,6 +46,7 @@ __all__ = (
     "Workload",
     "breakdown",
     "by_module",
+    "by_operator",
     "fit",
     "footprint",
     "ladder",

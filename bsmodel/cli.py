@@ -17,7 +17,7 @@ from bsmodel.arguments import positive, price, size
 from bsmodel.errors import BsmodelError, InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Footprint, breakdown, fit, footprint, kernels, predict
-from bsmodel.modules import by_module, counted
+from bsmodel.modules import by_module, by_operator, counted
 from bsmodel.tape import Tape
 from bsmodel.training import OPTIMIZERS, PRECISIONS, Training
 from bsmodel.validation import command
@@ -69,7 +69,7 @@ def _parser() -> _Parser:
     explain = _command(commands, "explain", _explain, "where the bytes go at the binding moment, by category and module")
     _add_recipe(explain)
     explain.add_argument("--batch", type=positive, required=True, metavar="N", help="micro-batch")
-    explain.add_argument("--by", choices=("category", "module"), default="category", help="bytes by category, or FLOPs, activations and bytes by module")
+    explain.add_argument("--by", choices=("category", "module", "operator"), default="category", help="bytes, or FLOPs and activations")
     explain.add_argument("--depth", type=positive, default=3, metavar="N", help="how deep to show modules (default 3)")
     checked = _command(commands, "validate", command.run, "predictions against a real GPU: measure, report, calibrate")
     command.add_arguments(checked)
@@ -266,11 +266,8 @@ def _explain(options: argparse.Namespace) -> int:
     gpus = _gpus_asked(options)
     _, tapes = _recorded(options, gpus)
     tape = tapes[gpus[0].id]
-    if options.by == "module":
-        rows = by_module(tape, options.batch)
-        document = documents.document("explain", workload=documents.tape_json(tape), batch=options.batch, modules=[documents.module_json(row) for row in rows])
-        _print(options, report.modules_text(tape, options.batch, rows, options.depth), document)
-        return FITS
+    if options.by != "category":
+        return _explain_counts(options, tape)
     form, shares, line = footprint(tape), breakdown(tape, options.batch), counted(tape)
     peak = predict(tape, gpus[0], options.batch)
     moment = str(form.binding(options.batch))
@@ -287,6 +284,18 @@ def _explain(options: argparse.Namespace) -> int:
     }
     forms = report.forms_compared(tape, form, line, peak)
     _print(options, report.explain_text(tape, options.batch, moment, shares, forms), documents.document("explain", **content))
+    return FITS
+
+
+def _explain_counts(options: argparse.Namespace, tape: Tape) -> int:
+    modules, operators = by_module(tape, options.batch), by_operator(tape, options.batch)
+    if options.by == "module":
+        text = report.modules_text(tape, options.batch, modules, options.depth)
+        content = {"modules": [documents.row_json(row) for row in modules]}
+    else:
+        text = report.operators_text(tape, options.batch, operators)
+        content = {"operators": [documents.row_json(row) for row in operators]}
+    _print(options, text, documents.document("explain", workload=documents.tape_json(tape), batch=options.batch, **content))
     return FITS
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bsmodel.memory import Fit, Footprint, Peak
-from bsmodel.modules import ModuleRow
+from bsmodel.modules import ModuleRow, OperatorRow
 from bsmodel.planning import Plan, Rung, power_of_two_at_most
 from bsmodel.tape import Tape
 
@@ -58,8 +58,8 @@ def peak_json(peak: Peak) -> dict[str, Any]:
     }
 
 
-def module_json(row: ModuleRow) -> dict[str, Any]:
-    """One module of a table."""
+def row_json(row: ModuleRow | OperatorRow) -> dict[str, Any]:
+    """One module or operator of a table."""
     return asdict(row)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of modules that users know from fvcore, and the closed form that counting gives."""
+"""The tables of modules and operators that users know from fvcore, and the closed form that counting gives."""
 
 from __future__ import annotations
 
@@ -53,6 +53,34 @@ def by_module(tape: Tape, batch: int) -> tuple[ModuleRow, ...]:
         add(tape.modules[number], 3, tape.fixed_bytes[number] + tape.per_sample_bytes[number] * batch)
     rows = [ModuleRow(module, *(round(value) for value in values)) for module, values in sums.items()]
     return tuple(sorted(rows, key=lambda row: _in_order(row.module)))
+
+
+@dataclass(frozen=True)
+class OperatorRow:
+    """All calls of one operator in forward, at one micro-batch; without a formula, FLOPs and activations are None."""
+
+    operator: str
+    calls: int
+    flops: int | None
+    activations: int | None
+    moved_bytes: int
+
+
+def by_operator(tape: Tape, batch: int) -> tuple[OperatorRow, ...]:
+    """Every operator that forward runs on the device, by FLOPs and then by the bytes it reads and writes."""
+    columns = [tape.operations.column(name, batch) for name in ("counted_flops", "activations", "moved_bytes")]
+    sums: dict[str, list[float]] = {}
+    for row in tape.operations.where("forward").nonzero()[0]:
+        total = sums.setdefault(tape.operations.operators[row], [0, 0, 0, 0])
+        total[0] += 1
+        for position, column in enumerate(columns, 1):
+            total[position] += column[row]
+    rows = []
+    for operator, (calls, *amounts) in sums.items():
+        flops, activations, moved = (round(amount) for amount in amounts)
+        known = operator not in tape.uncounted_operators
+        rows.append(OperatorRow(operator, round(calls), flops if known else None, activations if known else None, moved))
+    return tuple(sorted(rows, key=lambda row: (-(row.flops or 0), -row.moved_bytes)))
 
 
 def counted(tape: Tape) -> Line:

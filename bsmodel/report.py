@@ -12,7 +12,7 @@ from rich.text import Text
 from bsmodel.hardware import Gpu
 from bsmodel.lines import Line
 from bsmodel.memory import Fit, Footprint, Peak, Share
-from bsmodel.modules import ModuleRow
+from bsmodel.modules import ModuleRow, OperatorRow
 from bsmodel.planning import Plan, power_of_two_at_most
 from bsmodel.tape import Tape
 from bsmodel.units import GiB, format_bytes
@@ -266,6 +266,28 @@ def modules_text(tape: Tape, batch: int, rows: Sequence[ModuleRow], depth: int) 
         Text(""),
         Text("FLOPs and activations as fvcore counts them, a multiply-add as two; activations are outputs of matmuls and convolutions."),
         Text(f"Operators without a formula: {missing}."),
+    )
+
+
+def operators_text(tape: Tape, batch: int, rows: Sequence[OperatorRow]) -> str:
+    """What `bsmodel explain --by operator` prints."""
+    cells = [
+        [
+            row.operator,
+            f"{row.calls:,}",
+            "-" if row.flops is None else f"{row.flops / 1e9:,.3f} G",
+            "-" if row.activations is None else f"{row.activations / 1e6:,.3f} M",
+            format_bytes(row.moved_bytes),
+        ]
+        for row in rows
+    ]
+    headings = ("calls", "forward FLOPs", "activations", "read and written")
+    return render(
+        Text(title(tape, f", batch {batch}")),
+        Text(""),
+        _table(("operator", ""), *((heading, "right") for heading in headings), rows=cells),
+        Text(""),
+        Text("FLOPs and activations as fvcore counts them, a multiply-add as two; - where it has no formula."),
     )
 
 

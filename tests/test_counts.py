@@ -59,6 +59,15 @@ def test_modules_add_up_and_parameters_are_the_models_own(a100):
     assert table["blocks.layers.1"].flops == table["blocks.layers.0"].flops > 0
 
 
+def test_operators_add_up_to_the_model(a100):
+    tape = bsmodel.trace(attention(), bsmodel.Training(), a100)
+    rows = {row.operator: row for row in bsmodel.by_operator(tape, 8)}
+
+    assert sum(row.flops or 0 for row in rows.values()) == bsmodel.by_module(tape, 8)[0].flops
+    assert rows["aten.native_layer_norm.default"].calls == 4
+    assert rows["aten.add.Tensor"].flops is None and rows["aten.add.Tensor"].moved_bytes > 0
+
+
 def test_operators_without_a_formula_are_listed(a100):
     tape = bsmodel.trace(workload(), bsmodel.Training(optimizer="sgd"), a100)
 

@@ -26,8 +26,8 @@ def run(*arguments, **environment):
 
 def test_the_public_names():
     assert dir(bsmodel) == sorted(
-        "OPTIMIZERS PRECISIONS BsmodelError Envelope Fit Footprint Gpu InvalidInputError Line ModuleRow Peak Plan Price Settings StepTime Tape "
-        "Training UnknownNameError UntraceableError Workload breakdown by_module fit footprint ladder plan predict step_time trace".split()
+        "OPTIMIZERS PRECISIONS BsmodelError Envelope Fit Footprint Gpu InvalidInputError Line ModuleRow OperatorRow Peak Plan Price Settings StepTime Tape "
+        "Training UnknownNameError UntraceableError Workload breakdown by_module by_operator fit footprint ladder plan predict step_time trace".split()
     )
     assert bsmodel.trace.__module__ == "bsmodel.tracing"
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
@@ -93,6 +93,7 @@ def golden(name, text):
         ("predict", ("predict", MINE, "--batch", "512", "--precision", "fp16-mixed")),
         ("explain", ("explain", MINE, "--batch", "512")),
         ("modules", ("explain", MINE, "--batch", "512", "--by", "module")),
+        ("operators", ("explain", MINE, "--batch", "512", "--by", "operator")),
         ("compare", ("compare", MINE, "--target-batch", "4096", "--samples", "1000000", "--epochs", "3", *FOUR, "--price", "h100-80gb=2.5")),
         ("gpus", ("gpus", "--min-memory", "80GB")),
     ],
