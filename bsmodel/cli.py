@@ -19,7 +19,7 @@ from bsmodel.hardware import Gpu
 from bsmodel.memory import Footprint, breakdown, fit, footprint, kernels, predict
 from bsmodel.modules import by_module, by_operator, counted
 from bsmodel.tape import Tape
-from bsmodel.training import OPTIMIZERS, PRECISIONS, Training
+from bsmodel.training import OPTIMIZERS, PRECISIONS, Training, require_arithmetic
 from bsmodel.validation import command
 from bsmodel.workloads import NAMED, Workload, bare_module
 
@@ -146,11 +146,11 @@ def _recorded(options: argparse.Namespace, gpus: list[Gpu]) -> tuple[Workload | 
         return None, {gpu.id: tape for gpu in gpus}
     workload = _workload(options)
     training = _training(options, workload.training)
+    for gpu in gpus:
+        require_arithmetic(training, gpu)
     groups: dict[tuple[int, int], Tape] = {}
     tapes: dict[str, Tape] = {}
     for gpu in gpus:
-        if training.numerics.needs_bf16 and not gpu.supports_bf16:
-            raise InvalidInputError(f"{gpu.id} has no bf16 arithmetic (compute capability {gpu.compute_capability}); use --precision fp16-mixed")
         key = kernels(gpu)
         if key not in groups:
             groups[key] = _traced(workload, training, gpu.model_copy(update={"compute_capability": f"{key[0]}.{key[1]}"}))
@@ -238,7 +238,7 @@ def _suitable(options: argparse.Namespace, gpus: list[Gpu]) -> tuple[list[Gpu], 
         return gpus, {}
     training = _training(options, _workload(options).training)
     lacking = [gpu for gpu in gpus if training.numerics.needs_bf16 and not gpu.supports_bf16]
-    reason = f"has no bf16 arithmetic; with {training.precision.replace('bf16', 'fp16')} it may fit"
+    reason = "has no bf16 arithmetic; with precision fp16-mixed it may fit"
     return [gpu for gpu in gpus if gpu not in lacking], {gpu.id: reason for gpu in lacking}
 
 

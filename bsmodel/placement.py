@@ -138,7 +138,7 @@ def _place(module: torch.nn.Module, channels_last: bool, recorder: Recorder, mov
         if parameter is None:
             continue
         if id(parameter) not in moved:
-            device_tensor = _moved(parameter.detach(), channels_last, recorder, "parameter")
+            device_tensor = _moved(parameter.detach(), channels_last, recorder)
             moved[id(parameter)] = torch.nn.Parameter(device_tensor, requires_grad=parameter.requires_grad)
             moved[id(moved[id(parameter)])] = moved[id(parameter)]
             moved[-id(parameter)] = parameter  # keeps the id taken
@@ -147,7 +147,7 @@ def _place(module: torch.nn.Module, channels_last: bool, recorder: Recorder, mov
         if buffer is None:
             continue
         if id(buffer) not in moved:
-            moved[id(buffer)] = _moved(buffer, channels_last, recorder, "buffer")
+            moved[id(buffer)] = _moved(buffer, channels_last, recorder)
             moved[id(moved[id(buffer)])] = moved[id(buffer)]
             moved[-id(buffer)] = buffer
             if buffer.device.type == "cpu":
@@ -155,12 +155,12 @@ def _place(module: torch.nn.Module, channels_last: bool, recorder: Recorder, mov
         module._buffers[name] = moved[id(buffer)]
 
 
-def _moved(tensor: torch.Tensor, channels_last: bool, recorder: Recorder, category: str) -> torch.Tensor:
+def _moved(tensor: torch.Tensor, channels_last: bool, recorder: Recorder) -> torch.Tensor:
     if channels_last and tensor.dim() == 4:
         tensor = torch.empty_like(tensor, device=META, memory_format=torch.channels_last)
     if not torch._prims_common.is_non_overlapping_and_dense_or_false(tensor):
         tensor = torch.empty(tensor.size(), dtype=tensor.dtype, device=META)
-    return recorder.to_device(tensor, "to", category)
+    return recorder.to_device(tensor, "to")
 
 
 def make_optimizer(parameters: Sequence[torch.Tensor], training: Training) -> Any:

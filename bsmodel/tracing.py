@@ -14,13 +14,13 @@ from torch.utils._pytree import tree_leaves
 
 from bsmodel import alignment, loop, operations, placement
 from bsmodel.cuda_like.pretence import pretend_cuda
-from bsmodel.errors import BsmodelError, InvalidInputError, UntraceableError
+from bsmodel.errors import BsmodelError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.loop import Loop
 from bsmodel.operations import Operations, Row
 from bsmodel.recorder import Allocation, Recorder, user_line
 from bsmodel.tape import BLOCKS, Tape, Term
-from bsmodel.training import Training
+from bsmodel.training import Training, require_arithmetic
 from bsmodel.workloads import Workload
 
 BATCHES = (2, 3, 5)  # at a batch of 1 many models take other code paths; the third size checks that two points make a line
@@ -66,8 +66,7 @@ def trace(workload: Workload, training: Training | None = None, gpu: Gpu | None 
     """
     training = training or workload.training
     gpu = gpu or Gpu.named("a100-40gb")
-    if training.numerics.needs_bf16 and not gpu.supports_bf16:
-        raise InvalidInputError(f"{gpu.id} has no bf16 arithmetic (compute capability {gpu.compute_capability}, 8.0 is needed); use precision fp16-mixed")
+    require_arithmetic(training, gpu)
     with _recording(workload, training, gpu) as run:
         _two_steps(run, BATCHES)
         micro_steps = [run.allocated(block) for block in ("first", "micro", "accumulate")]

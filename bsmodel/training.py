@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bsmodel.errors import InvalidInputError, UnknownNameError
+from bsmodel.hardware import Gpu
 
 
 @dataclass(frozen=True)
@@ -136,3 +137,9 @@ class Training(BaseModel):
         if isinstance(self.optimizer, str):
             return OPTIMIZERS[self.optimizer].family
         return "sgd" if "sgd" in self.optimizer_name.lower() else "adam"
+
+
+def require_arithmetic(training: Training, gpu: Gpu) -> None:
+    """Raises `InvalidInputError` where the recipe needs arithmetic that the GPU has not, with the precision to use instead."""
+    if training.numerics.needs_bf16 and not gpu.supports_bf16:
+        raise InvalidInputError(f"{gpu.id} has no bf16 arithmetic (compute capability {gpu.compute_capability}, 8.0 is needed); use precision fp16-mixed")

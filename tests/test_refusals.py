@@ -45,7 +45,7 @@ def test_unknown_names_show_the_nearest(capsys):
 def test_bf16_is_refused_on_a_card_without_it(capsys):
     message = refused(capsys, "plan", "gpt2", "--precision", "bf16", "--gpu", "t4-16gb")
 
-    assert message == "bsmodel: t4-16gb has no bf16 arithmetic (compute capability 7.5); use --precision fp16-mixed"
+    assert message == "bsmodel: t4-16gb has no bf16 arithmetic (compute capability 7.5, 8.0 is needed); use precision fp16-mixed"
     assert "use precision fp16-mixed" in line_of(bsmodel.trace, workload(), bsmodel.Training(precision="bf16"), bsmodel.Gpu.named("t4-16gb"))
 
 

@@ -58,7 +58,7 @@ def _batch_norm(
     cudnn_enabled: bool,
 ) -> Any:
     """cuDNN's batch norm where it is eligible, else the native one (aten/src/ATen/native/Normalization.cpp)."""
-    if autocast.on_device(tensor) and cudnn_enabled and _cudnn_normalizes(tensor, weight, bias, running_mean, running_var, training, eps):
+    if autocast.on_device(tensor) and cudnn_enabled and _cudnn_normalizes(tensor, weight, bias, running_mean, running_var, training):
         dense = tensor.contiguous(memory_format=torch._prims_common.suggest_memory_format(tensor))
         return autocast.redispatch(aten.cudnn_batch_norm, dense, weight, bias, running_mean, running_var, training, momentum, eps)[0]
     if autocast.on_device(tensor):
@@ -73,8 +73,8 @@ def _cudnn_normalizes(
     running_mean: torch.Tensor | None,
     running_var: torch.Tensor | None,
     training: bool,
-    eps: float,
 ) -> bool:
+    """Whether cuDNN takes it; any epsilon does, its CUDNN_BN_MIN_EPSILON is 0."""
     largest = {True: {2: 131070}, False: {2: 262136}}[training].get(tensor.dim(), 880801 if training else 65535)
     running = (running_mean is not None) + (running_var is not None)
     return (
@@ -85,7 +85,6 @@ def _cudnn_normalizes(
         and bias is not None
         and (running == 2 or (running == 0 and training))
         and tensor.size(0) <= largest
-        and eps >= 1e-5
     )
 
 
