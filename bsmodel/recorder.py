@@ -29,6 +29,7 @@ from bsmodel.errors import UntraceableError
 from bsmodel.operations import Row
 
 aten = torch.ops.aten
+_LONG = 50  # arguments: operations over lists of tensors, which do not come twice
 _READS = (aten._local_scalar_dense.default, aten.is_nonzero.default)
 _VALUE_LIMIT = 1 << 20  # elements: integer and boolean device tensors up to this size keep their values, so that masks can be asked
 
@@ -181,7 +182,7 @@ class Recorder(TorchDispatchMode):
 
     def _run(self, func: Any, args: Any, kwargs: Any, flat: list[Any]) -> Any:
         value = self._computed_value(func, args, kwargs, flat)
-        signature = shapes.signature((args, kwargs))
+        signature = shapes.signature((args, kwargs)) if len(flat) < _LONG else None
         known = None if signature is None else self._known.get((func, signature))
         output = self._shaped(func, args, kwargs, value) if known is None or known.layout is None else shapes.made(known.layout)
         tensors = _device_tensors(func, output)

@@ -31,7 +31,7 @@ def session(path, python=(), seconds=60.0, **fields):
 def interpreter(folder, body):
     """A command that runs `body` in place of a child's job, in a real process."""
     script = folder / "stand_in.py"
-    script.write_text(f"import json, os, signal, sys, time\njob = json.loads(sys.argv[-1])\n{body}\n")
+    script.write_text(f"import json, os, signal, sys, time\njob = json.loads(sys.stdin.readline())\n{body}\n")
     return (sys.executable, str(script))
 
 

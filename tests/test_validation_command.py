@@ -19,7 +19,7 @@ GPU = bsmodel.Gpu.named("a100-40gb")
 # A card on which a batch needs 100 MiB and 1 MiB a sample, and runs out of memory at what it may reserve.
 CARD = """
 import json, sys
-job = json.loads(sys.argv[-1])
+job = json.loads(sys.stdin.readline())
 print("loading ...")
 need = (100 + job.get("batch", 0)) << 20
 fits = need <= (job.get("capacity_bytes") or CAPACITY)

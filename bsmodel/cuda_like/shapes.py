@@ -136,16 +136,22 @@ def outputs(func: Any, args: Any, kwargs: Any) -> Any:
 # -- the same question again -----------------------------------------------------------------------------------------------------------
 
 
+_CONSTANTS = frozenset((int, float, bool, str, type(None), torch.dtype, torch.layout, torch.device, torch.memory_format))
+
+
 def signature(value: Any) -> Any:
     """All that an operator's outputs depend on, or None where that takes more than a look at its arguments (a tensor on the host)."""
+    kind = type(value)
+    if kind in _CONSTANTS:
+        return kind, value
     if isinstance(value, torch.Tensor):
         return (value.dtype, value.shape, value.stride()) if value.is_meta else None
-    if isinstance(value, (list, tuple)):
-        parts = tuple(map(signature, value))
+    if kind is tuple or isinstance(value, (list, tuple)):
+        parts = tuple([signature(part) for part in value])
         return None if None in parts else parts
     if isinstance(value, dict):
         return signature(tuple(value.items()))
-    return (type(value), value) if isinstance(value, Hashable) else None
+    return (kind, value) if isinstance(value, Hashable) else None
 
 
 def layout(func: Any, args: Any, kwargs: Any, output: Any) -> Any:

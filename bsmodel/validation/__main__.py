@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m bsmodel.validation JOB`: does one job, given as JSON, and prints its result as one line of JSON."""
+"""`python -m bsmodel.validation`: reads one job, a line of JSON on stdin, does it, and prints its result as one line of JSON."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import sys
 
@@ -22,5 +23,14 @@ def main(text: str) -> None:
     print(json.dumps(answer))
 
 
+def get_ready() -> None:
+    """Import what most jobs need, while the job before may still be running; nothing here touches the device."""
+    for name in ("torch", "transformers.modeling_utils", "diffusers"):
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(sys.stderr):  # the job says what it misses
+            importlib.import_module(name)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    get_ready()
+    if line := sys.stdin.readline():
+        main(line)

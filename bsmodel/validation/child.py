@@ -21,24 +21,34 @@ class OutOfTimeError(ChildFailedError):
     """A job that was ended because it took too long."""
 
 
-def run(job: dict[str, Any], python: Sequence[str] = (), timeout_s: float | None = None) -> dict[str, Any]:
-    """The result of a job, run as `python -m bsmodel.validation JOB`; `python` is the command to use instead of this interpreter.
+def start(python: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """A process that gets ready and waits for its job; `python` is the command to use instead of this interpreter.
+
+    Started before its job is known, it imports its libraries while another one measures. Raises `ChildFailedError` where it cannot start.
+    """
+    command = [*(python or (sys.executable,)), *MODULE]
+    try:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+    except OSError as error:
+        raise ChildFailedError(f"cannot start {command[0]!r}: {error.strerror}") from None
+
+
+def finish(process: subprocess.Popen[str], job: dict[str, Any], timeout_s: float | None = None) -> dict[str, Any]:
+    """The result of a job, done by a process that `start` started.
 
     Raises `ChildFailedError` with one line where the process dies, says no result, or raises.
     """
-    command = [*(python or (sys.executable,)), *MODULE, json.dumps(job)]
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=timeout_s)
+        printed, errors = process.communicate(json.dumps(job) + "\n", timeout=timeout_s)
     except subprocess.TimeoutExpired:
+        stop(process)
         raise OutOfTimeError(f"took longer than {timeout_s:.0f} s") from None
-    except OSError as error:
-        raise ChildFailedError(f"cannot start {command[0]!r}: {error.strerror}") from None
-    if ended.returncode < 0:
-        raise ChildFailedError(f"killed by {_signal_name(-ended.returncode)}{_last_line(ended.stderr, ': ')}")
-    if ended.returncode:
-        raise ChildFailedError(f"exit code {ended.returncode}{_last_line(ended.stderr, ': ')}")
+    if process.returncode < 0:
+        raise ChildFailedError(f"killed by {_signal_name(-process.returncode)}{_last_line(errors, ': ')}")
+    if process.returncode:
+        raise ChildFailedError(f"exit code {process.returncode}{_last_line(errors, ': ')}")
     try:
-        answer = json.loads(ended.stdout.strip().splitlines()[-1])
+        answer = json.loads(printed.strip().splitlines()[-1])
     except (IndexError, ValueError):
         raise ChildFailedError("ended without a result") from None
     if not isinstance(answer, dict) or not ({"result", "failure"} & set(answer)):
@@ -47,6 +57,17 @@ def run(job: dict[str, Any], python: Sequence[str] = (), timeout_s: float | None
         raise ChildFailedError(str(answer["failure"]))
     result: dict[str, Any] = answer["result"]
     return result
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """End a process, whatever it is doing."""
+    process.kill()
+    process.communicate()
+
+
+def run(job: dict[str, Any], python: Sequence[str] = (), timeout_s: float | None = None) -> dict[str, Any]:
+    """The result of a job in a process started for it."""
+    return finish(start(python), job, timeout_s)
 
 
 def _signal_name(number: int) -> str:

@@ -18,7 +18,7 @@ from bsmodel.workloads import Workload
 
 _STEPS = 3
 _MOST_SKIPPED = 20  # loss scaling skips the steps that overflow; each one halves the scale
-_TIMED_SECONDS = 8.0  # steps are timed for about this long
+_TIMED_SECONDS = 3.0  # steps are timed for about this long
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ class Session:
     retry: bool = False
     uuid: str | None = None
     tapes: dict[str, Tape] = field(default_factory=dict)
+    waiting: list[Any] = field(default_factory=list)  # the process for the next job, which imports its libraries meanwhile
 
     @property
     def settings(self) -> Settings:
@@ -49,11 +50,18 @@ class Session:
         """The result of a job; `OutOfBudgetError` where the time of the command ends before the time of a case."""
         remaining = self.deadline - time.monotonic()
         try:
-            return child.run({**job, "uuid": self.uuid}, self.python, max(1.0, min(self.case_seconds, remaining)))
+            process = self.waiting.pop() if self.waiting else child.start(self.python)
+            self.waiting.append(child.start(self.python))
+            return child.finish(process, {**job, "uuid": self.uuid}, max(1.0, min(self.case_seconds, remaining)))
         except child.OutOfTimeError:
             if remaining < self.case_seconds:
                 raise OutOfBudgetError from None
             raise
+
+    def close(self) -> None:
+        """End the process that waits for a job which will not come."""
+        while self.waiting:
+            child.stop(self.waiting.pop())
 
 
 class OutOfBudgetError(Exception):
@@ -77,6 +85,13 @@ def run(session: Session, kind: str, cases: Sequence[Case], runner: Runner) -> O
     done = {case for case, _ in rows.done(known, kind, session.retry)}
     waiting = [case for case in cases if case.key not in done]
     say(f"{kind}: {len(cases) - len(waiting)} of {len(cases)} cases are in {session.out}, {len(waiting)} to run")
+    try:
+        return _run(session, kind, waiting, runner)
+    finally:
+        session.close()
+
+
+def _run(session: Session, kind: str, waiting: Sequence[Case], runner: Runner) -> Outcome:
     written = 0
     for position, case in enumerate(waiting, 1):
         if time.monotonic() >= session.deadline:
