@@ -35,7 +35,6 @@ CHOSEN = (
     "gpt2 a100-40gb b=4 precision=fp32 optimizer=adamw",
     "bert-base a100-40gb b=64 precision=bf16-mixed optimizer=adamw",
     "bert-base rtx-4090-24gb b=64 precision=bf16-mixed optimizer=adamw",
-    "sd15-unet a100-40gb b=4 precision=fp16-mixed optimizer=adamw",
 )
 
 
