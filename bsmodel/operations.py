@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -104,12 +103,17 @@ def through(recordings: list[list[Row]], batches: tuple[int, ...]) -> Operations
 def _matched(rows: list[Row], steady: list[Row]) -> list[Row] | None:
     """The rows that are the steady ones' twins, or None where one of those has none."""
     names, wanted = ([(row.operator, row.module, row.kind) for row in side] for side in (rows, steady))
-    if names == wanted:
-        return rows
-    steps = difflib.SequenceMatcher(None, names, wanted, autojunk=False).get_opcodes()
-    if any(tag not in ("equal", "delete") for tag, *_ in steps):
-        return None
-    return [row for tag, start, end, *_ in steps if tag == "equal" for row in rows[start:end]]
+    kept = _subsequence(names, wanted)
+    return None if kept is None else [rows[position] for position in kept]
+
+
+def _subsequence(names: list[Any], wanted: list[Any]) -> list[int] | None:
+    """Positions in `names` of all that is wanted, in order: what stands between is what only the first step does."""
+    found: list[int] = []
+    for position, name in enumerate(names):
+        if len(found) < len(wanted) and name == wanted[len(found)]:
+            found.append(position)
+    return found if len(found) == len(wanted) else None
 
 
 def fixed(rows: list[Row]) -> Operations:

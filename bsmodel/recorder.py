@@ -184,16 +184,18 @@ class Recorder(TorchDispatchMode):
         value = self._computed_value(func, args, kwargs, flat)
         signature = shapes.signature((args, kwargs)) if len(flat) < _LONG else None
         known = None if signature is None else self._known.get((func, signature))
-        output = self._shaped(func, args, kwargs, value) if known is None or known.layout is None else shapes.made(known.layout)
+        layout = shapes.known(func, signature) if known is None else known.layout
+        output = self._shaped(func, args, kwargs, value) if layout is None else shapes.made(layout)
         tensors = _device_tensors(func, output)
         if known is None:
             kernel = kernel_of(func, args, self.capability)
             counted = count(func, args, tensors[0]) if tensors else None
             if func in UNCOUNTED:
                 self.uncounted.add(UNCOUNTED[func])
-            known = _Known(shapes.layout(func, args, kwargs, output), kernel, work_of(func, args, flat, tensors, kernel, self.capability), counted)
+            known = _Known(layout or shapes.layout(func, args, kwargs, output), kernel, work_of(func, args, flat, tensors, kernel, self.capability), counted)
             if signature is not None:
                 self._known[func, signature] = known
+                shapes.remember(func, signature, known.layout)
         self._allocate_all(_name(func), known.kernel, tensors)
         self._note_work(_name(func), known.work, known.counted)
         if self._stack or not self.in_backward:  # the newest node of the graph, if this operation made it

@@ -154,6 +154,23 @@ def signature(value: Any) -> Any:
     return (kind, value) if isinstance(value, Hashable) else None
 
 
+_LAYOUTS: dict[Any, Any] = {}
+_MOST_LAYOUTS = 50_000  # of some hundred bytes each; a process that records for days begins anew
+
+
+def known(func: Any, signature: Any) -> Any:
+    """The layout that an earlier recording found for these arguments, or None."""
+    return None if signature is None else _LAYOUTS.get((func, signature))
+
+
+def remember(func: Any, signature: Any, layout: Any) -> None:
+    """Keep a layout for later recordings: on another GPU, with another recipe, at other batches."""
+    if len(_LAYOUTS) >= _MOST_LAYOUTS:
+        _LAYOUTS.clear()
+    if layout is not None:
+        _LAYOUTS[func, signature] = layout
+
+
 def layout(func: Any, args: Any, kwargs: Any, output: Any) -> Any:
     """Sizes, strides and dtype of each output, or None where one shares memory with an argument or does not fill its own."""
     if not _makes_new_tensors(func) or _storages(output) & _storages((args, kwargs)):  # _unsafe_view does not declare that it is a view
