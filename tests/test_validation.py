@@ -24,8 +24,8 @@ def case(name="mine", **fields):
     return cases.Case(name, "a100-40gb", SGD, **fields)
 
 
-def session(path, python=(), seconds=60.0, **fields):
-    return running.Session(path, bsmodel.Gpu.named("a100-40gb"), {"gpu": "a100-40gb"}, time.monotonic() + seconds, tuple(python), **fields)
+def bench(path, python=(), seconds=60.0, **fields):
+    return running.Bench(path, bsmodel.Gpu.named("a100-40gb"), {"gpu": "a100-40gb"}, time.monotonic() + seconds, tuple(python), **fields)
 
 
 def interpreter(folder, body):
@@ -67,10 +67,10 @@ def test_a_crash_is_a_row_and_the_next_case_runs(tmp_path):
     body = "os.kill(os.getpid(), signal.SIGSEGV) if job['batch'] == 1 else print('noise\\n' + json.dumps({'result': {'seen': job['batch']}}))"
     python = interpreter(tmp_path, body)
 
-    def runner(session, case):
-        yield rows.row("hardware", case.key, rows.MEASURED, measured=session.child({"do": "step", "batch": case.batch}), environment=session.environment)
+    def runner(bench, case):
+        yield rows.row("hardware", case.key, rows.MEASURED, measured=bench.child({"do": "step", "batch": case.batch}), environment=bench.environment)
 
-    outcome = running.run(session(tmp_path / "rows.jsonl", python), "hardware", [case(batch=1), case(batch=2)], runner)
+    outcome = running.run(bench(tmp_path / "rows.jsonl", python), "hardware", [case(batch=1), case(batch=2)], runner)
     first, second = rows.read(tmp_path / "rows.jsonl")
 
     assert outcome == running.Outcome(2, 0)
@@ -84,18 +84,18 @@ def test_a_crash_is_a_row_and_the_next_case_runs(tmp_path):
 def test_cases_in_the_file_are_not_run_again_and_failures_only_on_request(tmp_path):
     out, ran = tmp_path / "rows.jsonl", []
 
-    def runner(session, case):
+    def runner(bench, case):
         ran.append(case.batch)
         if case.batch == 2 and ran.count(2) == 1:
             raise bsmodel.InvalidInputError("not this time")
         yield rows.row("hardware", case.key, rows.MEASURED, measured={}, environment={})
 
     wanted = [case(batch=1), case(batch=2)]
-    running.run(session(out), "hardware", wanted, runner)
-    running.run(session(out), "hardware", [*wanted, case(batch=3)], runner)
+    running.run(bench(out), "hardware", wanted, runner)
+    running.run(bench(out), "hardware", [*wanted, case(batch=3)], runner)
     assert ran == [1, 2, 3]
 
-    running.run(session(out, retry=True), "hardware", wanted, runner)
+    running.run(bench(out, retry=True), "hardware", wanted, runner)
     assert ran == [1, 2, 3, 2]
     assert [item["status"] for item in rows.read(out)] == ["measured"] * 3
 
@@ -113,19 +113,19 @@ def test_half_a_line_left_by_an_interrupted_run_spoils_nothing(tmp_path):
 
 
 def test_nothing_new_starts_when_the_time_is_spent(tmp_path):
-    def runner(session, case):
+    def runner(bench, case):
         raise AssertionError("started")
 
-    assert running.run(session(tmp_path / "rows.jsonl", seconds=0), "step", [case(batch=1)], runner) == running.Outcome(0, 1)
+    assert running.run(bench(tmp_path / "rows.jsonl", seconds=0), "step", [case(batch=1)], runner) == running.Outcome(0, 1)
 
 
 def test_a_case_cut_off_by_the_end_of_the_time_gets_no_row(tmp_path):
     python = interpreter(tmp_path, "time.sleep(30)")
 
-    def runner(session, case):
-        yield session.child({"do": "step"})
+    def runner(bench, case):
+        yield bench.child({"do": "step"})
 
-    assert running.run(session(tmp_path / "rows.jsonl", python, seconds=1), "step", [case(batch=1)], runner) == running.Outcome(0, 1)
+    assert running.run(bench(tmp_path / "rows.jsonl", python, seconds=1), "step", [case(batch=1)], runner) == running.Outcome(0, 1)
     assert not (tmp_path / "rows.jsonl").exists()
 
 

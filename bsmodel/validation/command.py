@@ -21,7 +21,7 @@ from bsmodel.workloads import Workload
 
 if TYPE_CHECKING:
     from bsmodel.validation.cases import Case
-    from bsmodel.validation.running import Runner, Session
+    from bsmodel.validation.running import Bench, Runner
 
 EXAMPLE = "bsmodel validate resnet50 --out rows.jsonl"
 
@@ -122,11 +122,11 @@ def _measure(options: argparse.Namespace, kind: str) -> int:
     changes = {name: value for name in ("precision", "optimizer", "checkpointing") if (value := getattr(options, name)) is not None}
     for name in names:
         Training(**{**dict(Workload.named(name, **given).training), **changes})  # refused before anything starts
-    session = _session(options)
-    matrix = cases.matrix(names, session.gpu.id, session.gpu.supports_bf16, options.batch or (), given, changes)
+    bench = _bench(options)
+    matrix = cases.matrix(names, bench.gpu.id, bench.gpu.supports_bf16, options.batch or (), given, changes)
     if options.quick or kind != "step":
         matrix = cases.quick(matrix)
-    outcomes = [running.run(session, *run) for run in _passes(options, kind, matrix, session)]
+    outcomes = [running.run(bench, *run) for run in _passes(options, kind, matrix, bench)]
     written, left = sum(outcome.written for outcome in outcomes), sum(outcome.left for outcome in outcomes)
     again = f", {left} cases left: the same command goes on where this one stopped" if left else ""
     answer = {"schema_version": 1, "command": "validate", "written": written, "left": left, "out": str(options.out)}
@@ -134,7 +134,7 @@ def _measure(options: argparse.Namespace, kind: str) -> int:
     return 0
 
 
-def _passes(options: argparse.Namespace, kind: str, matrix: list[Case], session: Session) -> list[tuple[str, list[Case], Runner]]:
+def _passes(options: argparse.Namespace, kind: str, matrix: list[Case], bench: Bench) -> list[tuple[str, list[Case], Runner]]:
     """Kind, cases and runner of each pass over the matrix."""
     from bsmodel.validation import cases, running
 
@@ -142,26 +142,26 @@ def _passes(options: argparse.Namespace, kind: str, matrix: list[Case], session:
     if kind == "accumulation":
         return [("accumulation", plain, running.accumulation)]
     if kind == "largest":
-        limits = _capacities(options, session.gpu)
+        limits = _capacities(options, bench.gpu)
         return [("largest", [replace(case, batch=None, capacity_bytes=limit) for case in plain for limit in limits], running.largest)]
     if kind == "side_by_side":
-        limits = _capacities(options, session.gpu) if options.capacity else [None]
+        limits = _capacities(options, bench.gpu) if options.capacity else [None]
         return [("side-by-side", [replace(case, capacity_bytes=limit) for case in matrix for limit in limits], running.side_by_side)]
-    rates = cases.Case("rates", session.gpu.id, Training())
+    rates = cases.Case("rates", bench.gpu.id, Training())
     return [("hardware", [rates], _hardware), ("step", matrix, running.step)]
 
 
-def _hardware(session: Session, case: Case) -> list[dict[str, Any]]:
+def _hardware(bench: Bench, case: Case) -> list[dict[str, Any]]:
     """Rates of the card, and the host's time per kernel: that of a step too small for the device, over the kernels recorded for it."""
     import bsmodel
     from bsmodel.validation import device, rows
 
-    measured = session.child({"do": "hardware"})
-    tape = bsmodel.trace(device.tiny(), None, session.gpu)
+    measured = bench.child({"do": "hardware"})
+    tape = bsmodel.trace(device.tiny(), None, bench.gpu)
     kernels = tape.operations.column("launches", device.TINY_BATCH)[~tape.operations.where("accumulation")].sum()
     if seconds := measured.pop("tiny_step_seconds", None):
         measured["launch_seconds"] = seconds / float(kernels)
-    return [rows.row("hardware", case.key, rows.MEASURED, gpu=case.gpu, measured=measured, environment=session.environment)]
+    return [rows.row("hardware", case.key, rows.MEASURED, gpu=case.gpu, measured=measured, environment=bench.environment)]
 
 
 def _capacities(options: argparse.Namespace, gpu: Gpu) -> list[int | None]:
@@ -176,7 +176,7 @@ def _capacities(options: argparse.Namespace, gpu: Gpu) -> list[int | None]:
     return [*smaller] if options.capacity else [None, *smaller]
 
 
-def _session(options: argparse.Namespace) -> Session:
+def _bench(options: argparse.Namespace) -> Bench:
     from bsmodel.validation import child, environment, running
 
     python = tuple(shlex.split(options.python or os.environ.get("BSMODEL_PYTHON", "")))
@@ -195,6 +195,6 @@ def _session(options: argparse.Namespace) -> Session:
         raise InvalidInputError(f"cannot write {str(options.out)!r}: no such folder")
     running.say(f"{device['name']}, as {gpu.id}{'' if known else ' (not in the catalogue: its own properties)'}, {format_bytes(device['memory_bytes'])}")
     surroundings = environment.environment(device, gpu, known)
-    session = running.Session(options.out, gpu, surroundings, deadline, python, retry=options.retry, uuid=device.get("uuid"))
-    session.settings  # noqa: B018 - refused here, not in every row
-    return session
+    bench = running.Bench(options.out, gpu, surroundings, deadline, python, retry=options.retry, uuid=device.get("uuid"))
+    bench.settings  # noqa: B018 - refused here, not in every row
+    return bench

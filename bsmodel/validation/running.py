@@ -27,7 +27,7 @@ SLOWEST_CASE_S = 300.0
 
 
 @dataclass(frozen=True)
-class Session:
+class Bench:
     """What all runs of one command share."""
 
     out: Path
@@ -76,36 +76,36 @@ class Outcome:
     left: int
 
 
-Runner = Callable[[Session, Case], Iterable[rows.Row]]
+Runner = Callable[[Bench, Case], Iterable[rows.Row]]
 
 
-def run(session: Session, kind: str, cases: Sequence[Case], runner: Runner) -> Outcome:
+def run(bench: Bench, kind: str, cases: Sequence[Case], runner: Runner) -> Outcome:
     """Run every case of a kind that the file has no row for until the time is spent. An error of one case is that case's row."""
-    known = rows.read(session.out) if session.out.exists() else []
-    done = {case for case, _ in rows.done(known, kind, session.retry)}
+    known = rows.read(bench.out) if bench.out.exists() else []
+    done = {case for case, _ in rows.done(known, kind, bench.retry)}
     waiting = [case for case in cases if case.key not in done]
-    say(f"{kind}: {len(cases) - len(waiting)} of {len(cases)} cases are in {session.out}, {len(waiting)} to run")
+    say(f"{kind}: {len(cases) - len(waiting)} of {len(cases)} cases are in {bench.out}, {len(waiting)} to run")
     try:
-        return _run(session, kind, waiting, runner)
+        return _run(bench, kind, waiting, runner)
     finally:
-        session.close()
+        bench.close()
 
 
-def _run(session: Session, kind: str, waiting: Sequence[Case], runner: Runner) -> Outcome:
+def _run(bench: Bench, kind: str, waiting: Sequence[Case], runner: Runner) -> Outcome:
     written = 0
     for position, case in enumerate(waiting, 1):
-        if time.monotonic() >= session.deadline:
+        if time.monotonic() >= bench.deadline:
             return Outcome(written, len(waiting) - position + 1)
         say(f"[{position}/{len(waiting)}] {case.key}")
         try:
-            found = list(runner(session, case))
+            found = list(runner(bench, case))
         except OutOfBudgetError:
             return Outcome(written, len(waiting) - position + 1)
         except (child.ChildFailedError, BsmodelError) as error:
-            found = [_row(session, kind, case, rows.FAILED, reason=str(error))]
+            found = [_row(bench, kind, case, rows.FAILED, reason=str(error))]
         for item in found:
             say("    " + summary(item))
-            rows.append(session.out, item)
+            rows.append(bench.out, item)
             written += 1
     return Outcome(written, 0)
 
@@ -136,29 +136,29 @@ def summary(item: rows.Row) -> str:
     return ", ".join(f"{name} {value}" for name, value in measured.items())
 
 
-def _row(session: Session, kind: str, case: Case, status: str, **content: Any) -> rows.Row:
+def _row(bench: Bench, kind: str, case: Case, status: str, **content: Any) -> rows.Row:
     common = {"workload": case.workload, "gpu": case.gpu, "recipe": recipe_words(case.training, case.options), "batch": case.batch}
-    return rows.row(kind, case.key, status, **{**common, **content}, environment=session.environment)
+    return rows.row(kind, case.key, status, **{**common, **content}, environment=bench.environment)
 
 
 # -- predicting --------------------------------------------------------------------------------------------------------------------------
 
 
-def tape_of(session: Session, case: Case) -> Tape:
+def tape_of(bench: Bench, case: Case) -> Tape:
     """The recording for a case, shared by all that differ in the batch only."""
     key = f"{case.workload} {recipe_words(case.training, case.options)}"
-    if key not in session.tapes:
-        session.tapes[key] = bsmodel.trace(Workload.named(case.workload, **case.options), case.training, session.gpu)
-    return session.tapes[key]
+    if key not in bench.tapes:
+        bench.tapes[key] = bsmodel.trace(Workload.named(case.workload, **case.options), case.training, bench.gpu)
+    return bench.tapes[key]
 
 
-def sized(session: Session, case: Case) -> tuple[Tape, int]:
+def sized(bench: Bench, case: Case) -> tuple[Tape, int]:
     """The recording and the batch of a case; a share is one of the predicted largest batch."""
-    tape = tape_of(session, case)
+    tape = tape_of(bench, case)
     if case.batch is not None:
         return tape, case.batch
     assert case.share is not None
-    return tape, batch_at(case.share, bsmodel.fit(tape, session.gpu, settings=session.settings).batch)
+    return tape, batch_at(case.share, bsmodel.fit(tape, bench.gpu, settings=bench.settings).batch)
 
 
 def peak_content(tape: Tape, gpu: Gpu, peak: Peak) -> dict[str, Any]:
@@ -185,29 +185,29 @@ def job_of(case: Case, **content: Any) -> dict[str, Any]:
 # -- one case of each kind ---------------------------------------------------------------------------------------------------------------
 
 
-def step(session: Session, case: Case) -> Iterable[rows.Row]:
+def step(bench: Bench, case: Case) -> Iterable[rows.Row]:
     """Peaks and step time at one batch, beside what was predicted for them."""
-    tape, batch = sized(session, case)
-    predicted = peak_content(tape, session.gpu, bsmodel.predict(tape, session.gpu, batch, settings=session.settings))
+    tape, batch = sized(bench, case)
+    predicted = peak_content(tape, bench.gpu, bsmodel.predict(tape, bench.gpu, batch, settings=bench.settings))
     job = job_of(case, do="step", batch=batch)
     try:
-        measured = session.child(job)
+        measured = bench.child(job)
     except child.ChildFailedError as error:
-        yield _row(session, "step", case, rows.FAILED, batch=batch, predicted=predicted, reason=str(error))
+        yield _row(bench, "step", case, rows.FAILED, batch=batch, predicted=predicted, reason=str(error))
         return
-    yield _row(session, "step", case, rows.MEASURED, batch=batch, predicted=predicted, measured=measured)
+    yield _row(bench, "step", case, rows.MEASURED, batch=batch, predicted=predicted, measured=measured)
 
 
-def largest(session: Session, case: Case) -> Iterable[rows.Row]:
+def largest(bench: Bench, case: Case) -> Iterable[rows.Row]:
     """The largest batch by real out-of-memory errors: on the card as it is, or limited to the capacity of the case."""
     from bsmodel.validation.searching import largest_survivor
 
-    gpu = limited(session.gpu, case.capacity_bytes)
-    found: Fit = bsmodel.fit(tape_of(session, case), gpu, settings=session.settings)
+    gpu = limited(bench.gpu, case.capacity_bytes)
+    found: Fit = bsmodel.fit(tape_of(bench, case), gpu, settings=bench.settings)
     verdicts: dict[int, bool] = {}
 
     def survives(batch: int) -> bool:
-        verdicts[batch] = bool(session.child(job_of(case, do="trial", batch=batch))["survives"])
+        verdicts[batch] = bool(bench.child(job_of(case, do="trial", batch=batch))["survives"])
         say(f"    batch {batch} {'survives' if verdicts[batch] else 'runs out of memory'}")
         return verdicts[batch]
 
@@ -216,7 +216,7 @@ def largest(session: Session, case: Case) -> Iterable[rows.Row]:
     measured["survives"] = found.batch == 0 or verdicts[found.batch]
     predicted = {"batch": found.batch, "likely_batch": found.likely_batch}
     content = {"capacity_bytes": gpu.usable_bytes, "own_capacity": case.capacity_bytes is None, "predicted": predicted, "measured": measured}
-    yield _row(session, "largest", case, rows.MEASURED, batch=found.batch, **content)
+    yield _row(bench, "largest", case, rows.MEASURED, batch=found.batch, **content)
 
 
 def limited(gpu: Gpu, capacity_bytes: int | None) -> Gpu:
@@ -224,52 +224,52 @@ def limited(gpu: Gpu, capacity_bytes: int | None) -> Gpu:
     return gpu if capacity_bytes is None else gpu.model_copy(update={"memory_bytes": capacity_bytes + gpu.context_bytes})
 
 
-def accumulation(session: Session, case: Case) -> Iterable[rows.Row]:
+def accumulation(bench: Bench, case: Case) -> Iterable[rows.Row]:
     """Two optimizer steps of the planned micro-batch x accumulation, and its gradients against those of a full batch.
 
     The target is the batch of the case, by default twice the largest micro-batch.
     """
-    tape = tape_of(session, case)
-    fit = bsmodel.fit(tape, session.gpu, settings=session.settings)
+    tape = tape_of(bench, case)
+    fit = bsmodel.fit(tape, bench.gpu, settings=bench.settings)
     split = bsmodel.plan(fit, target_batch=case.batch or 2 * fit.batch).split
-    predicted = bsmodel.predict(tape, session.gpu, split.micro_batch, split.accumulation, session.settings)
+    predicted = bsmodel.predict(tape, bench.gpu, split.micro_batch, split.accumulation, bench.settings)
     accumulating = replace(case, training=case.training.model_copy(update={"accumulation": split.accumulation}))
-    measured = session.child(job_of(accumulating, do="trial", batch=split.micro_batch, steps=2))
+    measured = bench.child(job_of(accumulating, do="trial", batch=split.micro_batch, steps=2))
     try:
         small = min(2, split.micro_batch)
-        measured["gradients"] = session.child(job_of(case, do="gradients", batch=small, accumulation=min(4, max(2, split.accumulation))))
+        measured["gradients"] = bench.child(job_of(case, do="gradients", batch=small, accumulation=min(4, max(2, split.accumulation))))
     except child.ChildFailedError as error:
         measured["gradients"] = {"agree": None, "reason": str(error)}
-    content = {"predicted": peak_content(tape, session.gpu, predicted), "measured": measured, "capacity_bytes": session.gpu.usable_bytes}
+    content = {"predicted": peak_content(tape, bench.gpu, predicted), "measured": measured, "capacity_bytes": bench.gpu.usable_bytes}
     plan = {"micro_batch": split.micro_batch, "accumulation": split.accumulation}
-    yield _row(session, "accumulation", case, rows.MEASURED, batch=split.effective_batch, **plan, **content)
+    yield _row(bench, "accumulation", case, rows.MEASURED, batch=split.effective_batch, **plan, **content)
 
 
-def side_by_side(session: Session, case: Case) -> Iterable[rows.Row]:
+def side_by_side(bench: Bench, case: Case) -> Iterable[rows.Row]:
     """What bsmodel and every rival say of one case: bytes at the batch, recommended batch, and whether that batch really runs."""
     from bsmodel.validation.rivals import RIVALS
 
-    gpu = limited(session.gpu, case.capacity_bytes)
-    tape, batch = sized(session, replace(case, capacity_bytes=None))
-    found = session.child({**job_of(case, do="step", batch=batch), "capacity_bytes": None})
-    fit = bsmodel.fit(tape, gpu, settings=session.settings)
-    own = {"predicted_bytes": bsmodel.predict(tape, gpu, batch, settings=session.settings).allocated_bytes, "recommended_batch": fit.batch}
+    gpu = limited(bench.gpu, case.capacity_bytes)
+    tape, batch = sized(bench, replace(case, capacity_bytes=None))
+    found = bench.child({**job_of(case, do="step", batch=batch), "capacity_bytes": None})
+    fit = bsmodel.fit(tape, gpu, settings=bench.settings)
+    own = {"predicted_bytes": bsmodel.predict(tape, gpu, batch, settings=bench.settings).allocated_bytes, "recommended_batch": fit.batch}
     asked = {"batch": batch, "capacity_bytes": gpu.usable_bytes}
     for name in ("bsmodel", *RIVALS):
         try:
-            says = own if name == "bsmodel" else session.child({**job_of(case, do="rival", rival=name), **asked})
-            measured = {**found, **_tried(session, case, says["recommended_batch"], fit)}
+            says = own if name == "bsmodel" else bench.child({**job_of(case, do="rival", rival=name), **asked})
+            measured = {**found, **_tried(bench, case, says["recommended_batch"], fit)}
         except child.ChildFailedError as error:
-            yield _row(session, "side-by-side", case, rows.FAILED, rival=name, **asked, reason=str(error))
+            yield _row(bench, "side-by-side", case, rows.FAILED, rival=name, **asked, reason=str(error))
             continue
-        yield _row(session, "side-by-side", case, rows.MEASURED, rival=name, **asked, predicted=says, measured=measured)
+        yield _row(bench, "side-by-side", case, rows.MEASURED, rival=name, **asked, predicted=says, measured=measured)
 
 
-def _tried(session: Session, case: Case, batch: int | None, fit: Fit) -> dict[str, Any]:
+def _tried(bench: Bench, case: Case, batch: int | None, fit: Fit) -> dict[str, Any]:
     """What becomes of a recommended batch; one far beyond what can fit is not run, for it need not be built to fail."""
     if not batch:
         return {"recommended_survives": None, "idle_bytes": None}
     if batch > 2 * max(1, fit.likely_batch):
         return {"recommended_survives": False, "idle_bytes": None, "not_run": f"more than twice {fit.likely_batch}, the largest that is likely to fit"}
-    trial = session.child(job_of(case, do="trial", batch=batch))
+    trial = bench.child(job_of(case, do="trial", batch=batch))
     return {"recommended_survives": trial["survives"], "idle_bytes": fit.gpu.usable_bytes - trial["reserved_bytes"] if trial["survives"] else None}
