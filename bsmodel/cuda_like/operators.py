@@ -89,11 +89,14 @@ def _cudnn_normalizes(
 
 
 class _FusedRmsNorm(torch.autograd.Function):
-    """What the fused kernel keeps for backward: input, weight and one float32 statistic per row."""
+    """What the fused kernel keeps for backward: input, weight and one float32 statistic per row.
+
+    A copy and a product stand for the kernels: they read and write as much.
+    """
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, shape: list[int], weight: torch.Tensor | None) -> Any:
-        output = torch.empty_like(tensor)
+        output = tensor.clone()
         statistics = tensor.new_empty((*tensor.shape[: tensor.dim() - len(shape)], *(1 for _ in shape)), dtype=torch.float32)
         ctx.save_for_backward(tensor, weight, statistics)
         return output
@@ -101,7 +104,7 @@ class _FusedRmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         tensor, weight, _ = ctx.saved_tensors
-        return torch.empty_like(tensor), None, None if weight is None else torch.empty_like(weight)
+        return tensor * gradient, None, None if weight is None else torch.empty_like(weight)
 
 
 def _softmax(name: str) -> Callable[..., Any]:
