@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import bsmodel
@@ -18,6 +20,7 @@ from bsmodel.errors import BsmodelError, InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Footprint, breakdown, fit, footprint, kernels, predict
 from bsmodel.modules import by_module, by_operator, counted
+from bsmodel.parallel import beside, later
 from bsmodel.tape import Tape
 from bsmodel.training import OPTIMIZERS, PRECISIONS, Training, require_arithmetic
 from bsmodel.validation import command
@@ -31,9 +34,13 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BAD_USAGE, f"bsmodel: {message}; see {self.prog} --help\n")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 fits, 1 fits on none of the GPUs asked for, 2 bad usage or untraceable."""
+def main(arguments: Sequence[str] | None = None, begin: Callable[[Callable[[], Tape]], Callable[[], Tape]] = later) -> int:
+    """Run one command; returns the exit code: 0 fits, 1 fits on none of the GPUs asked for, 2 bad usage or untraceable.
+
+    `begin` says how a recording is made that is not needed yet: by default when it is.
+    """
     options = _parser().parse_args(arguments)
+    options.begin = begin
     try:
         code: int = options.run(options)
     except BsmodelError as error:
@@ -46,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run() -> int:
-    """The command `bsmodel`: `main` in a process of its own, which is too short for the garbage collector to pay."""
+    """The command `bsmodel`: `main` in a process of its own, too short for garbage collection to pay, and free to record in a copy of itself."""
     gc.disable()
-    return main()
+    return main(begin=beside)
 
 
 def _parser() -> _Parser:
@@ -148,13 +155,15 @@ def _recorded(options: argparse.Namespace, gpus: list[Gpu]) -> tuple[Workload | 
     training = _training(options, workload.training)
     for gpu in gpus:
         require_arithmetic(training, gpu)
-    groups: dict[tuple[int, int], Tape] = {}
-    tapes: dict[str, Tape] = {}
+    families: dict[tuple[int, int], Gpu] = {}
     for gpu in gpus:
-        key = kernels(gpu)
-        if key not in groups:
-            groups[key] = _traced(workload, training, gpu.model_copy(update={"compute_capability": f"{key[0]}.{key[1]}"}))
-        tapes[gpu.id] = groups[key]
+        major, minor = kernels(gpu)
+        families.setdefault((major, minor), gpu.model_copy(update={"compute_capability": f"{major}.{minor}"}))
+    recordings = {key: functools.partial(bsmodel.trace, workload, training, gpu) for key, gpu in families.items()}
+    processors = os.cpu_count() or 1
+    begun = {key: (options.begin if 0 < position < processors else later)(work) for position, (key, work) in enumerate(recordings.items())}
+    groups = {key: _recording(workload, families[key], recorded) for key, recorded in begun.items()}
+    tapes = {gpu.id: groups[kernels(gpu)] for gpu in gpus}
     if options.save:
         if len(groups) > 1:
             raise InvalidInputError("--save keeps one recording, and these GPUs need several; name GPUs of one architecture")
@@ -162,11 +171,12 @@ def _recorded(options: argparse.Namespace, gpus: list[Gpu]) -> tuple[Workload | 
     return workload, tapes
 
 
-def _traced(workload: Workload, training: Training, gpu: Gpu) -> Tape:
+def _recording(workload: Workload, gpu: Gpu, recorded: Callable[[], Tape]) -> Tape:
+    """The tape of a family of cards, with a line of progress."""
     started = time.perf_counter()
     print(f"recording {workload.name} for compute capability {gpu.compute_capability} ...", end=" ", file=sys.stderr, flush=True)
     try:
-        tape = bsmodel.trace(workload, training, gpu)
+        tape = recorded()
     except BaseException:
         print(file=sys.stderr)
         raise
