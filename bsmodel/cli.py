@@ -11,12 +11,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import bsmodel
 from bsmodel import documents, hardware, planning, report
 from bsmodel.arguments import positive, price, size
-from bsmodel.errors import BsmodelError, InvalidInputError
+from bsmodel.errors import BsmodelError, InvalidInputError, UnreachableTargetError
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Footprint, breakdown, fit, footprint, kernels, predict
 from bsmodel.modules import by_module, by_operator, counted
@@ -219,7 +220,10 @@ def _plans(options: argparse.Namespace, workload: Workload | None, tapes: dict[s
     for gpu in gpus:
         found = fit(tapes[gpu.id], gpu)
         arguments = (options.target_batch, options.devices, options.samples, options.epochs, base_lr, base_batch, prices.get(gpu.id))
-        plans.append(planning.plan(found, *arguments) if found.batch else found)
+        try:
+            plans.append(planning.plan(found, *arguments) if found.batch else found)
+        except UnreachableTargetError as error:  # of this card; the others may reach it
+            plans.append(replace(found, verdict=f"does not fit on {gpu.id}: {error}"))
     return plans
 
 

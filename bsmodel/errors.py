@@ -31,5 +31,9 @@ class UntraceableError(BsmodelError):
     """A training step that cannot be recorded, or whose sizes are not straight lines in the batch."""
 
 
+class UnreachableTargetError(InvalidInputError):
+    """A target batch that needs accumulation where its gradients leave no room for a sample."""
+
+
 for _error in (BsmodelError, UnknownNameError, InvalidInputError, UntraceableError):
     _error.__module__ = "bsmodel"

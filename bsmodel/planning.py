@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bsmodel.errors import InvalidInputError
+from bsmodel.errors import InvalidInputError, UnreachableTargetError
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Fit, Peak, predict
 from bsmodel.memory import fit as fit_tape
@@ -111,7 +111,8 @@ def splits(target_batch: int, largest: int, largest_accumulating: int, devices: 
     Without accumulation the micro-batch may be `largest`; with it, gradients stay alive and it may be `largest_accumulating`.
     Micro-batches down to half of that are tried, so none takes more than twice the fewest steps. They hit the target exactly whenever
     one of those divides the target over the devices.
-    Raises `InvalidInputError` for a target or number of devices below 1, or where no batch fits.
+    Raises `InvalidInputError` for a target or number of devices below 1, or where no batch fits, `UnreachableTargetError` where one fits
+    without accumulation only.
     """
     if target_batch < 1 or devices < 1:
         raise InvalidInputError(f"target batch is {target_batch} on {devices} devices; expected at least 1 of each")
@@ -119,7 +120,7 @@ def splits(target_batch: int, largest: int, largest_accumulating: int, devices: 
         raise InvalidInputError("no batch fits, so there is nothing to split")
     per_device = max(1, round(target_batch / devices))
     if per_device > largest and largest_accumulating < 1:
-        raise InvalidInputError(f"the target needs accumulation, and its gradients leave no room for a sample; at most {largest * devices} without")
+        raise UnreachableTargetError(f"the target needs accumulation, and its gradients leave no room for a sample; at most {largest * devices} without")
     whole = [Split(per_device, 1, devices)] if per_device <= largest else []
     most = min(largest_accumulating, per_device // 2) if whole else largest_accumulating
     accumulated = [Split(micro, max(1, round(per_device / micro)), devices) for micro in range(max(1, most // 2), most + 1)]

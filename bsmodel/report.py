@@ -74,7 +74,7 @@ def plan_table(plans: Sequence[Plan | Fit]) -> Table:
     rows = []
     for item in plans:
         if isinstance(item, Fit):
-            rows.append([item.gpu.id, "0", "-", _short(item.binding), "-", "-", "-"])
+            rows.append([item.gpu.id, str(item.batch), "-", _short(item.binding), "-", "-", "-"])
             continue
         fit, split = item.fit, item.split
         assert fit.peak is not None

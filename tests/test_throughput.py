@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import bsmodel
 from bsmodel import planning
+from bsmodel.errors import UnreachableTargetError
 from bsmodel.hardware import Source
 from bsmodel.operations import COLUMNS, PHASES, Operations
 from bsmodel.throughput import KINDS, curve, knee, step_time
@@ -165,6 +166,12 @@ def test_the_fastest_split_is_chosen_and_the_fewest_steps_are_kept(tape, a100):
 
     assert seconds[candidates.index(chosen)] == min(seconds)
     assert candidates[0] == planning.split(4096, 300, 300)
+
+
+def test_a_target_that_only_accumulation_reaches_is_refused_where_gradients_leave_no_room():
+    with pytest.raises(UnreachableTargetError, match="at most 4 without"):
+        planning.splits(64, largest=2, largest_accumulating=0, devices=2)
+    assert planning.split(4, largest=2, largest_accumulating=0, devices=2) == planning.Split(2, 1, 2)
 
 
 def test_float32_convolutions_are_held_against_the_rate_they_run_at(a100):
