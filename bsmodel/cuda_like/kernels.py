@@ -173,7 +173,8 @@ def _pointwise(weight: torch.Tensor) -> bool:
     return math.prod(weight.shape[2:]) == 1
 
 
-def _depthwise(tensor: torch.Tensor, weight: torch.Tensor, groups: int) -> bool:
+def depthwise(tensor: torch.Tensor, weight: torch.Tensor, groups: int) -> bool:
+    """Whether a convolution gives every channel filters of its own."""
     return groups > 1 and groups == tensor.size(1) and weight.size(0) % groups == 0
 
 
@@ -182,7 +183,7 @@ def _native_depthwise(tensor: torch.Tensor, weight: torch.Tensor, groups: int) -
 
     Source: aten/src/ATen/native/Convolution.cpp, use_cudnn_depthwise.
     """
-    if not _depthwise(tensor, weight, groups) or conv_format(tensor, weight) is torch.channels_last:
+    if not depthwise(tensor, weight, groups) or conv_format(tensor, weight) is torch.channels_last:
         return False
     half = tensor.dtype in _HALVES and weight.size(2) in (1, 3, 5) and weight.size(2) == weight.size(3) and tensor.size(1) % 32 == 0
     return not half
@@ -235,7 +236,7 @@ def _convolution(args: Any, capability: tuple[int, int]) -> Kernel:
         converts = not _is_matmul(tensor, weight, args[3]) and (set(args[3]) != {1} or weight.size(0) <= weight.size(1))
         return Kernel((*copies, Buffer(both if converts else 0, brief=True, excess_bytes=0 if converts else both)))
     operands = _padded(tensor) + _padded(weight)
-    if last and (_depthwise(tensor, weight, groups) or transposed):
+    if last and (depthwise(tensor, weight, groups) or transposed):
         return Kernel(copies)
     if tensor.dtype in _HALVES:
         narrow = _padded(tensor) != _bytes(tensor)
@@ -270,7 +271,7 @@ def _convolution_backward(args: Any, capability: tuple[int, int]) -> Kernel:
         narrows = set(args[4]) != {1} or weight.size(0) >= weight.size(1)
         partial = 0 if last or groups > 1 else 4 * tensor.size(0) * weight.numel()
         data, filters, split = (pair if narrows else 0, pair, split) if converts else (0, partial, (0, 0))
-    elif _depthwise(tensor, weight, groups):
+    elif depthwise(tensor, weight, groups):
         wide = max(weight.shape[2:]) > 5
         data, filters, split = (0, 4 * pair if wide else 0, (0, 0)) if last else (everything, everything, (0, 0))
     elif tensor.dtype in _HALVES:

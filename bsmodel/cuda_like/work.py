@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bsmodel.cuda_like.kernels import Kernel, tensor_core
+from bsmodel.cuda_like.kernels import Kernel, depthwise, tensor_core
 from bsmodel.cuda_like.shapes import conv_format
 
 aten = torch.ops.aten
@@ -96,24 +96,20 @@ def _converted(func: Any, args: Any, outputs: Sequence[torch.Tensor], capability
     Source: NVIDIA, Convolutional Layers User's Guide, tensor layouts: the conversion is automatic; each operand is read and written once more.
     """
     forward = func is aten.convolution.default
-    tensor, weight = args[0 if forward else 1 : 2 if forward else 3]
-    if conv_format(tensor, weight) is torch.channels_last or not tensor_core(tensor, capability) or _depthwise(tensor, weight):
+    tensor, weight, groups = args[0 if forward else 1], args[1 if forward else 2], args[8 if forward else 9]
+    if conv_format(tensor, weight) is torch.channels_last or not tensor_core(tensor, capability) or depthwise(tensor, weight, groups):
         return 0
     operands = [tensor, weight, outputs[0] if forward else args[0]]
     return 2 * _sum(operands) * (1 if forward else sum(args[10][:2]))
 
 
-def _depthwise(tensor: torch.Tensor, weight: torch.Tensor) -> bool:
-    return weight.size(1) == 1 and tensor.size(1) > 1
-
-
 def _convolution_work(func: Any, args: Any, outputs: Sequence[torch.Tensor], work: Work, capability: tuple[int, int]) -> Work:
     """An implicit matrix product; depthwise kernels multiply on the float32 units, and those have Winograd's for dense 3 x 3 filters."""
     forward = func is aten.convolution.default
-    tensor, weight = args[0 if forward else 1 : 2 if forward else 3]
+    tensor, weight, groups = args[0 if forward else 1], args[1 if forward else 2], args[8 if forward else 9]
     products = _convolution(args, outputs) if forward else _convolution_backward(args, outputs)
-    if not _depthwise(tensor, weight):
-        plain = set(args[3 if forward else 4]) == {1} and set(args[5 if forward else 6]) == {1} and args[8 if forward else 9] == 1
+    if not depthwise(tensor, weight, groups):
+        plain = set(args[3 if forward else 4]) == {1} and set(args[5 if forward else 6]) == {1} and groups == 1
         winograd = plain and tuple(weight.shape[2:]) == (3, 3) and not tensor_core(tensor, capability)
         kind = "winograd convolution" if winograd else "convolution"
         return replace(work, kind=kind, products=products, launches=max(1, len(products)))
