@@ -147,13 +147,20 @@ def _workload(options: argparse.Namespace) -> Workload:
     return Workload.named(options.model, seq_len=options.seq_len, image_size=options.image_size, attention=options.attention)
 
 
-def _recorded(options: argparse.Namespace, gpus: list[Gpu]) -> tuple[Workload | None, dict[str, Tape]]:
-    """A tape for each of these GPUs; those that pick the same kernels share one."""
+def _recipe(options: argparse.Namespace) -> tuple[Workload, Training] | None:
+    """What is trained, and how; None where a saved tape holds both."""
     if options.model.endswith(".json.gz"):
-        tape = Tape.load(options.model)
-        return None, {gpu.id: tape for gpu in gpus}
+        return None
     workload = _workload(options)
-    training = _training(options, workload.training)
+    return workload, _training(options, workload.training)
+
+
+def _recorded(options: argparse.Namespace, recipe: tuple[Workload, Training] | None, gpus: list[Gpu]) -> dict[str, Tape]:
+    """A tape for each of these GPUs; those that pick the same kernels share one."""
+    if recipe is None:
+        tape = Tape.load(options.model)
+        return {gpu.id: tape for gpu in gpus}
+    workload, training = recipe
     for gpu in gpus:
         require_arithmetic(training, gpu)
     families: dict[tuple[int, int], Gpu] = {}
@@ -169,7 +176,7 @@ def _recorded(options: argparse.Namespace, gpus: list[Gpu]) -> tuple[Workload | 
         if len(groups) > 1:
             raise InvalidInputError("--save keeps one recording, and these GPUs need several; name GPUs of one architecture")
         next(iter(groups.values())).save(options.save)
-    return workload, tapes
+    return tapes
 
 
 def _recording(workload: Workload, gpu: Gpu, recorded: Callable[[], Tape]) -> Tape:
@@ -195,9 +202,9 @@ def _print(options: argparse.Namespace, text: str, document: dict[str, Any]) -> 
 
 
 def _plan(options: argparse.Namespace) -> int:
-    gpus = _gpus_asked(options)
-    workload, tapes = _recorded(options, gpus)
-    plans = _plans(options, workload, tapes, gpus)
+    gpus, recipe = _gpus_asked(options), _recipe(options)
+    tapes = _recorded(options, recipe, gpus)
+    plans = _plans(options, recipe, tapes, gpus)
     forms = {gpu.id: footprint(tapes[gpu.id]) for gpu in gpus}
     answer = [
         documents.plan_json(item, forms[gpu.id], planning.ladder(item.fit) if isinstance(item, planning.Plan) and options.json else ())
@@ -210,10 +217,13 @@ def _plan(options: argparse.Namespace) -> int:
     return FITS if any(isinstance(item, planning.Plan) for item in plans) else DOES_NOT_FIT
 
 
-def _plans(options: argparse.Namespace, workload: Workload | None, tapes: dict[str, Tape], gpus: Sequence[Gpu]) -> list[planning.Plan | bsmodel.Fit]:
+def _plans(
+    options: argparse.Namespace, recipe: tuple[Workload, Training] | None, tapes: dict[str, Tape], gpus: Sequence[Gpu]
+) -> list[planning.Plan | bsmodel.Fit]:
     """The plan on each GPU, or the fit that says why there is none."""
     base_lr, base_batch = getattr(options, "base_lr", None), getattr(options, "base_batch", None)
-    if workload is not None and base_lr is None:
+    if recipe is not None and base_lr is None:
+        workload, _ = recipe
         base_lr, base_batch = workload.base_lr, base_batch or workload.base_batch
     prices = {Gpu.named(name).id: planning.Price(usd, "yours") for name, usd in options.price}
     plans: list[planning.Plan | bsmodel.Fit] = []
@@ -229,15 +239,15 @@ def _plans(options: argparse.Namespace, workload: Workload | None, tapes: dict[s
 
 def _compare(options: argparse.Namespace) -> int:
     options.gpu = options.gpu or [gpu.id for gpu in Gpu.all()]
-    asked = _gpus_asked(options)
-    gpus, refused = _suitable(options, asked)
-    workload, tapes = _recorded(options, gpus or asked)
-    if workload is None:  # a tape holds for one family of cards
+    asked, recipe = _gpus_asked(options), _recipe(options)
+    gpus, refused = _suitable(recipe, asked)
+    tapes = _recorded(options, recipe, gpus or asked)
+    if recipe is None:  # a tape holds for one family of cards
         refused = {gpu.id: "runs other kernels than the tape was recorded for" for gpu in gpus if tapes[gpu.id].gpu.capability[0] != gpu.capability[0]}
         gpus = [gpu for gpu in gpus if gpu.id not in refused]
     if not gpus:
         raise InvalidInputError("none of these GPUs can run this: " + "; ".join(f"{name} {reason}" for name, reason in refused.items()))
-    plans = _plans(options, workload, tapes, gpus)
+    plans = _plans(options, recipe, tapes, gpus)
     fitting = planning.ranked([item for item in plans if isinstance(item, planning.Plan)])
     reasons = refused | {item.gpu.id: item.verdict for item in plans if isinstance(item, bsmodel.Fit)}
     tape = tapes[gpus[0].id]
@@ -246,12 +256,9 @@ def _compare(options: argparse.Namespace) -> int:
     return FITS if fitting else DOES_NOT_FIT
 
 
-def _suitable(options: argparse.Namespace, gpus: list[Gpu]) -> tuple[list[Gpu], dict[str, str]]:
+def _suitable(recipe: tuple[Workload, Training] | None, gpus: list[Gpu]) -> tuple[list[Gpu], dict[str, str]]:
     """The GPUs whose arithmetic the recipe can use, and why the others are left out."""
-    if options.model.endswith(".json.gz"):
-        return gpus, {}
-    training = _training(options, _workload(options).training)
-    lacking = [gpu for gpu in gpus if training.numerics.needs_bf16 and not gpu.supports_bf16]
+    lacking = [gpu for gpu in gpus if recipe is not None and recipe[1].numerics.needs_bf16 and not gpu.supports_bf16]
     reason = "has no bf16 arithmetic; with precision fp16-mixed it may fit"
     return [gpu for gpu in gpus if gpu not in lacking], {gpu.id: reason for gpu in lacking}
 
@@ -266,7 +273,7 @@ def _labelled(tapes: dict[str, Tape], gpus: Sequence[Gpu], forms: dict[str, Foot
 
 def _predict(options: argparse.Namespace) -> int:
     gpus = _gpus_asked(options)
-    _, tapes = _recorded(options, gpus)
+    tapes = _recorded(options, _recipe(options), gpus)
     peaks = [(gpu, predict(tapes[gpu.id], gpu, options.batch)) for gpu in gpus]
     tape = tapes[gpus[0].id]
     answer = [{"gpu": gpu.id, "usable_bytes": gpu.usable_bytes, **documents.peak_json(peak)} for gpu, peak in peaks]
@@ -278,7 +285,7 @@ def _explain(options: argparse.Namespace) -> int:
     if options.gpu is None:
         options.gpu = [hardware.DEFAULT_GPUS[2]]
     gpus = _gpus_asked(options)
-    _, tapes = _recorded(options, gpus)
+    tapes = _recorded(options, _recipe(options), gpus)
     tape = tapes[gpus[0].id]
     if options.by != "category":
         return _explain_counts(options, tape)
@@ -302,11 +309,12 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _explain_counts(options: argparse.Namespace, tape: Tape) -> int:
-    modules, operators = by_module(tape, options.batch), by_operator(tape, options.batch)
     if options.by == "module":
+        modules = by_module(tape, options.batch)
         text = report.modules_text(tape, options.batch, modules, options.depth)
         content = {"modules": [documents.row_json(row) for row in modules]}
     else:
+        operators = by_operator(tape, options.batch)
         text = report.operators_text(tape, options.batch, operators)
         content = {"operators": [documents.row_json(row) for row in operators]}
     _print(options, text, documents.document("explain", workload=documents.tape_json(tape), batch=options.batch, **content))
