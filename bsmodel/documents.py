@@ -46,16 +46,7 @@ def form_json(form: Footprint) -> dict[str, Any]:
 
 def peak_json(peak: Peak) -> dict[str, Any]:
     """The peak at one batch."""
-    return {
-        "batch": peak.batch,
-        "requested_bytes": peak.requested_bytes,
-        "allocated_bytes": peak.allocated_bytes,
-        "reserved_bytes": peak.reserved_bytes,
-        "reserved_upper_bytes": peak.reserved_upper_bytes,
-        "device_bytes": peak.device_bytes,
-        "fits": peak.fits,
-        "moment": peak.moment,
-    }
+    return asdict(peak)
 
 
 def row_json(row: ModuleRow | OperatorRow) -> dict[str, Any]:

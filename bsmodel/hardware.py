@@ -153,6 +153,11 @@ class Gpu(_Row):
         """What a program can allocate: the card less the CUDA context."""
         return self.memory_bytes - self.context_bytes
 
+    def peak_flops_per_s(self, dtype: str) -> float | None:
+        """Peak rate of a dtype, on tensor cores but for float32; None where the row has none."""
+        rate: float | None = getattr(self, "fp32_flops_per_s" if dtype == "fp32" else f"{dtype}_dense_flops_per_s")
+        return rate
+
     @property
     def supports_bf16(self) -> bool:
         """Whether bfloat16 arithmetic is native (compute capability 8.0 and above)."""

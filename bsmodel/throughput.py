@@ -130,17 +130,11 @@ def step_time(tape: Tape, gpu: Gpu, batch: ArrayLike, accumulation: ArrayLike | 
     micro_steps = np.asarray(tape.accumulation if accumulation is None else accumulation)
     likely, fast, slow = (_rates(gpu, tape.precision, end) for end in ("likely", "low", "high"))
     work = _Work(*tape.operations.distinct)
-    by_phase = work.seconds(gpu, likely, batch)
-    ends = [by_phase if rates == likely else work.seconds(gpu, rates, batch) for rates in (likely, fast, slow)]
-    totals = [_total(phases, micro_steps) for phases in ends]
-    launches = _total(work.launches(batch), micro_steps)
+    phases = _whole_step(work.seconds(gpu, likely, batch), micro_steps)
+    ends = [phases if rates == likely else _whole_step(work.seconds(gpu, rates, batch), micro_steps) for rates in (likely, fast, slow)]
+    totals = [sum(end.values()) for end in ends]
+    launches = sum(_whole_step(work.launches(batch), micro_steps).values())
     hosts = [launches * seconds for seconds in _launch_seconds(gpu)]
-    phases = {
-        "forward": micro_steps * by_phase["forward"],
-        "backward": micro_steps * by_phase["backward"] + by_phase["gradient"] + (micro_steps - 1) * by_phase["accumulation"],
-        "recompute": micro_steps * by_phase["recompute"],
-        "step": by_phase["step"],
-    }
     seconds = [np.maximum(device, host) for device, host in zip(totals, hosts, strict=True)]
     flops, ideal_seconds = work.useful(gpu, likely, batch)
     return StepTime(
@@ -210,10 +204,14 @@ class _Work:
         return flops.sum(-1), (flops / peaks).sum(-1)
 
 
-def _total(phases: dict[str, Array], micro_steps: NDArray[np.int64]) -> Array:
-    """One optimizer step: its micro-steps, of which all but the first add their gradients to those that are there."""
-    each = phases["forward"] + phases["backward"] + phases["recompute"]
-    return np.asarray(micro_steps * each + phases["gradient"] + (micro_steps - 1) * phases["accumulation"] + phases["step"])
+def _whole_step(passes: dict[str, Array], micro_steps: NDArray[np.int64]) -> dict[str, Array]:
+    """One optimizer step from one pass through each phase: all micro-steps but the first add their gradients to those that are there."""
+    return {
+        "forward": micro_steps * passes["forward"],
+        "backward": micro_steps * passes["backward"] + passes["gradient"] + (micro_steps - 1) * passes["accumulation"],
+        "recompute": micro_steps * passes["recompute"],
+        "step": passes["step"],
+    }
 
 
 def _product_seconds(columns: list[Array], kinds: list[Kind], gpu: Gpu, rates: _Rates, dtype: str) -> Array:
@@ -249,18 +247,18 @@ def _rate_dtype(kind: str, dtype: str, rates: _Rates) -> str:
 
 
 def _peak(gpu: Gpu, dtype: str) -> float:
-    field = "fp32_flops_per_s" if dtype == "fp32" else f"{dtype}_dense_flops_per_s"
-    rate = getattr(gpu, field)
+    rate = gpu.peak_flops_per_s(dtype)
     if rate is None:
+        field = "fp32_flops_per_s" if dtype == "fp32" else f"{dtype}_dense_flops_per_s"
         raise InvalidInputError(f"{gpu.id} has no {field}; step time needs it, add it to the row")
-    return float(rate)
+    return rate
 
 
 def _rates(gpu: Gpu, precision: str, end: str) -> _Rates:
     """What the card reaches, likely or at either end of what is not known ("low" and "high" seconds)."""
     if gpu.bandwidth_bytes_per_s is None:
         raise InvalidInputError(f"{gpu.id} has no bandwidth_bytes_per_s; step time needs it, add it to the row")
-    present = [dtype for dtype in ("fp32", "tf32", "fp16", "bf16") if getattr(gpu, "fp32_flops_per_s" if dtype == "fp32" else f"{dtype}_dense_flops_per_s")]
+    present = [dtype for dtype in ("fp32", "tf32", "fp16", "bf16") if gpu.peak_flops_per_s(dtype)]
     reached: dict[str, float] = {dtype: _peak(gpu, dtype) * _efficiency(gpu, dtype, end) for dtype in present}
     if precision == "tf32" and "tf32" in reached:
         reached["asked tf32"] = reached["tf32"]

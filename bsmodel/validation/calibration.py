@@ -77,7 +77,7 @@ def _rates(gpu: Gpu, measured: dict[str, Any]) -> dict[str, tuple[Any, int, str]
         figures["launch_seconds"] = (measured["launch_seconds"], 1, "median step of a transformer too small to keep the device busy, over its kernels")
     efficiency = {}
     for dtype, rate in measured.get("matmul_flops_per_s", {}).items():
-        peak = gpu.fp32_flops_per_s if dtype == "fp32" else getattr(gpu, f"{dtype}_dense_flops_per_s")
+        peak = gpu.peak_flops_per_s(dtype)
         if peak:
             efficiency[dtype] = round(rate / peak, 4)
     if efficiency:
