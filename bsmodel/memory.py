@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -163,20 +164,23 @@ def predict(tape: Tape, gpu: Gpu, batch: int, accumulation: int | None = None, s
     if batch < 1:
         raise InvalidInputError(f"batch is {batch}; expected at least 1")
     require_same_kernels(tape, gpu)
-    settings = settings or Settings()
-    likely, upper = _replay_ends(tape, batch, gpu, accumulation, settings)
+    return _peak(footprint(tape, accumulation), batch, gpu, _replays(tape, gpu, accumulation, settings or Settings()))
+
+
+def _peak(form: Footprint, batch: int, gpu: Gpu, replay: _Replay) -> Peak:
+    """The peak at both ends of what is known, on this card or, where it is too small, on one without a limit."""
+    likely, upper = replay(batch, False, True), replay(batch, True, True)
     fits = likely is not None and upper is not None
     if not fits:
-        likely, upper = _replay_ends(tape, batch, gpu.model_copy(update={"memory_bytes": 1 << 60}), accumulation, settings)
+        likely, upper = replay(batch, False, False), replay(batch, True, False)
     assert likely is not None and upper is not None
-    form = footprint(tape, accumulation)
     return Peak(
         batch,
         int(form(batch)),
-        likely.max_allocated_bytes,
-        likely.max_reserved_bytes,
-        max(likely.max_reserved_bytes, upper.max_reserved_bytes),
-        likely.max_reserved_bytes + gpu.context_bytes,
+        likely.allocated_bytes,
+        likely.reserved_bytes,
+        max(likely.reserved_bytes, upper.reserved_bytes),
+        likely.reserved_bytes + gpu.context_bytes,
         fits,
         str(form.binding(batch)),
     )
@@ -199,22 +203,35 @@ def require_same_kernels(tape: Tape, gpu: Gpu) -> None:
         )
 
 
-def _replay_ends(tape: Tape, batch: int, gpu: Gpu, accumulation: int | None, settings: Settings) -> tuple[CachingAllocator | None, CachingAllocator | None]:
-    """The replay at the likely and at the upper end, which is the same one where everything is known."""
-    likely = _replay(tape, tape.sizes(batch, gpu).tolist(), gpu, accumulation, settings)
-    upper = _replay(tape, tape.upper_sizes(batch, gpu).tolist(), gpu, accumulation, settings) if tape.excess else likely
-    return likely, upper
+class _Reached(NamedTuple):
+    """The peaks of one replay."""
+
+    allocated_bytes: int
+    reserved_bytes: int
 
 
-def _replay(tape: Tape, sizes: list[int], gpu: Gpu, accumulation: int | None, settings: Settings) -> CachingAllocator | None:
-    """Run the tape through the allocator of a card; None where memory runs out."""
-    allocator = CachingAllocator(gpu.usable_bytes, settings, total_bytes=gpu.memory_bytes)
-    try:
-        for _, block in tape.program(_STEPS, accumulation):
-            allocator.run(block, sizes)
-    except OutOfMemoryError:
-        return None
-    return allocator
+_Replay = Callable[[int, bool, bool], _Reached | None]  # at a batch: at the upper end? within the card? None where memory runs out
+
+
+def _replays(tape: Tape, gpu: Gpu, accumulation: int | None, settings: Settings) -> _Replay:
+    """Runs of the tape through the allocator of a card, each done once."""
+    boundless = gpu.model_copy(update={"memory_bytes": 1 << 60})
+
+    @functools.cache
+    def replay(batch: int, upper: bool, within: bool) -> _Reached | None:
+        if upper and not tape.excess:
+            return replay(batch, False, within)
+        sizes = (tape.upper_sizes if upper else tape.sizes)(batch, gpu).tolist()
+        card = gpu if within else boundless
+        allocator = CachingAllocator(card.usable_bytes, settings, total_bytes=card.memory_bytes)
+        try:
+            for _, block in tape.program(_STEPS, accumulation):
+                allocator.run(block, sizes)
+        except OutOfMemoryError:
+            return None
+        return _Reached(allocator.max_allocated_bytes, allocator.max_reserved_bytes)
+
+    return replay
 
 
 @dataclass(frozen=True)
@@ -243,22 +260,17 @@ def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Setting
     accumulation = tape.accumulation if accumulation is None else accumulation
     form = footprint(tape, accumulation)
     bound = min(int(form.largest(gpu.usable_bytes)), 1 << 20)
-
-    def survives(candidate: int, upper: bool) -> bool:
-        sizes = tape.upper_sizes(candidate, gpu) if upper else tape.sizes(candidate, gpu)
-        return _replay(tape, sizes.tolist(), gpu, accumulation, settings) is not None
-
-    likely = _largest(lambda candidate: survives(candidate, False), bound)
-    batch = _largest(lambda candidate: survives(candidate, True) and survives(candidate, False), likely) if tape.excess else likely
+    replay = _replays(tape, gpu, accumulation, settings)
+    likely = _largest(lambda candidate: replay(candidate, False, True) is not None, bound)
+    batch = _largest(lambda candidate: replay(candidate, True, True) is not None and replay(candidate, False, True) is not None, likely)
+    peak = _peak(form, max(batch, 1), gpu, replay)
     if batch == 0:
-        peak = predict(tape, gpu, 1, accumulation, settings)
         missing = peak.reserved_bytes - gpu.usable_bytes
         verdict = (
             f"does not fit on {gpu.id}: one sample needs {format_bytes(peak.reserved_bytes)} of {format_bytes(gpu.usable_bytes)}, "
             f"{format_bytes(missing)} too much, at the {peak.moment}; {remedy(tape, gpu)}"
         )
         return Fit(tape, gpu, accumulation, 0, likely, peak.moment, -missing, verdict, None)
-    peak = predict(tape, gpu, batch, accumulation, settings)
     binding = str(form.binding(batch))
     headroom = gpu.usable_bytes - peak.reserved_upper_bytes
     return Fit(tape, gpu, accumulation, batch, likely, binding, headroom, f"fits up to {batch}, bound by {binding}", peak)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,11 +107,11 @@ def ladder(fit: Fit) -> tuple[Rung, ...]:
 
 
 def splits(target_batch: int, largest: int, largest_accumulating: int, devices: int = 1) -> tuple[Split, ...]:
-    """Every split that comes nearest to the target, fewest micro-steps first, then even micro-batches.
+    """The splits to choose from: nearest to the target first, then fewest micro-steps, then even micro-batches.
 
     Without accumulation the micro-batch may be `largest`; with it, gradients stay alive and it may be `largest_accumulating`.
-    Micro-batches down to half of that are tried, so none takes more than twice the fewest steps. They hit the target exactly whenever
-    one of those divides the target over the devices.
+    Micro-batches down to half of that are tried, so none takes more than twice the fewest steps. The first hits the target exactly
+    whenever one of those divides the target over the devices.
     Raises `InvalidInputError` for a target or number of devices below 1, or where no batch fits, `UnreachableTargetError` where one fits
     without accumulation only.
     """
@@ -125,20 +126,17 @@ def splits(target_batch: int, largest: int, largest_accumulating: int, devices: 
     most = min(largest_accumulating, per_device // 2) if whole else largest_accumulating
     accumulated = [Split(micro, max(1, round(per_device / micro)), devices) for micro in range(max(1, most // 2), most + 1)]
     candidates = whole + [split for split in accumulated if split.accumulation > 1 or not whole]
-    nearest = min(abs(split.effective_batch - target_batch) for split in candidates)
-    best = [split for split in candidates if abs(split.effective_batch - target_batch) == nearest]
-    return tuple(sorted(best, key=lambda s: (s.accumulation, s.micro_batch % 2, s.micro_batch % _ROUNDING != 0)))
+    return tuple(sorted(candidates, key=lambda s: (_missed(s, target_batch), s.accumulation, s.micro_batch % 2, s.micro_batch % _ROUNDING != 0)))
 
 
-def split(target_batch: int, largest: int, largest_accumulating: int, devices: int = 1) -> Split:
-    """The split nearest to the target with the fewest micro-steps; see `splits`."""
-    return splits(target_batch, largest, largest_accumulating, devices)[0]
+def _missed(split: Split, target_batch: int) -> int:
+    return abs(split.effective_batch - target_batch)
 
 
-def fastest(candidates: tuple[Split, ...], tape: Tape, gpu: Gpu) -> Split:
-    """The split whose optimizer step is predicted to take the least time; among equals the earliest."""
+def by_time(candidates: Sequence[Split], tape: Tape, gpu: Gpu) -> list[Split]:
+    """The splits by the predicted time of an optimizer step; equals keep their order."""
     micro_batches, accumulations = (np.array([getattr(split, name) for split in candidates]) for name in ("micro_batch", "accumulation"))
-    return candidates[int(np.argmin(step_time(tape, gpu, micro_batches, accumulations).seconds))]
+    return [candidates[i] for i in np.argsort(step_time(tape, gpu, micro_batches, accumulations).seconds, kind="stable")]
 
 
 def learning_rate(family: str, batch: int, base_lr: float, base_batch: int) -> tuple[float, str]:
@@ -176,15 +174,8 @@ def plan(
         if value is not None and value <= 0:
             raise InvalidInputError(f"{name} is {value}; expected a positive number")
     target = fit.batch * devices if target_batch is None else target_batch
-    accumulating = fit.batch
-    if target > fit.batch * devices and fit.accumulation == 1:
-        accumulating = fit_tape(fit.tape, fit.gpu, accumulation=2).batch
-    candidates = splits(target, fit.batch, accumulating, devices)
     untimed = _untimed(fit.tape, fit.gpu)
-    chosen = candidates[0] if untimed or target_batch is None else fastest(candidates, fit.tape, fit.gpu)
-    accumulation = max(fit.accumulation, chosen.accumulation)
-    known = fit.peak if (chosen.micro_batch, accumulation) == (fit.batch, fit.accumulation) else None
-    peak = known or predict(fit.tape, fit.gpu, chosen.micro_batch, accumulation)
+    fewest, chosen, peak = _chosen(fit, target, devices, in_time=not untimed and target_batch is not None)
     rate, rule = (None, "")
     if base_lr is not None:
         rate, rule = learning_rate(fit.tape.optimizer_family, chosen.effective_batch, base_lr, 256 if base_batch is None else base_batch)
@@ -195,7 +186,7 @@ def plan(
         fit,
         target,
         chosen,
-        candidates[0],
+        fewest,
         chosen.effective_batch == target,
         peak,
         timing,
@@ -207,6 +198,26 @@ def plan(
         total,
         _advice(fit, chosen),
     )
+
+
+def _chosen(fit: Fit, target: int, devices: int, in_time: bool) -> tuple[Split, Split, Peak]:
+    """The nearest split with the fewest micro-steps; the fastest of the nearest, the first of them that survives, and its peak.
+
+    A micro-batch below the largest need not survive: what is cached fits the larger one better, now and then.
+    """
+    limit = fit
+    if target > fit.batch * devices and fit.accumulation == 1:
+        limit = fit_tape(fit.tape, fit.gpu, accumulation=2)
+    candidates = splits(target, fit.batch, limit.batch, devices)
+    for _, nearest in itertools.groupby(candidates, lambda split: _missed(split, target)):
+        alike = list(nearest)
+        for split in by_time(alike, fit.tape, fit.gpu) if in_time else alike:
+            accumulation = max(fit.accumulation, split.accumulation)
+            known = limit.peak if (split.micro_batch, min(accumulation, 2)) == (limit.batch, min(limit.accumulation, 2)) else None
+            peak = known or predict(fit.tape, fit.gpu, split.micro_batch, accumulation)
+            if peak.fits:
+                return candidates[0], split, peak
+    raise UnreachableTargetError(f"no split of {target} survives; a micro-batch of {fit.batch}, the largest, does")
 
 
 def ranked(plans: Sequence[Plan]) -> tuple[Plan, ...]:

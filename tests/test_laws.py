@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Laws that hold for all envelopes, batches and capacities, and for every recording."""
 
+import contextlib
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import bsmodel
 from bsmodel import planning
+from bsmodel.errors import UnreachableTargetError
 from tests.models import attention, workload
 from tests.strategies import bundles, envelope_of, envelopes
 
@@ -57,7 +60,7 @@ def test_every_kept_line_is_highest_somewhere(bundle):
 @given(st.integers(1, 10**6), st.integers(1, 2000), st.integers(1, 2000), st.integers(1, 16))
 def test_a_split_stays_within_the_largest_micro_batch_and_near_the_target(target, largest, accumulating, devices):
     accumulating = min(largest, accumulating)
-    split = planning.split(target, largest, accumulating, devices)
+    split = planning.splits(target, largest, accumulating, devices)[0]
 
     limit = largest if split.accumulation == 1 else accumulating
     assert 1 <= split.micro_batch <= limit
@@ -67,7 +70,7 @@ def test_a_split_stays_within_the_largest_micro_batch_and_near_the_target(target
 
 @given(st.integers(1, 500), st.integers(1, 64), st.integers(1, 8))
 def test_a_target_that_is_a_multiple_of_the_largest_is_met_exactly(largest, accumulation, devices):
-    split = planning.split(largest * accumulation * devices, largest, largest, devices)
+    split = planning.splits(largest * accumulation * devices, largest, largest, devices)[0]
 
     assert split == planning.Split(largest, accumulation, devices)
 
@@ -104,6 +107,18 @@ def test_the_largest_batch_survives_and_the_next_does_not(tape, a100, mebibytes)
     assert fit.batch <= fit.likely_batch
     assert fit.batch == 0 or bsmodel.predict(tape, card, fit.batch).fits
     assert not bsmodel.predict(tape, card, fit.batch + 1).fits
+
+
+@given(st.integers(560, 1200), st.integers(1, 5000))
+@example(562, 304)
+@settings(max_examples=30)
+def test_what_a_plan_says_survives(tape, a100, mebibytes, target):
+    """Also where it takes a smaller micro-batch than the largest."""
+    card = a100.model_copy(update={"memory_bytes": mebibytes * 2**20})
+    fit = bsmodel.fit(tape, card)
+
+    with contextlib.suppress(UnreachableTargetError):
+        assert fit.batch == 0 or bsmodel.plan(fit, target_batch=target).peak.fits
 
 
 def test_a_heavier_optimizer_never_gives_a_larger_batch(a100):
