@@ -35,10 +35,10 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BAD_USAGE, f"bsmodel: {message}; see {self.prog} --help\n")
 
 
-def main(arguments: Sequence[str] | None = None, begin: Callable[[Callable[[], Tape]], Callable[[], Tape]] = later) -> int:
+def main(arguments: Sequence[str] | None = None, begin: Callable[[Callable[[], Any]], Callable[[], Any]] = later) -> int:
     """Run one command; returns the exit code: 0 fits, 1 fits on none of the GPUs asked for, 2 bad usage or untraceable.
 
-    `begin` says how a recording is made that is not needed yet: by default when it is.
+    `begin` says how work is done whose result is not needed yet: by default when it is.
     """
     options = _parser().parse_args(arguments)
     options.begin = begin
@@ -54,9 +54,11 @@ def main(arguments: Sequence[str] | None = None, begin: Callable[[Callable[[], T
 
 
 def run() -> int:
-    """The command `bsmodel`: `main` in a process of its own, too short for garbage collection to pay, and free to record in a copy of itself."""
+    """The command `bsmodel`: `main` in a process of its own, too short for garbage collection to pay, and free to make copies of itself."""
     gc.disable()
-    return main(begin=beside)
+    code = main(begin=beside)
+    gc.freeze()  # Python looks for garbage once more at the very end, which would take most of a second
+    return code
 
 
 def _parser() -> _Parser:
@@ -220,7 +222,15 @@ def _plan(options: argparse.Namespace) -> int:
 def _plans(
     options: argparse.Namespace, recipe: tuple[Workload, Training] | None, tapes: dict[str, Tape], gpus: Sequence[Gpu]
 ) -> list[planning.Plan | bsmodel.Fit]:
-    """The plan on each GPU, or the fit that says why there is none."""
+    """The plan on each GPU, or the fit that says why there is none; for half of them in a copy of this process, where there may be one."""
+    half = (len(gpus) + 1) // 2
+    others = options.begin(functools.partial(_planned, options, recipe, tapes, gpus[half:])) if gpus[half:] else list
+    return [*_planned(options, recipe, tapes, gpus[:half]), *others()]
+
+
+def _planned(
+    options: argparse.Namespace, recipe: tuple[Workload, Training] | None, tapes: dict[str, Tape], gpus: Sequence[Gpu]
+) -> list[planning.Plan | bsmodel.Fit]:
     base_lr, base_batch = getattr(options, "base_lr", None), getattr(options, "base_batch", None)
     if recipe is not None and base_lr is None:
         workload, _ = recipe

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A second recording beside the first: in a copy of this process, where one can be made."""
+"""Work beside other work: in a copy of this process, where one can be made."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def later(work: Callable[[], _Result]) -> Callable[[], _Result]:
 def beside(work: Callable[[], _Result]) -> Callable[[], _Result]:
     """Begin the work in a forked copy of this process; the function returned waits for its result.
 
-    Only for a process of one thread that has run no backward pass yet, such as a command that has just begun: torch's autograd refuses to
-    work in copies of others. Where there is no second processor, no fork, or no result, the work is done here when it is asked for, and
+    Only for a process of one thread, such as a command; and for a recording only where that has run no backward pass yet: torch's autograd
+    refuses to work in copies of others. Where there is no second processor, no fork, or no result, the work is done here when it is asked for, and
     raises here what it raises.
     """
     if sys.platform != "linux" or threading.active_count() > 1 or len(os.sched_getaffinity(0)) < 2:
@@ -65,9 +65,8 @@ def _work_and_exit(work: Callable[[], object], reader: int, writer: int) -> None
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):  # whoever waits for this command's output does not wait for its copy
             os.dup2(nowhere, stream)
-        import torch
-
-        torch.set_num_threads(1)  # the threads of the original are not in the copy
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)  # the threads of the original are not in the copy
         data = pickle.dumps(work())
         with os.fdopen(writer, "wb") as pipe:
             pipe.write(data)

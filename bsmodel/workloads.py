@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -140,10 +141,10 @@ def denoising_loss(model: Any, batch: Any) -> Any:
 
 
 def _transformers_model(config: Any, auto_class: str) -> Callable[[], Any]:
+    cls = getattr(_library("transformers"), auto_class)
+    initialization = importlib.import_module("transformers.initialization")
+
     def build() -> Any:
-        transformers = _library("transformers")
-        initialization = importlib.import_module("transformers.initialization")
-        cls = getattr(transformers, auto_class)
         with initialization.no_init_weights():
             model = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
         model.tie_weights()
@@ -259,10 +260,8 @@ def _sd15_unet(image_size: int = 512) -> Workload:
     if image_size % 64:
         raise InvalidInputError(f"image-size {image_size} does not divide by 64, as the UNet needs; nearest: {max(64, round(image_size / 64) * 64)}")
 
-    def build() -> Any:
-        return _library("diffusers").UNet2DConditionModel(sample_size=image_size // 8, cross_attention_dim=768)
-
-    _library("diffusers")
+    unet: Any = _library("diffusers").UNet2DConditionModel
+    build = functools.partial(unet, sample_size=image_size // 8, cross_attention_dim=768)
     return Workload(build, _unet_batch(image_size // 8, 4, (77, 768)), denoising_loss, training=Training(precision="fp16-mixed", optimizer="adamw"))
 
 
