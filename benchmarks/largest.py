@@ -19,9 +19,11 @@ from matrix import Case, largest_cases
 import bsmodel
 from bsmodel.validation.searching import largest_survivor
 
+STEPS = 12  # at capacity fragments pile up over several steps before one fails
+
 
 def _survives(case: Case, batch: int) -> bool:
-    """Whether three steps at this batch complete on the device."""
+    """Whether the steps complete on the device at this batch."""
     command = [*os.environ.get("BSMODEL_PYTHON", sys.executable).split(), __file__, "--one", case.key, "--batch", str(batch)]
     run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "BSMODEL_GPU": case.gpu}, check=False)
     if run.returncode:
@@ -33,7 +35,7 @@ def _one(key: str, batch: int) -> None:
     from bsmodel.validation import measure
 
     case = next(case for case in largest_cases() if case.key == key)
-    print("dies" if measure(case.workload(), case.training, batch).out_of_memory else "survives")
+    print("dies" if measure(case.workload(), case.training, batch, STEPS).out_of_memory else "survives")
 
 
 def main() -> None:

@@ -276,6 +276,18 @@ class CachingAllocator:
         """The map of reserved memory by address; of a growing segment, every contiguous mapped stretch counts as a segment."""
         return [segment for first in self._segments.values() for segment in mapped_stretches(first)]
 
+    @property
+    def spare_bytes(self) -> int:
+        """What the driver could still give."""
+        most = self._capacity if self._allowed is None else min(self._capacity, self._allowed)
+        return most - self.reserved_bytes
+
+    def layout(self) -> tuple[object, ...]:
+        """Where the large blocks lie, free and allocated, and how often the driver was asked; small blocks wander almost without end."""
+        free = tuple(tuple(pool.keys) for _, pool in sorted(self._large.items()))
+        live = frozenset((tensor, block.address) for tensor, block in self._live.items() if block is not None and block.size_bytes > SMALL_SIZE)
+        return len(self.segment_events), free, live
+
     def _search(self, pool: Pool, size: int) -> int:
         """The index of the free block to use, past the end where there is none: get_free_block."""
         if self._collects and pool.slack_bytes:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bsmodel.allocator import CachingAllocator, OutOfMemoryError, Settings
+from bsmodel.allocator import SMALL_SEGMENT, CachingAllocator, OutOfMemoryError, Settings
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.lines import Envelope, Line, upper_envelope
@@ -19,7 +19,8 @@ from bsmodel.tape import Tape
 from bsmodel.units import format_bytes
 
 CATEGORIES = ("parameter", "buffer", "gradient", "optimizer state", "batch", "saved", "temporary", "workspace")
-_STEPS = 3  # the optimizer's state exists from the second step on, and the third finds the caches of the second
+_STEPS = 3  # the optimizer's state exists from the second step on: the third repeats it, in bytes requested
+_MOST_STEPS = 16  # in which the allocator comes to rest, or hardly ever does
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class Peak:
 
 
 def predict(tape: Tape, gpu: Gpu, batch: int, accumulation: int | None = None, settings: Settings | None = None) -> Peak:
-    """The peak of three training steps at micro-batch `batch`, by replay through the caching allocator of a card of this size.
+    """The peak of training at micro-batch `batch`, by replay through the caching allocator of a card of this size until it comes to rest.
 
     `allocated_bytes` and `reserved_bytes` are `torch.cuda.max_memory_allocated()` and `max_memory_reserved()`; `device_bytes` adds
     the CUDA context. `reserved_upper_bytes` is the upper end where a library's workspaces cannot be known (cuDNN's in the contiguous
@@ -224,14 +225,33 @@ def _replays(tape: Tape, gpu: Gpu, accumulation: int | None, settings: Settings)
         sizes = (tape.upper_sizes if upper else tape.sizes)(batch, gpu).tolist()
         card = gpu if within else boundless
         allocator = CachingAllocator(card.usable_bytes, settings, total_bytes=card.memory_bytes)
-        try:
-            for _, block in tape.program(_STEPS, accumulation):
-                allocator.run(block, sizes)
-        except OutOfMemoryError:
-            return None
-        return _Reached(allocator.max_allocated_bytes, allocator.max_reserved_bytes)
+        survives = _train(allocator, tape, sizes, accumulation)
+        return _Reached(allocator.max_allocated_bytes, allocator.max_reserved_bytes) if survives else None
 
     return replay
+
+
+def _train(allocator: CachingAllocator, tape: Tape, sizes: list[int], accumulation: int | None) -> bool:
+    """Run training steps until one ends as an earlier one did; whether there is memory for that, and so for all later ones.
+
+    A batch and the one before it take turns in two places, which moves others: it takes some steps, and at capacity fragments may pile up
+    until one fails. Only large blocks are compared: for small ones there must be room for one more segment. A run that still releases its
+    cache and retries after the most is taken for one that fails.
+    """
+    layouts: list[object] = []
+    retries = 0
+    try:
+        for name, block in tape.program(_MOST_STEPS, accumulation):
+            if name in ("micro", "first"):
+                retries = allocator.retries
+            allocator.run(block, sizes)
+            if name in ("step", "first_step"):
+                layouts.append(allocator.layout())
+                if layouts[-1] in layouts[:-1]:
+                    break
+    except OutOfMemoryError:
+        return False
+    return allocator.retries == retries and allocator.spare_bytes >= SMALL_SEGMENT
 
 
 @dataclass(frozen=True)
@@ -241,6 +261,7 @@ class Fit:
     tape: Tape
     gpu: Gpu
     accumulation: int
+    settings: Settings
     batch: int
     likely_batch: int
     binding: str
@@ -250,7 +271,7 @@ class Fit:
 
 
 def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Settings | None = None) -> Fit:
-    """The largest micro-batch whose replay survives on this GPU, release-and-retry included.
+    """The largest micro-batch that trains on this GPU without end: its replay comes to rest, release-and-retry included.
 
     The closed form bounds it from above, `b <= largest(capacity)`; replays decide below that. `batch` survives at the upper end of what
     cannot be known, `likely_batch` at the likely one. `batch` is 0 where nothing fits, and the verdict then says how much is missing.
@@ -270,10 +291,10 @@ def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Setting
             f"does not fit on {gpu.id}: one sample needs {format_bytes(peak.reserved_bytes)} of {format_bytes(gpu.usable_bytes)}, "
             f"{format_bytes(missing)} too much, at the {peak.moment}; {remedy(tape, gpu)}"
         )
-        return Fit(tape, gpu, accumulation, 0, likely, peak.moment, -missing, verdict, None)
+        return Fit(tape, gpu, accumulation, settings, 0, likely, peak.moment, -missing, verdict, None)
     binding = str(form.binding(batch))
     headroom = gpu.usable_bytes - peak.reserved_upper_bytes
-    return Fit(tape, gpu, accumulation, batch, likely, binding, headroom, f"fits up to {batch}, bound by {binding}", peak)
+    return Fit(tape, gpu, accumulation, settings, batch, likely, binding, headroom, f"fits up to {batch}, bound by {binding}", peak)
 
 
 def _largest(survives: Callable[[int], bool], bound: int) -> int:

@@ -103,7 +103,7 @@ def power_of_two_at_most(batch: int) -> int:
 def ladder(fit: Fit) -> tuple[Rung, ...]:
     """Powers of two up to the largest micro-batch, and that batch itself: what to try in short runs, with the memory of each."""
     powers = [1 << k for k in range(fit.batch.bit_length())]
-    return tuple(Rung(batch, predict(fit.tape, fit.gpu, batch, fit.accumulation)) for batch in sorted({*powers, fit.batch} - {0}))
+    return tuple(Rung(batch, predict(fit.tape, fit.gpu, batch, fit.accumulation, fit.settings)) for batch in sorted({*powers, fit.batch} - {0}))
 
 
 def splits(target_batch: int, largest: int, largest_accumulating: int, devices: int = 1) -> tuple[Split, ...]:
@@ -207,14 +207,14 @@ def _chosen(fit: Fit, target: int, devices: int, in_time: bool) -> tuple[Split, 
     """
     limit = fit
     if target > fit.batch * devices and fit.accumulation == 1:
-        limit = fit_tape(fit.tape, fit.gpu, accumulation=2)
+        limit = fit_tape(fit.tape, fit.gpu, 2, fit.settings)
     candidates = splits(target, fit.batch, limit.batch, devices)
     for _, nearest in itertools.groupby(candidates, lambda split: _missed(split, target)):
         alike = list(nearest)
         for split in by_time(alike, fit.tape, fit.gpu) if in_time else alike:
             accumulation = max(fit.accumulation, split.accumulation)
             known = limit.peak if (split.micro_batch, min(accumulation, 2)) == (limit.batch, min(limit.accumulation, 2)) else None
-            peak = known or predict(fit.tape, fit.gpu, split.micro_batch, accumulation)
+            peak = known or predict(fit.tape, fit.gpu, split.micro_batch, accumulation, fit.settings)
             if peak.fits:
                 return candidates[0], split, peak
     raise UnreachableTargetError(f"no split of {target} survives; a micro-batch of {fit.batch}, the largest, does")

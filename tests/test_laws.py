@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import bsmodel
 from bsmodel import planning
+from bsmodel.allocator import CachingAllocator
 from bsmodel.errors import UnreachableTargetError
 from tests.models import attention, workload
 from tests.strategies import bundles, envelope_of, envelopes
@@ -107,6 +108,26 @@ def test_the_largest_batch_survives_and_the_next_does_not(tape, a100, mebibytes)
     assert fit.batch <= fit.likely_batch
     assert fit.batch == 0 or bsmodel.predict(tape, card, fit.batch).fits
     assert not bsmodel.predict(tape, card, fit.batch + 1).fits
+
+
+@pytest.fixture(scope="module")
+def attention_tape(a100):
+    return bsmodel.trace(attention(), bsmodel.Training(optimizer="adamw"), a100)
+
+
+@given(st.integers(540, 1200))
+@example(996)
+@settings(max_examples=20)
+def test_the_largest_batch_trains_on_and_on(attention_tape, a100, mebibytes):
+    """Near the capacity fragments pile up: some batches run three steps and fail at the sixth."""
+    card = a100.model_copy(update={"memory_bytes": mebibytes * 2**20})
+    fit = bsmodel.fit(attention_tape, card)
+    sizes = attention_tape.sizes(fit.batch, card).tolist()
+    allocator = CachingAllocator(card.usable_bytes, total_bytes=card.memory_bytes)
+
+    assert fit.batch > 0
+    for _, block in attention_tape.program(steps=40):
+        allocator.run(block, sizes)  # raises where memory runs out
 
 
 @given(st.integers(560, 1200), st.integers(1, 5000))

@@ -13,6 +13,7 @@ from bsmodel.workloads import NAMED, Workload
 
 Job = dict[str, Any]
 MOST_TIMED = 10
+_TRIAL_STEPS = 12  # at capacity fragments pile up over several steps before one fails
 
 
 def recipe_of(job: Job) -> tuple[Workload, Training]:
@@ -60,12 +61,12 @@ def step(job: Job) -> dict[str, Any]:
 
 
 def trial(job: Job) -> dict[str, Any]:
-    """Whether three optimizer steps survive under a capacity."""
+    """Whether training survives under a capacity."""
     from bsmodel.validation.device import limit_to, measure
 
     workload, training = recipe_of(job)
     limit_to(job.get("capacity_bytes"))
-    found = measure(workload, training, job["batch"], job.get("steps", 3), initialise=unfilled(job))
+    found = measure(workload, training, job["batch"], job.get("steps", _TRIAL_STEPS), initialise=unfilled(job))
     return {"survives": not found.out_of_memory, "allocated_bytes": found.allocated_bytes, "reserved_bytes": found.reserved_bytes}
 
 
