@@ -107,7 +107,7 @@ def test_largest_finds_the_first_failure_at_each_capacity(validate, capsys):
 
 
 def test_accumulation_runs_the_plan_and_compares_gradients(validate):
-    (found,) = validate("--accumulation", "--precision", "fp32", capacity=80 * GiB)
+    (found,) = validate("--accumulation", "--precision", "fp32", capacity=800 * GiB)
 
     assert found["micro_batch"] * found["accumulation"] == found["batch"] and found["accumulation"] >= 2
     assert found["measured"]["gradients"]["agree"] and found["measured"]["survives"]
