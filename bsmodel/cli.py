@@ -7,6 +7,7 @@ import argparse
 import functools
 import gc
 import json
+import math
 import os
 import sys
 import time
@@ -207,12 +208,13 @@ def _plan(options: argparse.Namespace) -> int:
     gpus, recipe = _gpus_asked(options), _recipe(options)
     tapes = _recorded(options, recipe, gpus)
     plans = _plans(options, recipe, tapes, gpus)
-    forms = {gpu.id: footprint(tapes[gpu.id]) for gpu in gpus}
+    distinct = list({id(tape): tape for tape in tapes.values()}.values())
+    of_tape = {id(tape): footprint(tape) for tape in distinct}
+    forms = {gpu.id: of_tape[id(tapes[gpu.id])] for gpu in gpus}
     answer = [
         documents.plan_json(item, forms[gpu.id], planning.ladder(item.fit) if isinstance(item, planning.Plan) and options.json else ())
         for gpu, item in zip(gpus, plans, strict=True)
     ]
-    distinct = list({id(tape): tape for tape in tapes.values()}.values())
     text = "" if options.json else report.plan_text(distinct, plans, _labelled(tapes, gpus, forms))
     missing = sorted({name for tape in distinct for name in tape.uncounted})
     _print(options, text, documents.document("plan", workload=documents.tape_json(distinct[0]), gpus=answer, uncounted=missing))
@@ -222,10 +224,11 @@ def _plan(options: argparse.Namespace) -> int:
 def _plans(
     options: argparse.Namespace, recipe: tuple[Workload, Training] | None, tapes: dict[str, Tape], gpus: Sequence[Gpu]
 ) -> list[planning.Plan | bsmodel.Fit]:
-    """The plan on each GPU, or the fit that says why there is none; for half of them in a copy of this process, where there may be one."""
-    half = (len(gpus) + 1) // 2
-    others = options.begin(functools.partial(_planned, options, recipe, tapes, gpus[half:])) if gpus[half:] else list
-    return [*_planned(options, recipe, tapes, gpus[:half]), *others()]
+    """The plan on each GPU, or the fit that says why there is none; in copies of this process, where there may be any."""
+    size = math.ceil(len(gpus) / (2 * (os.cpu_count() or 1)))  # two shares a processor, since some cards take longer
+    mine, *others = (functools.partial(_planned, options, recipe, tapes, gpus[start : start + size]) for start in range(0, len(gpus), size))
+    begun = [options.begin(share) for share in others]
+    return [*mine(), *(plan for share in begun for plan in share())]
 
 
 def _planned(

@@ -232,22 +232,25 @@ def _replays(tape: Tape, gpu: Gpu, accumulation: int | None, settings: Settings)
 
 
 def _train(allocator: CachingAllocator, tape: Tape, sizes: list[int], accumulation: int | None) -> bool:
-    """Run training steps until one ends as an earlier one did; whether there is memory for that, and so for all later ones.
+    """Run training steps until the allocator has come to rest; whether there is memory for that, and so for all later steps.
 
-    A batch and the one before it take turns in two places, which moves others: it takes some steps, and at capacity fragments may pile up
-    until one fails. Only large blocks are compared: for small ones there must be room for one more segment. A run that still releases its
-    cache and retries after the most is taken for one that fails.
+    It has where a step asks nothing of the driver while there is room for the largest block, or where a step ends as an earlier one did:
+    a batch and the one before it take turns in two places, which moves others, and at capacity fragments may pile up over some steps until
+    one fails. Only large blocks are compared; for small ones there must be room for one more segment. A run that still releases its cache
+    and retries after the most steps is taken for one that fails.
     """
+    largest = max(sizes, default=0)
     layouts: list[object] = []
-    retries = 0
+    asked = retries = 0
     try:
         for name, block in tape.program(_MOST_STEPS, accumulation):
             if name in ("micro", "first"):
-                retries = allocator.retries
+                asked, retries = len(allocator.segment_events), allocator.retries
             allocator.run(block, sizes)
             if name in ("step", "first_step"):
                 layouts.append(allocator.layout())
-                if layouts[-1] in layouts[:-1]:
+                quiet = len(allocator.segment_events) == asked and allocator.spare_bytes > largest
+                if layouts[-1] in layouts[:-1] or (quiet and len(layouts) >= _STEPS):
                     break
     except OutOfMemoryError:
         return False
