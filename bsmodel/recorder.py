@@ -29,7 +29,7 @@ from bsmodel.errors import UntraceableError
 from bsmodel.operations import Row
 
 aten = torch.ops.aten
-_LONG = 50  # arguments: operations over lists of tensors, which do not come twice
+_LONG = 50  # tensors: operations over lists of tensors, which do not come twice
 _READS = (aten._local_scalar_dense.default, aten.is_nonzero.default)
 _VALUE_LIMIT = 1 << 20  # elements: integer and boolean device tensors up to this size keep their values, so that masks can be asked
 
@@ -166,23 +166,22 @@ class Recorder(TorchDispatchMode):
     def _dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunction():  # from here on tensors show their true device
             kwargs = kwargs or {}
-            flat = leaves((args, *kwargs.values()))
-            on_device = any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in flat)
+            given = tensors_in((args, *kwargs.values()))
             device = kwargs.get("device")
-            if not on_device and (device is None or device.type != "meta"):
+            if not any(tensor.is_meta for tensor in given) and (device is None or device.type != "meta"):
                 return func(*args, **kwargs)
             if func in _READS:
                 return self._read(args[0])
             if func is aten._to_copy.default and device is not None and device.type == "cpu":
                 return self._to_host(args[0], kwargs)
             if func is aten.add.Tensor and not kwargs and self.in_backward and not self._stack and _adds_in_place(*args):
-                self._note_work(_name(func), work_of(func, args, flat, [args[0]], NO_BUFFERS, self.capability), None)
+                self._note_work(_name(func), work_of(func, args, given, [args[0]], NO_BUFFERS, self.capability), None)
                 return aten.alias.default(args[0])
-            return self._run(func, args, kwargs, flat)
+            return self._run(func, args, kwargs, given)
 
-    def _run(self, func: Any, args: Any, kwargs: Any, flat: list[Any]) -> Any:
-        value = self._computed_value(func, args, kwargs, flat)
-        signature = shapes.signature((args, kwargs)) if len(flat) < _LONG else None
+    def _run(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
+        value = self._computed_value(func, args, kwargs, given)
+        signature = shapes.signature((args, kwargs)) if len(given) < _LONG else None
         known = None if signature is None else self._known.get((func, signature))
         layout = shapes.known(func, signature) if known is None else known.layout
         output = self._shaped(func, args, kwargs, value) if layout is None else shapes.made(layout)
@@ -192,7 +191,7 @@ class Recorder(TorchDispatchMode):
             counted = count(func, args, tensors[0]) if tensors else None
             if func in UNCOUNTED:
                 self.uncounted.add(UNCOUNTED[func])
-            known = _Known(layout or shapes.layout(func, args, kwargs, output), kernel, work_of(func, args, flat, tensors, kernel, self.capability), counted)
+            known = _Known(layout or shapes.layout(func, args, kwargs, output), kernel, work_of(func, args, given, tensors, kernel, self.capability), counted)
             if signature is not None:
                 self._known[func, signature] = known
                 shapes.remember(func, signature, known.layout)
@@ -200,7 +199,7 @@ class Recorder(TorchDispatchMode):
         self._note_work(_name(func), known.work, known.counted)
         if self._stack or not self.in_backward:  # the newest node of the graph, if this operation made it
             self._module_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, self._stack[-1] if self._stack else "")
-        self._keep_value(func, output, value, flat)
+        self._keep_value(func, output, value, given)
         return output
 
     def _shaped(self, func: Any, args: Any, kwargs: Any, value: Any) -> Any:
@@ -263,11 +262,10 @@ class Recorder(TorchDispatchMode):
         if value.numel() <= (_VALUE_LIMIT if not value.is_floating_point() else 4096):
             self._values[tensor] = value
 
-    def _computed_value(self, func: Any, args: Any, kwargs: Any, flat: list[Any]) -> Any:
-        tensors = [leaf for leaf in flat if isinstance(leaf, torch.Tensor)]
-        if func is aten.copy_.default or any(t.numel() > _VALUE_LIMIT or (t.is_meta and t not in self._values) for t in tensors):
+    def _computed_value(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
+        if func is aten.copy_.default or any(t.numel() > _VALUE_LIMIT or (t.is_meta and t not in self._values) for t in given):
             return None
-        if not tensors and not func._schema.name.startswith(("aten::arange", "aten::full", "aten::ones", "aten::zeros", "aten::scalar_tensor")):
+        if not given and not func._schema.name.startswith(("aten::arange", "aten::full", "aten::ones", "aten::zeros", "aten::scalar_tensor")):
             return None
         host = torch.device("cpu")
 
@@ -276,7 +274,7 @@ class Recorder(TorchDispatchMode):
                 return self._values[leaf]
             return host if isinstance(leaf, torch.device) else leaf
 
-        if not tensors and _numel_of_factory(args) > _VALUE_LIMIT:
+        if not given and _numel_of_factory(args) > _VALUE_LIMIT:
             return None
         args, kwargs = tree_map(replace, (args, kwargs))
         try:
@@ -284,16 +282,14 @@ class Recorder(TorchDispatchMode):
         except (RuntimeError, NotImplementedError):
             return None
 
-    def _keep_value(self, func: Any, output: Any, value: Any, flat: list[Any]) -> None:
+    def _keep_value(self, func: Any, output: Any, value: Any, given: list[torch.Tensor]) -> None:
         if value is None:
             if func._schema.is_mutable:
-                for leaf in flat:
-                    if isinstance(leaf, torch.Tensor):
-                        self._values.pop(leaf, None)
+                for tensor in given:
+                    self._values.pop(tensor, None)
             return
-        for tensor, known in zip(leaves((output,)), leaves((value,)), strict=True):
-            if isinstance(tensor, torch.Tensor):
-                self.set_value(tensor, known)
+        for tensor, known in zip(tensors_in((output,)), tensors_in((value,)), strict=True):
+            self.set_value(tensor, known)
 
     def _read(self, tensor: torch.Tensor) -> Any:
         value = self._values.get(tensor)
@@ -326,14 +322,14 @@ def _rows(operator: str, module: str, phase: str, work: Work, counted: Count) ->
     return [Row(operator, module, phase, work.kind, work.dtype, (*product, *shared)) for product in products]
 
 
-def leaves(values: Any) -> list[Any]:
-    """Arguments of an operator in order, lists and tuples of them opened."""
-    found: list[Any] = []
+def tensors_in(values: Any) -> list[torch.Tensor]:
+    """The tensors among the arguments of an operator in order, lists and tuples of them opened."""
+    found: list[torch.Tensor] = []
     for value in values:
-        if isinstance(value, (list, tuple)):
-            found.extend(leaves(value))
-        else:
+        if isinstance(value, torch.Tensor):
             found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found.extend(tensors_in(value))
     return found
 
 
@@ -357,7 +353,7 @@ _name = functools.cache(str)
 
 def _device_tensors(func: Any, output: Any) -> list[torch.Tensor]:
     """Device tensors among the outputs in the order CUDA allocates them: dropout makes its mask first."""
-    tensors = [leaf for leaf in leaves((output,)) if isinstance(leaf, torch.Tensor) and leaf.is_meta]
+    tensors = [tensor for tensor in tensors_in((output,)) if tensor.is_meta]
     return tensors[::-1] if func is aten.native_dropout.default else tensors
 
 

@@ -190,17 +190,17 @@ _PRODUCTS: dict[Any, tuple[str, Callable[[Any, Any], tuple[tuple[int, int, int, 
 _CHUNK_ELEMENTS, _TENSORS_A_LAUNCH = 65_536 * 320, 64  # aten/src/ATen/native/cuda/MultiTensorApply.cuh: blocks and tensors one launch takes
 
 
-def work_of(func: Any, args: Any, flat: Sequence[Any], outputs: Sequence[torch.Tensor], kernel: Kernel, capability: tuple[int, int]) -> Work | None:
+def work_of(func: Any, args: Any, given: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], kernel: Kernel, capability: tuple[int, int]) -> Work | None:
     """What one operator does on a device of this capability, or None where it launches nothing (views, allocations).
 
-    `flat`: all its arguments, lists opened; `outputs`: its device tensors; `kernel`: buffers inside, each written and read once.
+    `given`: the tensors among its arguments, lists opened; `outputs`: its device tensors; `kernel`: buffers inside, each written and read once.
     """
     if _launches_nothing(func):
         return None
     if func._schema.name.startswith(("aten::_foreach", "aten::_fused", "aten::_amp_foreach")):
-        return _over_lists(func, args, flat, outputs)
-    dtype = _NAMES.get(next((value.dtype for value in (*flat, *outputs) if isinstance(value, torch.Tensor) and value.is_floating_point()), None), "fp32")  # type: ignore[arg-type]
-    work = Work("elementwise", dtype, _read(func, args, flat, outputs) + _sum(outputs))
+        return _over_lists(func, args, given, outputs)
+    dtype = _NAMES.get(next((tensor.dtype for tensor in (*given, *outputs) if tensor.is_floating_point()), None), "fp32")  # type: ignore[arg-type]
+    work = Work("elementwise", dtype, _read(func, args, given, outputs) + _sum(outputs))
     inner = replace(work, moved_bytes=work.moved_bytes + 2 * sum(buffer.size_bytes for buffer in kernel.buffers))
     if func in (aten.convolution.default, aten.convolution_backward.default):
         converted = _converted(func, args, outputs, capability)
@@ -218,20 +218,19 @@ def work_of(func: Any, args: Any, flat: Sequence[Any], outputs: Sequence[torch.T
     return replace(work, kind=passes.kind, moved_bytes=work.moved_bytes + passes.again * moved_bytes(args[passes.argument]), launches=passes.launches)
 
 
-def _read(func: Any, args: Any, flat: Sequence[Any], outputs: Sequence[torch.Tensor]) -> int:
+def _read(func: Any, args: Any, given: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> int:
     if func in _GATHERS:
-        return _sum(outputs) + _sum(flat[1:])
+        return _sum(outputs) + _sum(given[1:])
     if func._schema.name.startswith(_WRITE_ONLY):
-        return _sum(flat[1:])
-    return _sum(flat)
+        return _sum(given[1:])
+    return _sum(given)
 
 
-def _over_lists(func: Any, args: Any, flat: Sequence[Any], outputs: Sequence[torch.Tensor]) -> Work:
+def _over_lists(func: Any, args: Any, given: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> Work:
     """An operation over lists of tensors: every list read, the changed ones written, as many launches as blocks and tensors need."""
-    tensors = [value for value in flat if isinstance(value, torch.Tensor)]
     changed = [args[i] for i, argument in enumerate(func._schema.arguments[: len(args)]) if argument.alias_info and argument.alias_info.is_write]
     written = sum(_sum(value if isinstance(value, (list, tuple)) else [value]) for value in changed) + _sum(outputs)
     first = args[0] if isinstance(args[0], (list, tuple)) else [args[0]]
     launches = max(1, -(-len(first) // _TENSORS_A_LAUNCH), -(-sum(t.numel() for t in first) // _CHUNK_ELEMENTS))
-    dtype = _NAMES.get(tensors[0].dtype, "fp32") if tensors else "fp32"
-    return Work("elementwise", dtype, _sum(tensors) + written, launches=launches)
+    dtype = _NAMES.get(given[0].dtype, "fp32") if given else "fp32"
+    return Work("elementwise", dtype, _sum(given) + written, launches=launches)
