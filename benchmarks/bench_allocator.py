@@ -3,7 +3,8 @@
 
 import pytest
 
-from bsmodel.allocator import CachingAllocator, Settings
+from bsmodel.allocator import CachingAllocator
+from bsmodel.settings import Settings
 from tests.test_allocator import load, program
 
 EVENTS = 10_000

@@ -419,4 +419,15 @@ def largest_cases() -> tuple[Case, ...]:
         Case("convnext-tiny", small, 0, _sgd("bf16-mixed")),
     ]
     found += [Case("gpt2", small, 0, _recipe(accumulation=2)), Case("qwen2.5-0.5b", "a100-40gb", 0, _recipe(optimizer="adamw-fused"))]
+    found += [
+        Case("densenet121", "rtx-3090-24gb", 0, _sgd("fp16-mixed")),
+        Case("vgg16", "t4-16gb", 0, _sgd("fp16-mixed")),
+        Case("depthwise", "rtx-4090-24gb", 0, _sgd("bf16-mixed", channels_last=True)),
+        Case("convnext-tiny", "h100-80gb", 0, _sgd("fp16-mixed")),
+        Case("segmenter", "a100-40gb", 0, _recipe("fp16-mixed")),
+        Case("sd15-unet", "h100-80gb", 0, _recipe("fp16-mixed")),
+        Case("dit-xl2", "a100-40gb", 0, mixed),
+        Case("bert-large", "rtx-3090-24gb", 0, _recipe("fp32")),
+        Case("opt-350m", small, 0, _recipe("bf16")),
+    ]
     return tuple(found)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bsmodel.allocator import Settings
 from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.lines import Envelope, Line
 from bsmodel.memory import Fit, Footprint, Peak, breakdown, fit, footprint, predict
 from bsmodel.modules import ModuleRow, OperatorRow, by_module, by_operator
 from bsmodel.planning import Plan, Price, ladder, plan
+from bsmodel.settings import Settings
 from bsmodel.tape import Tape
 from bsmodel.throughput import StepTime, step_time
 from bsmodel.training import OPTIMIZERS, PRECISIONS, Training

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bsmodel.allocator import SMALL_SEGMENT, CachingAllocator, OutOfMemoryError, Settings
+from bsmodel.allocator import SMALL_SEGMENT, CachingAllocator, OutOfMemoryError
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.lines import Envelope, Line, upper_envelope
+from bsmodel.settings import Settings
 from bsmodel.tape import Tape
 from bsmodel.units import format_bytes
 

@@ -73,8 +73,7 @@ class Recorder(TorchDispatchMode):
         self.phase = "step"
         self.uncounted: set[str] = set()
         self.workspaces: set[str] = set()
-        self._live: dict[int, weakref.ref[Any]] = {}
-        self._number: dict[int, int] = {}
+        self._live: dict[int, tuple[int, weakref.ref[Any]]] = {}  # by storage: its allocation, and what tells of its death
         self._modules: dict[int, str] = {}
         self._stack: list[str] = []
         self._module_of_node: dict[int, str] = {}
@@ -136,23 +135,22 @@ class Recorder(TorchDispatchMode):
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._live:
-            return self._number[key]
+            return self._live[key][0]
         number = self.allocate(storage.nbytes(), operator, category)
 
         def died(_: Any) -> None:
-            del self._live[key], self._number[key]
+            del self._live[key]
             self.release(number)
 
-        self._live[key] = weakref.ref(storage, died)
-        self._number[key] = number
+        self._live[key] = number, weakref.ref(storage, died)
         return number
 
     def categorize(self, tensor: torch.Tensor, category: str, module: str) -> None:
         """Say what a followed tensor turned out to be, and whose it is."""
-        number = self._number.get(tensor.untyped_storage()._cdata)
-        if number is not None:
-            self.allocations[number].category = category
-            self.allocations[number].owner = module
+        found = self._live.get(tensor.untyped_storage()._cdata)
+        if found is not None:
+            self.allocations[found[0]].category = category
+            self.allocations[found[0]].owner = module
 
     def to_device(self, tensor: torch.Tensor, operator: str, category: str | None = None) -> torch.Tensor:
         """A device tensor of the same sizes, strides and dtype, counted; the values are kept where they may be asked."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import bsmodel
-from bsmodel.allocator import Settings
 from bsmodel.errors import BsmodelError
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Fit, Peak
+from bsmodel.settings import Settings
 from bsmodel.tape import Tape
 from bsmodel.throughput import step_time
 from bsmodel.training import Training
