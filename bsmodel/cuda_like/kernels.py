@@ -248,11 +248,13 @@ def _convolution(args: Any, capability: tuple[int, int]) -> Kernel:
 
 
 def _output_bytes(tensor: torch.Tensor, weight: torch.Tensor, args: Any) -> int:
+    stride, padding, dilation, extra = (list(args[i]) * (tensor.dim() - 2) if len(args[i]) == 1 else list(args[i]) for i in (3, 4, 5, 7))
+    each = list(zip(tensor.shape[2:], weight.shape[2:], stride, padding, dilation, extra, strict=True))
     if args[6]:
-        return _bytes(tensor)
-    stride, padding, dilation = (list(values) * (tensor.dim() - 2) if len(values) == 1 else list(values) for values in (args[3], args[4], args[5]))
-    sides = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in zip(tensor.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)]
-    return int(tensor.size(0) * weight.size(0) * math.prod(sides) * tensor.element_size())
+        channels, sides = weight.size(1) * args[8], [(size - 1) * s - 2 * p + d * (k - 1) + more + 1 for size, k, s, p, d, more in each]
+    else:
+        channels, sides = weight.size(0), [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d, _ in each]
+    return int(tensor.size(0) * channels * math.prod(sides) * tensor.element_size())
 
 
 def _convolution_backward(args: Any, capability: tuple[int, int]) -> Kernel:
