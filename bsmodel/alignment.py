@@ -17,13 +17,13 @@ Line = tuple[int, int]
 class Size:
     """Bytes of an allocation: a line in the batch, plus a formula of `bsmodel.workspaces` over parameters that are lines.
 
-    `excess` is the line of how much larger it may be, where that cannot be known.
+    `excess` is the line of how much larger it may be, where a library's choice cannot be known.
     """
 
     line: Line
     formula: str = ""
     parameters: tuple[Line, ...] = ()
-    excess: Line = (0, 0)
+    excess: Line | None = None
 
 
 Allocated = Sequence[tuple[int, Any]]  # (number, allocation)
@@ -44,7 +44,7 @@ def lines(steps: Sequence[Allocated], batches: Sequence[int], workload: str) -> 
         line = _line([a.size_bytes for _, a in same], batches, what, workload)
         columns = zip(*(a.parameters for _, a in same), strict=True)
         parameters = tuple(_line(list(column), batches, what, workload) for column in columns)
-        excess = _line([a.excess_bytes for _, a in same], batches, what, workload)
+        excess = None if allocation.excess_bytes is None else _line([a.excess_bytes for _, a in same], batches, what, workload)
         found.update((number, Size(line, allocation.formula, parameters, excess)) for number, _ in same)
     return found
 

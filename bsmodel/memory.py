@@ -170,11 +170,9 @@ def predict(tape: Tape, gpu: Gpu, batch: int, accumulation: int | None = None, s
 
 
 def _peak(form: Footprint, batch: int, gpu: Gpu, replay: _Replay) -> Peak:
-    """The peak at both ends of what is known, on this card or, where it is too small, on one without a limit."""
-    likely, upper = replay(batch, False, True), replay(batch, True, True)
-    fits = likely is not None and upper is not None
-    if not fits:
-        likely, upper = replay(batch, False, False), replay(batch, True, False)
+    """The peak, likely and at the upper end of what is known, on this card or, where it is too small, on one without a limit."""
+    fits = _survives(batch, gpu, replay)
+    likely, upper = replay(batch, "likely", fits), replay(batch, "upper", fits)
     assert likely is not None and upper is not None
     return Peak(
         batch,
@@ -206,13 +204,21 @@ def require_same_kernels(tape: Tape, gpu: Gpu) -> None:
 
 
 class _Reached(NamedTuple):
-    """The peaks of one replay."""
+    """The peaks of one replay, and the largest block in it."""
 
     allocated_bytes: int
     reserved_bytes: int
+    largest_bytes: int
 
 
-_Replay = Callable[[int, bool, bool], _Reached | None]  # at a batch: at the upper end? within the card? None where memory runs out
+# What is assumed of the buffers that a library sizes by rules nobody publishes.
+_ASSUMED: dict[str, Callable[[Tape, int, Gpu], NDArray[np.int64]]] = {
+    "likely": Tape.sizes,
+    "upper": Tape.upper_sizes,
+    "lower": Tape.lower_sizes,
+    "mixed": Tape.mixed_sizes,
+}
+_Replay = Callable[[int, str, bool], _Reached | None]  # at a batch, what is assumed, and within the card or not; None where memory runs out
 
 
 def _replays(tape: Tape, gpu: Gpu, accumulation: int | None, settings: Settings) -> _Replay:
@@ -220,16 +226,29 @@ def _replays(tape: Tape, gpu: Gpu, accumulation: int | None, settings: Settings)
     boundless = gpu.model_copy(update={"memory_bytes": 1 << 60})
 
     @functools.cache
-    def replay(batch: int, upper: bool, within: bool) -> _Reached | None:
-        if upper and not tape.excess:
-            return replay(batch, False, within)
-        sizes = (tape.upper_sizes if upper else tape.sizes)(batch, gpu).tolist()
+    def replay(batch: int, assumed: str, within: bool) -> _Reached | None:
+        if assumed != "likely" and not tape.excess:
+            return replay(batch, "likely", within)
+        sizes = _ASSUMED[assumed](tape, batch, gpu).tolist()
         card = gpu if within else boundless
         allocator = CachingAllocator(card.usable_bytes, settings, total_bytes=card.memory_bytes)
         survives = _train(allocator, tape, sizes, accumulation)
-        return _Reached(allocator.max_allocated_bytes, allocator.max_reserved_bytes) if survives else None
+        return _Reached(allocator.max_allocated_bytes, allocator.max_reserved_bytes, max(sizes, default=0)) if survives else None
 
     return replay
+
+
+def _survives(batch: int, gpu: Gpu, replay: _Replay) -> bool:
+    """Whether a batch trains on the card whatever the libraries choose.
+
+    Smaller buffers may leave worse fragments than larger ones; that matters only where there is no room for another of the largest block.
+    """
+    likely, upper = replay(batch, "likely", True), replay(batch, "upper", True)
+    if likely is None or upper is None:
+        return False
+    if max(reached.reserved_bytes + reached.largest_bytes for reached in (likely, upper)) < gpu.usable_bytes:
+        return True
+    return replay(batch, "lower", True) is not None and replay(batch, "mixed", True) is not None
 
 
 def _train(allocator: CachingAllocator, tape: Tape, sizes: list[int], accumulation: int | None) -> bool:
@@ -286,8 +305,8 @@ def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Setting
     form = footprint(tape, accumulation)
     bound = min(int(form.largest(gpu.usable_bytes)), 1 << 20)
     replay = _replays(tape, gpu, accumulation, settings)
-    likely = _largest(lambda candidate: replay(candidate, False, True) is not None, bound)
-    batch = _largest(lambda candidate: replay(candidate, True, True) is not None and replay(candidate, False, True) is not None, likely)
+    likely = _largest(lambda candidate: replay(candidate, "likely", True) is not None, bound)
+    batch = _largest(lambda candidate: _survives(candidate, gpu, replay), likely)
     peak = _peak(form, max(batch, 1), gpu, replay)
     if batch == 0:
         missing = peak.reserved_bytes - gpu.usable_bytes

@@ -46,7 +46,7 @@ class Allocation:
     owner: str = ""  # the module of a parameter, and of its gradient and optimizer state
     formula: str = ""  # of `bsmodel.workspaces`, for what comes on top of `size_bytes` and is no line in the batch
     parameters: tuple[int, ...] = ()
-    excess_bytes: int = 0  # how much larger it may be
+    excess_bytes: int | None = None  # how much larger it may be, where a library's choice is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class Recorder(TorchDispatchMode):
         phase, module = self._where()
         forward = phase == "forward" or (phase == "backward" and bool(self._stack))
         number = len(self.allocations)
-        term = (buffer.formula, buffer.parameters, buffer.excess_bytes) if buffer is not None else ("", (), 0)
+        term = (buffer.formula, buffer.parameters, buffer.excess_bytes) if buffer is not None else ("", (), None)
         self.allocations.append(Allocation(size_bytes, operator, module, phase, category or ("saved" if forward else "temporary"), "", *term))
         self.events.append(number)
         return number

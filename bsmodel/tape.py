@@ -39,7 +39,7 @@ class Tape:
     """Everything later questions need, and nothing of torch.
 
     Allocation `k` asks for `fixed_bytes[k] + per_sample_bytes[k] * b` bytes, and `terms[k]` on top where it has one;
-    `excess[k]` is the line of how much more it may be. `blocks` holds the events of each part of a run: `k`
+    `excess[k]` is the line of how much more it may be, where a library sizes it by rules nobody publishes. `blocks` holds the events of each part of a run: `k`
     allocates number k, `~k` releases its oldest living instance. A run of n steps with a micro-steps each is `init`, `first`,
     (`accumulate` x (a-1)), `first_step`, then n-1 times `micro`, (`accumulate` x (a-1)), `step`.
     """
@@ -81,6 +81,20 @@ class Tape:
         sizes = self.sizes(batch, gpu)
         for number, (fixed, per_sample) in self.excess.items():
             sizes[number] += fixed + per_sample * batch
+        return sizes
+
+    def lower_sizes(self, batch: int, gpu: Gpu | None = None) -> NDArray[np.int64]:
+        """`sizes`, without the buffers that a library sizes by rules nobody publishes."""
+        sizes = self.sizes(batch, gpu)
+        sizes[list(self.excess)] = 0
+        return sizes
+
+    def mixed_sizes(self, batch: int, gpu: Gpu | None = None) -> NDArray[np.int64]:
+        """`lower_sizes`, with every second of those buffers as large as it may be: fragments are then most unlike."""
+        sizes, upper = self.lower_sizes(batch, gpu), self.upper_sizes(batch, gpu)
+        for events in self.blocks.values():
+            second = [event for event in events if event in self.excess][::2]
+            sizes[second] = upper[second]
         return sizes
 
     def program(self, steps: int = 2, accumulation: int | None = None) -> Iterable[tuple[str, tuple[int, ...]]]:

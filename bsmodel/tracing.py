@@ -205,7 +205,7 @@ def _tape(run: _Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[
         phases=tuple(a.phase for a in allocations),
         categories=tuple(a.category for a in allocations),
         terms={index: Term(size.formula, size.parameters) for index, size in enumerate(found) if size.formula},
-        excess={index: size.excess for index, size in enumerate(found) if size.excess != (0, 0)},
+        excess={index: size.excess for index, size in enumerate(found) if size.excess is not None},
         blocks=blocks,
         operations=_all_operations(run, micro_step),
         uncounted_operators=tuple(sorted(run.recorder.uncounted_operators)),

@@ -110,6 +110,29 @@ def test_the_largest_batch_survives_and_the_next_does_not(tape, a100, mebibytes)
     assert not bsmodel.predict(tape, card, fit.batch + 1).fits
 
 
+@given(st.integers(1, 300))
+def test_what_is_assumed_of_workspaces_differs_in_them_alone(tape, batch):
+    likely, upper, lower, mixed = (sizes(batch) for sizes in (tape.sizes, tape.upper_sizes, tape.lower_sizes, tape.mixed_sizes))
+    unknown = np.zeros(len(likely), bool)
+    unknown[list(tape.excess)] = True
+
+    assert unknown.any() and not lower[unknown].any() and (upper >= likely).all()
+    assert all((sizes[~unknown] == likely[~unknown]).all() for sizes in (upper, lower, mixed))
+    assert ((mixed == 0) | (mixed == upper))[unknown].all() and not (mixed == upper).all() and mixed[unknown].any()
+
+
+@pytest.mark.parametrize("mebibytes", (556, 562, 1376, 1386, 1396))
+def test_the_safe_batch_survives_whatever_the_libraries_choose(tape, a100, mebibytes):
+    card = a100.model_copy(update={"memory_bytes": mebibytes * 2**20})
+    fit = bsmodel.fit(tape, card)
+
+    assert fit.batch > 0
+    for sizes in (tape.sizes, tape.upper_sizes, tape.lower_sizes, tape.mixed_sizes):
+        allocator = CachingAllocator(card.usable_bytes, total_bytes=card.memory_bytes)
+        for _, block in tape.program(steps=8):
+            allocator.run(block, sizes(fit.batch, card).tolist())  # raises where memory runs out
+
+
 @pytest.fixture(scope="module")
 def attention_tape(a100):
     return bsmodel.trace(attention(), bsmodel.Training(optimizer="adamw"), a100)

@@ -25,7 +25,8 @@ class Buffer:
     """A buffer inside a kernel: a number of bytes, and a formula of `bsmodel.workspaces` for what is no line in the batch.
 
     `before` is the number of the output it precedes (by default it follows them all); `brief` ones are freed at once, others with the
-    operator's end. `excess_bytes` is how much larger the buffer may be where a library's choice cannot be known.
+    operator's end. Where a library sizes the buffer by rules nobody publishes, it may be as much as `excess_bytes` larger, or not there at all;
+    None elsewhere.
     """
 
     size_bytes: int = 0
@@ -33,7 +34,7 @@ class Buffer:
     parameters: tuple[int, ...] = ()
     before: int | None = None
     brief: bool = False
-    excess_bytes: int = 0
+    excess_bytes: int | None = None
 
 
 @dataclass(frozen=True)
