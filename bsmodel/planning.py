@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from bsmodel.errors import InvalidInputError, UnreachableTargetError
 from bsmodel.hardware import Gpu
-from bsmodel.memory import Fit, Peak, predict
+from bsmodel.memory import Fit, Peak, footprint, predict
 from bsmodel.memory import fit as fit_tape
 from bsmodel.tape import Tape
 from bsmodel.throughput import StepTime, curve, knee, step_time
@@ -201,23 +201,38 @@ def plan(
 
 
 def _chosen(fit: Fit, target: int, devices: int, in_time: bool) -> tuple[Split, Split, Peak]:
-    """The nearest split with the fewest micro-steps; the fastest of the nearest, the first of them that survives, and its peak.
+    """Of the nearest splits the one with the fewest micro-steps and the fastest, with its peak; both survive.
 
-    A micro-batch below the largest need not survive: what is cached fits the larger one better, now and then.
+    Where none of the nearest does, the next nearest that does: a micro-batch below the largest need not survive, since what is cached fits
+    the larger one better, now and then.
     """
-    limit = fit
-    if target > fit.batch * devices and fit.accumulation == 1:
-        limit = fit_tape(fit.tape, fit.gpu, 2, fit.settings)
-    candidates = splits(target, fit.batch, limit.batch, devices)
-    for _, nearest in itertools.groupby(candidates, lambda split: _missed(split, target)):
-        alike = list(nearest)
-        for split in by_time(alike, fit.tape, fit.gpu) if in_time else alike:
-            accumulation = max(fit.accumulation, split.accumulation)
-            known = limit.peak if (split.micro_batch, min(accumulation, 2)) == (limit.batch, min(limit.accumulation, 2)) else None
-            peak = known or predict(fit.tape, fit.gpu, split.micro_batch, accumulation, fit.settings)
-            if peak.fits:
-                return candidates[0], split, peak
+
+    @functools.cache
+    def peak_of(split: Split) -> Peak:
+        accumulation = max(fit.accumulation, split.accumulation)
+        known = fit.peak if (split.micro_batch, accumulation) == (fit.batch, fit.accumulation) else None
+        return known or predict(fit.tape, fit.gpu, split.micro_batch, accumulation, fit.settings)
+
+    candidates: tuple[Split, ...] = ()
+    for limit in _limits(fit, target, devices):
+        candidates = splits(target, fit.batch, limit, devices)
+        nearest = [split for split in candidates if _missed(split, target) == _missed(candidates[0], target)]
+        fewest, best = nearest[0], (by_time(nearest, fit.tape, fit.gpu) if in_time else nearest)[0]
+        if peak_of(fewest).fits and peak_of(best).fits:
+            return fewest, best, peak_of(best)
+    for split in candidates:
+        if peak_of(split).fits:
+            return split, split, peak_of(split)
     raise UnreachableTargetError(f"no split of {target} survives; a micro-batch of {fit.batch}, the largest, does")
+
+
+def _limits(fit: Fit, target: int, devices: int) -> Iterator[int]:
+    """The largest micro-batch that accumulates: by the closed form, which is seldom too large for the split it leads to; else by replay."""
+    if target <= fit.batch * devices or fit.accumulation > 1:
+        yield fit.batch
+        return
+    yield min(int(footprint(fit.tape, 2).largest(fit.gpu.usable_bytes)), fit.batch)
+    yield fit_tape(fit.tape, fit.gpu, 2, fit.settings).batch
 
 
 def ranked(plans: Sequence[Plan]) -> tuple[Plan, ...]:
