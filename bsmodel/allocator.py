@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.pools import Block, Pool, Pools, Segment, find_room, map_pages, mapped_stretches, merge_unmapped, stretch_bytes, unmap_pages
@@ -92,12 +92,14 @@ class CachingAllocator:
         self._segments: dict[int, Block] = {}  # the first block of every segment, in the order of addresses
         self._live: dict[int, Block | None] = {}  # by tensor, the oldest instance; those behind it wait in _younger
         self._younger: dict[int, deque[Block | None]] = {}
+        self._forgone: set[int] = set()
 
-    def run(self, operations: Iterable[int], sizes: Sequence[int]) -> None:
+    def run(self, operations: Iterable[int], sizes: Sequence[int], optional: Container[int] = ()) -> None:
         """Carry out operations: `k` allocates `sizes[k]` bytes as tensor k, `~k` frees the oldest living instance of tensor k.
 
-        An allocation of 0 bytes takes nothing. May be called again, with other operations and sizes. Raises `OutOfMemoryError` with
-        the index of the failing operation, `InvalidInputError` for a tensor freed while not alive.
+        An allocation of 0 bytes takes nothing. May be called again, with other operations and sizes. Tensors of `optional` are done
+        without, from then on, where there is no memory for them. Raises `OutOfMemoryError` with the index of the failing operation,
+        `InvalidInputError` for a tensor freed while not alive.
         """
         live, younger, malloc, free = self._live, self._younger, self.malloc, self.free
         index = 0
@@ -105,7 +107,7 @@ class CachingAllocator:
             for index, operation in enumerate(operations):
                 if operation >= 0:
                     size = sizes[operation]
-                    block = malloc(size) if size else None
+                    block = (malloc(size) if operation not in optional else self._optional(operation, size)) if size else None
                     if operation in live:
                         younger.setdefault(operation, deque()).append(block)
                     else:
@@ -124,6 +126,15 @@ class CachingAllocator:
         except OutOfMemoryError as error:
             error.operation = index
             raise
+
+    def _optional(self, tensor: int, size_bytes: int) -> Block | None:
+        if tensor in self._forgone:
+            return None
+        try:
+            return self.malloc(size_bytes)
+        except OutOfMemoryError:
+            self._forgone.add(tensor)
+            return None
 
     def malloc(self, requested_bytes: int, stream: int = 0) -> Block:
         """Allocate `requested_bytes` > 0: the best fitting free block of the stream, else a new segment, else release and retry.

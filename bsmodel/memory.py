@@ -258,6 +258,9 @@ def _train(allocator: CachingAllocator, tape: Tape, sizes: list[int], accumulati
     a batch and the one before it take turns in two places, which moves others, and at capacity fragments may pile up over some steps until
     one fails. Only large blocks are compared; for small ones there must be room for one more segment. A run that still releases its cache
     and retries after the most steps is taken for one that fails.
+
+    A workspace for which there is no memory is done without: PyTorch then takes a plan of cuDNN's that needs less, and keeps to it
+    (aten/src/ATen/native/cudnn/Conv_v8.cpp).
     """
     largest = max(sizes, default=0)
     layouts: list[object] = []
@@ -266,7 +269,7 @@ def _train(allocator: CachingAllocator, tape: Tape, sizes: list[int], accumulati
         for name, block in tape.program(_MOST_STEPS, accumulation):
             if name in ("micro", "first"):
                 asked, retries = len(allocator.segment_events), allocator.retries
-            allocator.run(block, sizes)
+            allocator.run(block, sizes, tape.excess)
             if name in ("step", "first_step"):
                 layouts.append(allocator.layout())
                 quiet = len(allocator.segment_events) == asked and allocator.spare_bytes > largest

@@ -256,6 +256,16 @@ def test_a_failing_operation_is_named_and_the_run_goes_on_from_there():
     assert allocator.requested_bytes == 30 * MiB
 
 
+def test_what_is_optional_is_done_without_from_then_on():
+    allocator = CachingAllocator(40 * MiB)
+    allocator.run([0, 1, ~1, 1, ~1], [20 * MiB, 30 * MiB], optional={1})
+
+    assert allocator.allocated_bytes == allocator.max_allocated_bytes == 20 * MiB
+    assert allocator.retries == 1
+    with pytest.raises(OutOfMemoryError):
+        allocator.run([1], [20 * MiB, 30 * MiB])
+
+
 def test_what_cannot_be_freed_or_asked_for_is_refused():
     allocator = CachingAllocator()
     with pytest.raises(InvalidInputError, match="operation 1 frees tensor 7"):
