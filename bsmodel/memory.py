@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -217,6 +217,7 @@ _ASSUMED: dict[str, Callable[[Tape, int, Gpu], NDArray[np.int64]]] = {
     "upper": Tape.upper_sizes,
     "lower": Tape.lower_sizes,
     "mixed": Tape.mixed_sizes,
+    "lenient": Tape.sizes,  # and that they are done without where they do not fit
 }
 _Replay = Callable[[int, str, bool], _Reached | None]  # at a batch, what is assumed, and within the card or not; None where memory runs out
 
@@ -232,7 +233,7 @@ def _replays(tape: Tape, gpu: Gpu, accumulation: int | None, settings: Settings)
         sizes = _ASSUMED[assumed](tape, batch, gpu).tolist()
         card = gpu if within else boundless
         allocator = CachingAllocator(card.usable_bytes, settings, total_bytes=card.memory_bytes)
-        survives = _train(allocator, tape, sizes, accumulation)
+        survives = _train(allocator, tape, sizes, accumulation, tape.excess if assumed == "lenient" else ())
         return _Reached(allocator.max_allocated_bytes, allocator.max_reserved_bytes, max(sizes, default=0)) if survives else None
 
     return replay
@@ -251,7 +252,7 @@ def _survives(batch: int, gpu: Gpu, replay: _Replay) -> bool:
     return replay(batch, "lower", True) is not None and replay(batch, "mixed", True) is not None
 
 
-def _train(allocator: CachingAllocator, tape: Tape, sizes: list[int], accumulation: int | None) -> bool:
+def _train(allocator: CachingAllocator, tape: Tape, sizes: list[int], accumulation: int | None, optional: Container[int]) -> bool:
     """Run training steps until the allocator has come to rest; whether there is memory for that, and so for all later steps.
 
     It has where a step asks nothing of the driver while there is room for the largest block, or where a step ends as an earlier one did:
@@ -259,8 +260,8 @@ def _train(allocator: CachingAllocator, tape: Tape, sizes: list[int], accumulati
     one fails. Only large blocks are compared; for small ones there must be room for one more segment. A run that still releases its cache
     and retries after the most steps is taken for one that fails.
 
-    A workspace for which there is no memory is done without: PyTorch then takes a plan of cuDNN's that needs less, and keeps to it
-    (aten/src/ATen/native/cudnn/Conv_v8.cpp).
+    `optional` are workspaces that may be done without where there is no memory for them: PyTorch then takes a plan of cuDNN's that needs
+    less, and keeps to it (aten/src/ATen/native/cudnn/Conv_v8.cpp). How much less is not known, so no safe answer may count on it.
     """
     largest = max(sizes, default=0)
     layouts: list[object] = []
@@ -269,7 +270,7 @@ def _train(allocator: CachingAllocator, tape: Tape, sizes: list[int], accumulati
         for name, block in tape.program(_MOST_STEPS, accumulation):
             if name in ("micro", "first"):
                 asked, retries = len(allocator.segment_events), allocator.retries
-            allocator.run(block, sizes, tape.excess)
+            allocator.run(block, sizes, optional)
             if name in ("step", "first_step"):
                 layouts.append(allocator.layout())
                 quiet = len(allocator.segment_events) == asked and allocator.spare_bytes > largest
@@ -299,8 +300,9 @@ class Fit:
 def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Settings | None = None) -> Fit:
     """The largest micro-batch that trains on this GPU without end: its replay comes to rest, release-and-retry included.
 
-    The closed form bounds it from above, `b <= largest(capacity)`; replays decide below that. `batch` survives at the upper end of what
-    cannot be known, `likely_batch` at the likely one. `batch` is 0 where nothing fits, and the verdict then says how much is missing.
+    The closed form bounds it from above, `b <= largest(capacity)`; replays decide below that. `batch` survives whatever
+    cuDNN chooses, `likely_batch` with what it probably does, the workspaces that do not fit left out. `batch` is 0 where nothing fits, and
+    the verdict then says how much is missing.
     """
     require_same_kernels(tape, gpu)
     settings = settings or Settings()
@@ -308,7 +310,7 @@ def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Setting
     form = footprint(tape, accumulation)
     bound = min(int(form.largest(gpu.usable_bytes)), 1 << 20)
     replay = _replays(tape, gpu, accumulation, settings)
-    likely = _largest(lambda candidate: replay(candidate, "likely", True) is not None, bound)
+    likely = _largest(lambda candidate: replay(candidate, "lenient", True) is not None, bound)
     batch = _largest(lambda candidate: _survives(candidate, gpu, replay), likely)
     peak = _peak(form, max(batch, 1), gpu, replay)
     if batch == 0:
