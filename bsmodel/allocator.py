@@ -63,7 +63,8 @@ class CachingAllocator:
 
     `capacity_bytes` is what the driver can give (the card less the CUDA context), None without limit. `total_bytes` is the memory of
     the card, of which `per_process_memory_fraction` allows a part; without it, that part is of the capacity.
-    `segment_events` lists what was asked of the driver: (action, address, bytes), the actions named as in PyTorch's memory snapshots.
+    `segment_events` lists what was asked of the driver: (action, address, bytes), the actions named as in PyTorch's memory snapshots;
+    `forgone` are the optional tensors there was no memory for.
     """
 
     def __init__(self, capacity_bytes: int | None = None, settings: Settings | None = None, *, total_bytes: int | None = None) -> None:
@@ -92,7 +93,7 @@ class CachingAllocator:
         self._segments: dict[int, Block] = {}  # the first block of every segment, in the order of addresses
         self._live: dict[int, Block | None] = {}  # by tensor, the oldest instance; those behind it wait in _younger
         self._younger: dict[int, deque[Block | None]] = {}
-        self._forgone: set[int] = set()
+        self.forgone: set[int] = set()
 
     def run(self, operations: Iterable[int], sizes: Sequence[int], optional: Container[int] = ()) -> None:
         """Carry out operations: `k` allocates `sizes[k]` bytes as tensor k, `~k` frees the oldest living instance of tensor k.
@@ -128,12 +129,12 @@ class CachingAllocator:
             raise
 
     def _optional(self, tensor: int, size_bytes: int) -> Block | None:
-        if tensor in self._forgone:
+        if tensor in self.forgone:
             return None
         try:
             return self.malloc(size_bytes)
         except OutOfMemoryError:
-            self._forgone.add(tensor)
+            self.forgone.add(tensor)
             return None
 
     def malloc(self, requested_bytes: int, stream: int = 0) -> Block:

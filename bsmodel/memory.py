@@ -204,11 +204,12 @@ def require_same_kernels(tape: Tape, gpu: Gpu) -> None:
 
 
 class _Reached(NamedTuple):
-    """The peaks of one replay, and the largest block in it."""
+    """The peaks of one replay, the largest block in it, and whether nothing was done without."""
 
     allocated_bytes: int
     reserved_bytes: int
     largest_bytes: int
+    complete: bool
 
 
 # What is assumed of the buffers that a library sizes by rules nobody publishes.
@@ -230,11 +231,17 @@ def _replays(tape: Tape, gpu: Gpu, accumulation: int | None, settings: Settings)
     def replay(batch: int, assumed: str, within: bool) -> _Reached | None:
         if assumed != "likely" and not tape.excess:
             return replay(batch, "likely", within)
+        if assumed == "likely" and tape.excess and within:
+            found = replay(batch, "lenient", within)
+            if found is None or found.complete:
+                return found
         sizes = _ASSUMED[assumed](tape, batch, gpu).tolist()
         card = gpu if within else boundless
         allocator = CachingAllocator(card.usable_bytes, settings, total_bytes=card.memory_bytes)
         survives = _train(allocator, tape, sizes, accumulation, tape.excess if assumed == "lenient" else ())
-        return _Reached(allocator.max_allocated_bytes, allocator.max_reserved_bytes, max(sizes, default=0)) if survives else None
+        if not survives:
+            return None
+        return _Reached(allocator.max_allocated_bytes, allocator.max_reserved_bytes, max(sizes, default=0), not allocator.forgone)
 
     return replay
 
