@@ -163,6 +163,7 @@ def time_table(plans: Sequence[Plan]) -> RenderableType:
 def compare_text(tape: Tape, plans: Sequence[Plan], reasons: dict[str, str]) -> str:
     """What `bsmodel compare` prints: GPUs by what the run costs, and the ones that cannot run it with the reason."""
     by_time = sorted((p for p in plans if p.timing), key=lambda p: -p.timing.samples_per_s if p.timing else 0.0)
+    places = {plan.fit.gpu.id: place for place, plan in enumerate(by_time, 1)}
     rows = []
     for rank, plan in enumerate(plans, 1):
         timing, split = plan.timing, plan.split
@@ -171,7 +172,7 @@ def compare_text(tape: Tape, plans: Sequence[Plan], reasons: dict[str, str]) -> 
             rows.append([*cells, f"unknown: {plan.untimed}", *["-"] * 6])
             continue
         per_million = timing.price.usd_per_hour * split.devices / timing.samples_per_s * 1e6 / 3600 if timing.price else None
-        cells += [format_seconds(timing.step.seconds), f"{timing.samples_per_s:,.1f}", f"{timing.step.mfu:.0%}", str(by_time.index(plan) + 1)]
+        cells += [format_seconds(timing.step.seconds), f"{timing.samples_per_s:,.1f}", f"{timing.step.mfu:.0%}", str(places[plan.fit.gpu.id])]
         cells += [_amount(timing.hours), _amount(per_million)]
         rows.append([*cells, _money(timing.cost_usd, timing.price.usd_per_hour if timing.price else None)])
     right = ("step", "samples per s", "MFU", "by time", "hours", "USD per million", "cost")

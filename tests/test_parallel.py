@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Work in a copy of the process: the same result, the same errors, and none where the copy fails."""
 
-import json
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from bsmodel.cli import main
 from bsmodel.parallel import beside, later
 
 ROOT = Path(__file__).parent.parent
-PLAN = ("plan", f"{ROOT}/tests/models.py:attention", "--gpu", "a100-40gb", "--gpu", "h100-80gb", "--gpu", "rtx-3070-8gb", "--json")
+ASKED = (f"{ROOT}/tests/models.py:attention", "--gpu", "a100-40gb", "--gpu", "h100-80gb", "--gpu", "rtx-3070-8gb")
 
 
 def test_a_result_comes_back_whole():
@@ -47,9 +46,10 @@ def test_a_copy_that_dies_is_done_without():
     assert beside(dies_elsewhere)() == "done here"
 
 
-def test_the_command_says_what_the_library_says(capsys):
-    found = subprocess.run([sys.executable, "-m", "bsmodel", *PLAN], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert main(PLAN) == 0
+@pytest.mark.parametrize("arguments", [("plan", *ASKED, "--json"), ("plan", *ASKED), ("compare", *ASKED, "--json"), ("compare", *ASKED)])
+def test_the_command_says_what_the_library_says(capsys, arguments):
+    found = subprocess.run([sys.executable, "-m", "bsmodel", *arguments], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert main(arguments) == 0
 
-    assert json.loads(found.stdout) == json.loads(capsys.readouterr().out)
+    assert found.stdout == capsys.readouterr().out
     assert found.stderr.count("recording attention for compute capability") == 2
