@@ -19,8 +19,6 @@ from matrix import Case, largest_cases
 import bsmodel
 from bsmodel.validation.searching import largest_survivor
 
-STEPS = 12  # at capacity fragments pile up over several steps before one fails
-
 
 def _survives(case: Case, batch: int) -> bool:
     """Whether the steps complete on the device at this batch."""
@@ -33,9 +31,10 @@ def _survives(case: Case, batch: int) -> bool:
 
 def _one(key: str, batch: int) -> None:
     from bsmodel.validation import measure
+    from bsmodel.validation.jobs import TRIAL_STEPS
 
     case = next(case for case in largest_cases() if case.key == key)
-    print("dies" if measure(case.workload(), case.training, batch, STEPS).out_of_memory else "survives")
+    print("dies" if measure(case.workload(), case.training, batch, TRIAL_STEPS).out_of_memory else "survives")
 
 
 def main() -> None:

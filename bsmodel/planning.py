@@ -133,10 +133,10 @@ def _missed(split: Split, target_batch: int) -> int:
     return abs(split.effective_batch - target_batch)
 
 
-def by_time(candidates: Sequence[Split], tape: Tape, gpu: Gpu) -> list[Split]:
-    """The splits by the predicted time of an optimizer step; equals keep their order."""
+def fastest(candidates: Sequence[Split], tape: Tape, gpu: Gpu) -> Split:
+    """The split whose optimizer step is predicted to take the least time; among equals the earliest."""
     micro_batches, accumulations = (np.array([getattr(split, name) for split in candidates]) for name in ("micro_batch", "accumulation"))
-    return [candidates[i] for i in np.argsort(step_time(tape, gpu, micro_batches, accumulations).seconds, kind="stable")]
+    return candidates[int(np.argmin(step_time(tape, gpu, micro_batches, accumulations).seconds))]
 
 
 def learning_rate(family: str, batch: int, base_lr: float, base_batch: int) -> tuple[float, str]:
@@ -217,7 +217,7 @@ def _chosen(fit: Fit, target: int, devices: int, in_time: bool) -> tuple[Split, 
     for limit in _limits(fit, target, devices):
         candidates = splits(target, fit.batch, limit, devices)
         nearest = [split for split in candidates if _missed(split, target) == _missed(candidates[0], target)]
-        fewest, best = nearest[0], (by_time(nearest, fit.tape, fit.gpu) if in_time else nearest)[0]
+        fewest, best = nearest[0], fastest(nearest, fit.tape, fit.gpu) if in_time else nearest[0]
         if peak_of(fewest).fits and peak_of(best).fits:
             return fewest, best, peak_of(best)
     for split in candidates:

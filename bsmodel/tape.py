@@ -90,11 +90,10 @@ class Tape:
         return sizes
 
     def mixed_sizes(self, batch: int, gpu: Gpu | None = None) -> NDArray[np.int64]:
-        """`lower_sizes`, with every second of those buffers as large as it may be: fragments are then most unlike."""
-        sizes, upper = self.lower_sizes(batch, gpu), self.upper_sizes(batch, gpu)
+        """`upper_sizes`, without every second of those buffers: fragments are then most unlike."""
+        sizes = self.upper_sizes(batch, gpu)
         for events in self.blocks.values():
-            second = [event for event in events if event in self.excess][::2]
-            sizes[second] = upper[second]
+            sizes[[event for event in events if event in self.excess][1::2]] = 0
         return sizes
 
     def program(self, steps: int = 2, accumulation: int | None = None) -> Iterable[tuple[str, tuple[int, ...]]]:

@@ -13,7 +13,7 @@ from bsmodel.workloads import NAMED, Workload
 
 Job = dict[str, Any]
 MOST_TIMED = 10
-_TRIAL_STEPS = 12  # at capacity fragments pile up over several steps before one fails
+TRIAL_STEPS = 12  # at capacity fragments pile up over several steps before one fails
 
 
 def recipe_of(job: Job) -> tuple[Workload, Training]:
@@ -66,7 +66,7 @@ def trial(job: Job) -> dict[str, Any]:
 
     workload, training = recipe_of(job)
     limit_to(job.get("capacity_bytes"))
-    found = measure(workload, training, job["batch"], job.get("steps", _TRIAL_STEPS), initialise=unfilled(job))
+    found = measure(workload, training, job["batch"], job.get("steps", TRIAL_STEPS), initialise=unfilled(job))
     return {"survives": not found.out_of_memory, "allocated_bytes": found.allocated_bytes, "reserved_bytes": found.reserved_bytes}
 
 
