@@ -164,7 +164,7 @@ class Recorder(TorchDispatchMode):
     def _dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunction():  # from here on tensors show their true device
             kwargs = kwargs or {}
-            given = tensors_in((args, *kwargs.values()))
+            given = tensors_in((*args, *kwargs.values()))
             device = kwargs.get("device")
             if not any(tensor.is_meta for tensor in given) and (device is None or device.type != "meta"):
                 return func(*args, **kwargs)
@@ -179,8 +179,13 @@ class Recorder(TorchDispatchMode):
 
     def _run(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
         value = self._computed_value(func, args, kwargs, given)
+        if value is None and shapes.is_view(func):
+            output = self._shaped(func, args, kwargs, value)
+            self._note_node()
+            return output
+        name = _name(func)
         signature = shapes.signature((args, kwargs)) if len(given) < _LONG else None
-        known = None if signature is None else self._known.get((func, signature))
+        known = None if signature is None else self._known.get((name, signature))
         layout = shapes.known(func, signature) if known is None else known.layout
         output = self._shaped(func, args, kwargs, value) if layout is None else shapes.made(layout)
         tensors = _device_tensors(func, output)
@@ -191,14 +196,18 @@ class Recorder(TorchDispatchMode):
                 self.uncounted.add(UNCOUNTED[func])
             known = _Known(layout or shapes.layout(func, args, kwargs, output), kernel, work_of(func, args, given, tensors, kernel, self.capability), counted)
             if signature is not None:
-                self._known[func, signature] = known
+                self._known[name, signature] = known
                 shapes.remember(func, signature, known.layout)
-        self._allocate_all(_name(func), known.kernel, tensors)
-        self._note_work(_name(func), known.work, known.counted)
-        if self._stack or not self.in_backward:  # the newest node of the graph, if this operation made it
-            self._module_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, self._stack[-1] if self._stack else "")
+        self._allocate_all(name, known.kernel, tensors)
+        self._note_work(name, known.work, known.counted)
+        self._note_node()
         self._keep_value(func, output, value, given)
         return output
+
+    def _note_node(self) -> None:
+        """The newest node of autograd's graph, if the operation in progress made it, belongs to the module in progress."""
+        if self._stack or not self.in_backward:
+            self._module_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, self._stack[-1] if self._stack else "")
 
     def _shaped(self, func: Any, args: Any, kwargs: Any, value: Any) -> Any:
         """The outputs of an operation, without data: by its shape function, or by its value where only that tells the size."""

@@ -3,6 +3,9 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -207,3 +210,19 @@ def test_a_user_step_is_recorded_and_its_optimizer_counted(a100):
     theirs, standard = (bsmodel.footprint(bsmodel.trace(w, t, a100)) for w, t in ((own, bsmodel.Training()), (ours, mixed)))
 
     assert abs(theirs(64) / standard(64) - 1) < 0.01
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_an_answer_that_cannot_be_written():
+    with open("/dev/full", "w") as full:
+        answer = subprocess.run([sys.executable, "-m", "bsmodel", "gpus"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+
+    assert (answer.returncode, answer.stderr) == (2, "bsmodel: [Errno 28] No space left on device\n")
+
+
+def test_a_reader_who_leaves_early_is_no_error():
+    command = subprocess.Popen([sys.executable, "-m", "bsmodel", "gpus", "--schema"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command.stdout.close()
+
+    assert (command.stderr.read(), command.wait()) == ("", 0)
+    command.stderr.close()

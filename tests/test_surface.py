@@ -14,6 +14,7 @@ import torch
 import bsmodel
 from bsmodel.cli import main
 from bsmodel.cuda_like import autocast
+from tests.models import SGD, workload
 
 ROOT = Path(__file__).parent.parent
 MINE = f"{ROOT}/tests/models.py:attention"
@@ -70,6 +71,20 @@ def test_recording_leaves_torch_as_it_was(tape):
     assert torch.zeros(1).device.type == "cpu" and torch.empty(1, device="meta").is_meta
     assert not torch.is_autocast_enabled("cuda")
     assert torch.nn.functional.dropout(torch.ones(4), 0.5).shape == (4,)
+
+
+def test_a_step_that_is_recorded_sees_a_cuda_device(a100):
+    seen = []
+
+    def loss(model, batch):
+        outputs = model(batch[0])
+        for tensor in (batch[0], outputs, model[0].weight, torch.ones(2, device=outputs.device), torch.ones(2)):
+            seen.append((tensor.device.type, tensor.is_cuda, tensor.is_meta, tensor.get_device()))
+        return torch.nn.functional.cross_entropy(outputs, batch[1])
+
+    bsmodel.trace(workload(loss=loss), SGD, a100)
+
+    assert seen[:4] == [("cuda", True, False, 0)] * 4 and seen[4] == ("cpu", False, False, -1)
 
 
 def command(capsys, *arguments):

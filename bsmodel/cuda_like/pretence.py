@@ -40,11 +40,12 @@ def is_device(device: Any) -> bool:
     return str(device).startswith(("cuda", "meta"))
 
 
-# What Python sees of a device tensor, from what torch says of it.
+# What Python sees of a tensor; `is_meta` on the right is torch's own answer.
 _SEEN: dict[Any, Any] = {
-    torch.Tensor.device.__get__: lambda device: CUDA if device.type == "meta" else device,
-    torch.Tensor.is_meta.__get__: lambda on_meta: False,  # type: ignore[attr-defined]
-    torch.Tensor.get_device: lambda index: 0,
+    torch.Tensor.device.__get__: lambda tensor: CUDA if tensor.is_meta else tensor.device,
+    torch.Tensor.is_cuda.__get__: lambda tensor: tensor.is_meta,  # type: ignore[attr-defined]
+    torch.Tensor.is_meta.__get__: lambda tensor: False,  # type: ignore[attr-defined]
+    torch.Tensor.get_device: lambda tensor: 0 if tensor.is_meta else tensor.get_device(),
 }
 
 
@@ -52,20 +53,19 @@ class _DeviceCalls(TorchFunctionMode):
     """Sends what a program says about `cuda` devices to `meta`, where device tensors live."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _SEEN:
-            return _SEEN[func](func(*args))
-        kwargs = dict(kwargs or {})
-        if func is torch.Tensor.is_cuda.__get__:  # type: ignore[attr-defined]
-            return bool(args[0].is_meta)
+        seen = _SEEN.get(func)
+        if seen is not None:
+            return seen(args[0])
         if func is torch.Tensor.cuda:
             return args[0].to(META)
         if func is torch.Tensor.to and len(args) > 1 and not isinstance(args[1], (torch.dtype, torch.Tensor)) and is_device(args[1]):
             args = (args[0], META, *args[2:])
-        if "device" in kwargs and is_device(kwargs["device"]):
+        if not kwargs:
+            return func(*args)
+        if is_device(kwargs.get("device")):
             if func in (torch.tensor, torch.as_tensor, torch.asarray):
-                del kwargs["device"]
-                return func(*args, **kwargs).to(META)
-            kwargs["device"] = META
+                return func(*args, **{name: value for name, value in kwargs.items() if name != "device"}).to(META)
+            kwargs = {**kwargs, "device": META}
         return func(*args, **kwargs)
 
 

@@ -141,17 +141,17 @@ _CONSTANTS = frozenset((int, float, bool, str, type(None), torch.dtype, torch.la
 
 def signature(value: Any) -> Any:
     """All that an operator's outputs depend on, or None where that takes more than a look at its arguments (a tensor on the host)."""
-    kind = type(value)
-    if kind in _CONSTANTS:
-        return kind, value
     if isinstance(value, torch.Tensor):
         return (value.dtype, value.shape, value.stride()) if value.is_meta else None
-    if kind is tuple or isinstance(value, (list, tuple)):
-        parts = tuple([signature(part) for part in value])
+    if isinstance(value, (list, tuple)):
+        kinds = tuple(map(type, value))
+        if _CONSTANTS.issuperset(kinds):
+            return kinds, tuple(value)
+        parts = tuple([(kind, part) if kind in _CONSTANTS else signature(part) for kind, part in zip(kinds, value)])
         return None if None in parts else parts
     if isinstance(value, dict):
         return signature(tuple(value.items()))
-    return (kind, value) if isinstance(value, Hashable) else None
+    return (type(value), value) if isinstance(value, Hashable) else None
 
 
 _LAYOUTS: dict[Any, Any] = {}
@@ -185,6 +185,13 @@ def made(layout: Any) -> Any:
     if isinstance(layout[0], torch.Size):
         return torch.empty_strided(layout[0], layout[1], dtype=layout[2], device=META)
     return tuple(map(made, layout))
+
+
+@functools.cache
+def is_view(func: Any) -> bool:
+    """Whether all that an operator returns is another view of an argument."""
+    returns = func._schema.returns
+    return bool(returns) and all(value.alias_info is not None and not value.alias_info.is_write for value in returns)
 
 
 @functools.cache

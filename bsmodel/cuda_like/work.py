@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from bsmodel.cuda_like.kernels import Kernel, depthwise, tensor_core
-from bsmodel.cuda_like.shapes import conv_format
+from bsmodel.cuda_like.shapes import conv_format, is_view
 
 aten = torch.ops.aten
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -34,7 +34,10 @@ class Work:
 
 def moved_bytes(tensor: torch.Tensor) -> int:
     """Bytes of a tensor's distinct elements: a dimension that is only expanded costs nothing."""
-    sizes = [size for size, stride in zip(tensor.size(), tensor.stride(), strict=True) if stride or not size]
+    strides = tensor.stride()
+    if 0 not in strides:
+        return tensor.numel() * tensor.element_size()
+    sizes = [size for size, stride in zip(tensor.size(), strides, strict=True) if stride or not size]
     return math.prod(sizes) * tensor.element_size()
 
 
@@ -50,9 +53,7 @@ _WRITE_ONLY = ("aten::zero_", "aten::fill_", "aten::copy_", "aten::normal_", "at
 
 @functools.cache
 def _launches_nothing(func: Any) -> bool:
-    schema = func._schema
-    views = bool(schema.returns) and all(value.alias_info and not value.alias_info.is_write for value in schema.returns)
-    return views or schema.name.startswith(_FREE)
+    return is_view(func) or func._schema.name.startswith(_FREE)
 
 
 # -- matrix products --------------------------------------------------------------------------------------------------------------------
