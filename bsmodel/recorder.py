@@ -22,7 +22,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bsmodel.counts import Count, count
 from bsmodel.cuda_like import shapes
-from bsmodel.cuda_like.kernels import NO_BUFFERS, UNCOUNTED, Buffer, Kernel, kernel_of
+from bsmodel.cuda_like.buffers import NO_BUFFERS, Buffer, Kernel
+from bsmodel.cuda_like.kernels import UNCOUNTED, kernel_of
 from bsmodel.cuda_like.pretence import META
 from bsmodel.cuda_like.work import Work, work_of
 from bsmodel.errors import UntraceableError
@@ -30,6 +31,7 @@ from bsmodel.operations import Row
 
 aten = torch.ops.aten
 _LONG = 50  # tensors: operations over lists of tensors, which do not come twice
+_SUMS = frozenset((aten.add.Tensor, aten.scatter.src, aten.scatter.value, aten.scatter_add.default, aten.index_add.default, aten.index_put.default))
 _READS = (aten._local_scalar_dense.default, aten.is_nonzero.default)
 _VALUE_LIMIT = 1 << 20  # elements: integer and boolean device tensors up to this size keep their values, so that masks can be asked
 
@@ -172,7 +174,7 @@ class Recorder(TorchDispatchMode):
                 return self._read(args[0])
             if func is aten._to_copy.default and device is not None and device.type == "cpu":
                 return self._to_host(args[0], kwargs)
-            if func is aten.add.Tensor and not kwargs and self.in_backward and not self._stack and _adds_in_place(*args):
+            if func in _SUMS and not kwargs and self.in_backward and not self._stack and _sums_in_place(func, args):
                 self._note_work(_name(func), work_of(func, args, given, [args[0]], NO_BUFFERS, self.capability), None)
                 return aten.alias.default(args[0])
             return self._run(func, args, kwargs, given)
@@ -340,16 +342,18 @@ def tensors_in(values: Any) -> list[torch.Tensor]:
     return found
 
 
-def _adds_in_place(total: Any, gradient: Any) -> bool:
-    """Whether autograd sums gradients of a tensor used twice into the first of them: nobody else may hold it.
+def _sums_in_place(func: Any, args: Any) -> bool:
+    """Whether autograd writes a sum, or what it scatters, into the first operand: a whole tensor that nobody else holds.
 
-    Under a dispatch mode the engine would never do so (torch/csrc/autograd/input_buffer.cpp, can_accumulate_inplace).
+    Under a dispatch mode the engine, and the formulas of gathers and of maxima, never do so (torch/csrc/autograd/input_buffer.cpp,
+    can_accumulate_inplace; FunctionsManual.cpp, areAnyTensorSubclassLike).
     """
-    if not isinstance(gradient, torch.Tensor) or total.shape != gradient.shape or total.dtype is not gradient.dtype:
+    total = args[0]
+    if func is aten.add.Tensor and (not isinstance(args[1], torch.Tensor) or total.shape != args[1].shape or total.dtype is not args[1].dtype):
         return False
     storage = total.untyped_storage()
     whole = storage.nbytes() == total.numel() * total.element_size()
-    return whole and torch._C._storage_Use_Count(storage._cdata) <= 2  # the gradient itself, and this function's view of its storage
+    return whole and torch._C._storage_Use_Count(storage._cdata) <= 2  # the tensor itself, and this function's view of its storage
 
 
 # Set from outside: defined in the class it would be wrapped in a guard against torch.compile, a tenth of the time of a recording.

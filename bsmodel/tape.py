@@ -18,7 +18,7 @@ from bsmodel.hardware import Gpu
 from bsmodel.operations import Operations
 from bsmodel.workspaces import size_bytes
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BLOCKS = ("init", "first", "first_step", "micro", "accumulate", "step")
 
 

@@ -11,6 +11,8 @@ from bsmodel.hardware import Gpu
 # Resident threads per multiprocessor by compute capability (CUDA C programming guide, technical specifications table).
 THREADS_PER_SM = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536}
 
+_LEAST_PIXELS = 1 << 10  # that a share of a convolution's weight gradient sums over
+
 
 @dataclass(frozen=True)
 class Formula:
@@ -65,17 +67,39 @@ def _embedding_indices(gpu: Gpu, indices: int, rows: int, columns: int) -> int:
     return 0 if indices <= 3072 else 6 * indices * 8
 
 
-def _filter_gradient(gpu: Gpu, rows: int, columns: int) -> int:
-    """float32 partial sums of a convolution's weight gradient, split until its 128 x 128 tiles occupy every multiprocessor."""
+def _filter_gradient(gpu: Gpu, rows: int, columns: int, pixels: int) -> int:
+    """float32 partial sums of a convolution's weight gradient, split until its 128 x 128 tiles occupy every multiprocessor.
+
+    Each share sums over at least a thousand pixels.
+    """
     tiles = _up(rows, 128) * _up(columns, 128)
-    splits = (gpu.sm_count or 108) // max(1, tiles)
+    splits = min((gpu.sm_count or 108) // max(1, tiles), pixels // _LEAST_PIXELS)
     return splits * rows * columns * 4 if splits > 1 else 0
+
+
+def _batch_norm_partials(gpu: Gpu, rows: int, channels: int, values: int) -> int:
+    """float32 sums, `values` a channel, of each of up to 128 thread blocks that share the rows; fewer than 8 do not share."""
+    width = min(_last_power(channels), 32)
+    height = min(_last_power(_up(rows, 16)), 512 // width)
+    blocks = min(_up(rows, height * 16), 128)
+    return 4 * values * channels * blocks if blocks >= 8 else 0
+
+
+def _depthwise_copies(gpu: Gpu, everything: int, gradient_of: int, width: int) -> int:
+    """Channels-last copies of all operands of a depthwise convolution of float16, forward (0) or for the gradient of its input (1) or filters (2).
+
+    Consumer cards have kernels that need none for the first, and for the second where filters are narrow.
+    """
+    own = gpu.capability in ((8, 6), (8, 7), (8, 9)) and (gradient_of == 0 or (gradient_of == 1 and width <= 3))
+    return 0 if own else everything
 
 
 FORMULAS: dict[str, Formula] = {
     "reduction": Formula(_reduction, "aten/src/ATen/native/cuda/Reduce.cuh, setReduceConfig and global_memory_size"),
     "embedding partials": Formula(_embedding_partials, "aten/src/ATen/native/cuda/EmbeddingBackwardKernel.cu"),
     "embedding indices": Formula(_embedding_indices, "aten/src/ATen/native/cuda/Embedding.cu, embedding_dense_backward_cuda"),
+    "batch norm partials": Formula(_batch_norm_partials, "aten/src/ATen/native/cuda/Normalization.cuh, flexible_launch_configs"),
+    "depthwise copies": Formula(_depthwise_copies, "cuDNN 9.19 plans as the library reports them, over 160 shapes on four cards"),
     "filter gradient": Formula(_filter_gradient, "cuDNN 9.19 plans as the library reports them; splits derived from occupancy"),
 }
 

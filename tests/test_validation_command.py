@@ -87,11 +87,11 @@ def test_a_card_that_no_row_describes_is_never_another_one(validate):
 
 def test_the_allocator_settings_of_the_runs_are_those_of_the_prediction(validate, monkeypatch, capsys):
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    _, step = validate("--batch", "64", "--precision", "fp32")
-    plain = validate("--batch", "64", "--precision", "fp32", out="same.jsonl")[1]
+    _, step = validate("--batch", "100", "--precision", "fp32")
+    plain = validate("--batch", "100", "--precision", "fp32", out="same.jsonl")[1]
     assert step["environment"]["allocator_settings"] == "expandable_segments:True"
     monkeypatch.delenv("PYTORCH_ALLOC_CONF")
-    assert plain["predicted"] == step["predicted"] != validate("--batch", "64", "--precision", "fp32", out="other.jsonl")[1]["predicted"]
+    assert plain["predicted"] == step["predicted"] != validate("--batch", "100", "--precision", "fp32", out="other.jsonl")[1]["predicted"]
 
 
 def test_largest_finds_the_first_failure_at_each_capacity(validate, capsys):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Composite operators that PyTorch decomposes otherwise on CUDA than elsewhere: dropout, attention, batch norm."""
+"""Composite operators that PyTorch decomposes otherwise on CUDA than elsewhere: dropout, linear, attention, norms."""
 
 from __future__ import annotations
 
@@ -27,6 +27,20 @@ def _dropout(tensor: torch.Tensor, p: float, train: bool) -> Any:
     if autocast.on_device(tensor) and train and 0 < p < 1 and tensor.numel():
         return autocast.redispatch(aten.native_dropout, tensor, p, train)[0]
     return autocast.redispatch(aten.dropout, tensor, p, train)
+
+
+def _linear(tensor: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
+    """A bias is added in place where the input cannot be one matrix with it; on `meta` PyTorch never does so (aten/src/ATen/native/Linear.cpp)."""
+    tensor, weight, bias = autocast.cast_lower((tensor, weight, bias))
+    if bias is None or not autocast.on_device(tensor) or tensor.dim() == 2 or (tensor.dim() > 2 and tensor.is_contiguous()):
+        return autocast.redispatch(aten.linear, tensor, weight, bias)
+    with torch._C._ExcludeDispatchKeyGuard(autocast.KEYS):
+        return torch.matmul(tensor, weight.t()).add_(bias)
+
+
+def _mish_backward(gradient: torch.Tensor, tensor: torch.Tensor) -> Any:
+    """One kernel on CUDA, a dozen elsewhere; that of silu has the same operands (aten/src/ATen/native/native_functions.yaml)."""
+    return autocast.redispatch(aten.silu_backward if autocast.on_device(tensor) else aten.mish_backward, gradient, tensor)
 
 
 def _scaled_dot_product_attention(
@@ -96,7 +110,7 @@ class _FusedRmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, shape: list[int], weight: torch.Tensor | None) -> Any:
-        output = tensor.clone()
+        output = tensor.contiguous().clone()
         statistics = tensor.new_empty((*tensor.shape[: tensor.dim() - len(shape)], *(1 for _ in shape)), dtype=torch.float32)
         ctx.save_for_backward(tensor, weight, statistics)
         return output
@@ -104,7 +118,8 @@ class _FusedRmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         tensor, weight, _ = ctx.saved_tensors
-        return tensor * gradient, None, None if weight is None else torch.empty_like(weight)
+        result = tensor.contiguous() * gradient.contiguous()
+        return result, None, None if weight is None else torch.empty_like(weight)
 
 
 def _softmax(name: str) -> Callable[..., Any]:
@@ -136,6 +151,8 @@ def register_all() -> None:
     """Register autocast's rules and this module's operators, once per process."""
     special: dict[str, Callable[..., Any]] = {
         "dropout": _dropout,
+        "linear": _linear,
+        "mish_backward": _mish_backward,
         "scaled_dot_product_attention": _scaled_dot_product_attention,
         "batch_norm": _batch_norm,
         "rms_norm": _rms_norm,

@@ -83,14 +83,23 @@ def _batch_norm(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _batch_norm_backward(func: Any, args: Any, kwargs: Any) -> Any:
     tensor, weight = (args[0], args[2]) if func is aten.cudnn_batch_norm_backward.default else (args[1], args[2])
-    mask = args[9] if func is aten.native_batch_norm_backward.default else (True, True, True)
+    native = func is aten.native_batch_norm_backward.default
+    mask = args[9] if native else (True, True, True)
     like = tensor if weight is None else weight
     wanted = mask[1] and weight is not None
+    layout = torch.contiguous_format if native and not args[7] else torch.preserve_format  # by fixed statistics: elementwise, into a new tensor
     return (
-        torch.empty_like(tensor) if mask[0] else None,
+        torch.empty_like(tensor, memory_format=layout) if mask[0] else None,
         like.new_empty((tensor.size(1),)) if wanted else None,
         like.new_empty((tensor.size(1),)) if wanted and mask[2] else None,
     )
+
+
+def _softmax(func: Any, args: Any, kwargs: Any) -> Any:
+    """Contiguous whatever the operands are (aten/src/ATen/native/SoftMax.cpp)."""
+    backward = func in (aten._softmax_backward_data.default, aten._log_softmax_backward_data.default)
+    dtype = args[3] if backward else torch.float32 if args[2] else args[0].dtype
+    return torch.empty_like(args[0], dtype=dtype, memory_format=torch.contiguous_format)
 
 
 def _elementwise_loss(func: Any, args: Any, kwargs: Any) -> Any:
@@ -100,6 +109,17 @@ def _elementwise_loss(func: Any, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
     elements = args[0].new_empty(torch.broadcast_shapes(args[0].shape, args[1].shape))
     return elements.as_strided((), ())
+
+
+def _binary_cross_entropy(func: Any, args: Any, kwargs: Any) -> Any:
+    """Reduced in a second kernel and copied back: the scalar result keeps the storage of the elementwise one (aten/src/ATen/native/cuda/Loss.cu)."""
+    reduction = args[3] if len(args) > 3 else kwargs.get("reduction", 1)
+    return torch.empty_like(args[0]) if reduction == 0 else torch.empty_like(args[0]).as_strided((), ())
+
+
+def _log_sigmoid(func: Any, args: Any, kwargs: Any) -> Any:
+    """The buffer that backward reads is for the host only (aten/src/ATen/native/cuda/ActivationLogSigmoidKernel.cu)."""
+    return torch.empty_like(args[0]), args[0].new_empty((0,))
 
 
 def _foreach(func: Any, args: Any, kwargs: Any) -> Any:
@@ -118,8 +138,14 @@ SHAPES: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.cudnn_batch_norm_backward.default: _batch_norm_backward,
     aten.native_batch_norm.default: _batch_norm,
     aten.native_batch_norm_backward.default: _batch_norm_backward,
+    aten._softmax.default: _softmax,
+    aten._log_softmax.default: _softmax,
+    aten._softmax_backward_data.default: _softmax,
+    aten._log_softmax_backward_data.default: _softmax,
     aten.mse_loss.default: _elementwise_loss,
     aten.smooth_l1_loss.default: _elementwise_loss,
+    aten.binary_cross_entropy.default: _binary_cross_entropy,
+    aten.log_sigmoid_forward.default: _log_sigmoid,
 }
 _REDUCING = ("aten::_foreach_norm", "aten::_foreach_powsum", "aten::_foreach_max")
 

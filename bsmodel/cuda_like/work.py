@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from bsmodel.cuda_like.kernels import Kernel, depthwise, tensor_core
+from bsmodel.cuda_like.buffers import Kernel
+from bsmodel.cuda_like.convolutions import depthwise, tensor_core
 from bsmodel.cuda_like.shapes import conv_format, is_view
 
 aten = torch.ops.aten
