@@ -73,7 +73,7 @@ def _same_path(first: Allocated, other: Allocated, low: int, high: int, workload
     operator, module = names[0][position]
     raise UntraceableError(
         f"{workload} takes another path at batch {high} than at batch {low}, from {operator} in module {module or 'model'} on; "
-        "make the step the same for every batch"
+        "make the step the same for every batch, and switch off what is decided by chance on the host (LayerDrop, say)"
     )
 
 

@@ -14,7 +14,7 @@ import torch
 import bsmodel
 from bsmodel.cli import main
 from bsmodel.cuda_like import autocast
-from tests.models import SGD, workload
+from tests.models import SGD, Attention, next_token, tokens, workload
 
 ROOT = Path(__file__).parent.parent
 MINE = f"{ROOT}/tests/models.py:attention"
@@ -85,6 +85,18 @@ def test_a_step_that_is_recorded_sees_a_cuda_device(a100):
     bsmodel.trace(workload(loss=loss), SGD, a100)
 
     assert seen[:4] == [("cuda", True, False, 0)] * 4 and seen[4] == ("cpu", False, False, -1)
+
+
+def test_small_integers_can_be_asked_through_a_list_of_indices(a100):
+    answers = set()
+
+    def loss(model, batch):
+        answers.update((0 in batch[0][:, [-1, 0]], 1 in batch[0][:, [-1, 0]]))
+        return next_token(model, batch)
+
+    bsmodel.trace(workload(Attention, tokens, loss), SGD, a100)
+
+    assert answers == {True, False}
 
 
 def command(capsys, *arguments):

@@ -15,8 +15,8 @@ aten = torch.ops.aten
 class Dense:
     """One operand: its argument, the output its copy precedes (None: after them all), and how it must lie.
 
-    "rows": contiguous; "image": contiguous or channels-last, whichever its strides suggest; "heads": contiguous once heads and rows are
-    swapped, as fused attention reads it.
+    "rows": contiguous; "order": its dimensions in order, gaps or not; "image": contiguous or channels-last, whichever its strides suggest;
+    "heads": contiguous once heads and rows are swapped, as fused attention reads it.
     """
 
     argument: int
@@ -30,7 +30,7 @@ DENSE: dict[Any, tuple[Dense, ...]] = {
     aten.native_layer_norm_backward.default: (Dense(1, 0), Dense(0)),  # layer_norm_kernel.cu, layer_norm_backward_cuda
     aten._softmax.default: (Dense(0),),  # SoftMax.cu, host_softmax
     aten._log_softmax.default: (Dense(0),),
-    aten._softmax_backward_data.default: (Dense(0), Dense(1)),  # SoftMax.cu, host_softmax_backward
+    aten._softmax_backward_data.default: (Dense(0, layout="order"), Dense(1)),  # SoftMax.cu: the product of both, in the order of the first
     aten._log_softmax_backward_data.default: (Dense(0), Dense(1)),
     aten.roll.default: (Dense(0, 0),),  # TensorTransformations.cu, roll_cuda
     aten.cumsum.default: (Dense(0),),  # ScanKernels.cpp
@@ -57,6 +57,9 @@ def copied(func: Any, args: Any) -> list[tuple[int, int | None]]:
 
 
 def _lies(tensor: torch.Tensor, layout: str) -> bool:
+    if layout == "order":
+        strides = [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
+        return strides == sorted(strides, reverse=True)
     if layout == "heads":
         return tensor.transpose(1, 2).is_contiguous()
     if layout == "image":

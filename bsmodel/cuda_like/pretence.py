@@ -49,6 +49,11 @@ _SEEN: dict[Any, Any] = {
 }
 
 
+def _listed(index: Any) -> Any:
+    """A list of numbers as the host tensor it stands for: torch would make it on `meta`, where it has no values to ask for."""
+    return torch.tensor(index) if isinstance(index, list) and index and all(isinstance(item, int) for item in index) else index
+
+
 class _DeviceCalls(TorchFunctionMode):
     """Sends what a program says about `cuda` devices to `meta`, where device tensors live."""
 
@@ -58,6 +63,8 @@ class _DeviceCalls(TorchFunctionMode):
             return seen(args[0])
         if func is torch.Tensor.cuda:
             return args[0].to(META)
+        if func is torch.Tensor.__getitem__ and isinstance(args[1], (list, tuple)):
+            args = (args[0], tuple(map(_listed, args[1])) if isinstance(args[1], tuple) else _listed(args[1]))
         if func is torch.Tensor.to and len(args) > 1 and not isinstance(args[1], (torch.dtype, torch.Tensor)) and is_device(args[1]):
             args = (args[0], META, *args[2:])
         if not kwargs:
