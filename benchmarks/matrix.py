@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from zoo import MODELS, from_config
+
 from bsmodel import Training, Workload
 from bsmodel.workloads import classification_loss, dit_loss, image_batch, own_loss, token_batch
 
@@ -236,19 +238,8 @@ def _encoder(seq_len: int = 256) -> Workload:
 
 
 def hf(model_type: str, head: str, seq_len: int, attention: str | None = None, padded: bool = False, **fields: Any) -> Workload:
-    def build() -> Any:
-        import transformers
-        from transformers import initialization
-
-        config = transformers.AutoConfig.for_model(model_type, **fields)
-        if attention:
-            config._attn_implementation = attention
-        with initialization.no_init_weights():
-            model = getattr(transformers, head).from_config(config)
-        model.tie_weights()
-        return model
-
-    return Workload(build, token_batch(seq_len, "class" if "Sequence" in head else "tokens", padded), own_loss, tokens_per_sample=seq_len)
+    batch = token_batch(seq_len, "class" if "Sequence" in head else "tokens", padded)
+    return replace(from_config(model_type, head, batch, attention=attention, **fields), tokens_per_sample=seq_len)
 
 
 _CAUSAL, _MASKED, _SEQ2SEQ = "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM"
@@ -314,6 +305,7 @@ OWN: dict[str, Callable[..., Workload]] = {
     "opt-350m": _opt,
     "pythia-410m": _pythia,
     "dit-xl2": _dit,
+    **MODELS,
 }
 
 
@@ -327,7 +319,7 @@ def _sgd(precision: str = "fp16-mixed", **fields: Any) -> Training:
 
 def cases() -> tuple[Case, ...]:
     """The whole matrix."""
-    return (*_convolutional(), *_language(), *_diffusion(), *_recipes())
+    return (*_convolutional(), *_language(), *_diffusion(), *_recipes(), *_others())
 
 
 def _convolutional() -> list[Case]:
@@ -401,6 +393,38 @@ def _recipes() -> list[Case]:
         Case("bert-base", "a100-40gb", 32, _recipe(), (("attention", "eager"),)),
     ]
     return found
+
+
+def _others() -> list[Case]:
+    """Models of the zoo, each with one recipe, spread over the GPUs."""
+    half, mixed = _recipe("fp16-mixed"), _recipe()
+    return [
+        Case("whisper-small", "a100-40gb", 8, half),
+        Case("whisper-small", "l4-24gb", 8, _recipe(checkpointing=True)),
+        Case("wav2vec2-base", "rtx-3090-24gb", 8, half),
+        *(Case("segformer-b0", "rtx-4090-24gb", batch, half) for batch in (4, 8, 16, 20)),
+        Case("videomae-base", "h100-80gb", 4, mixed),
+        Case("vit-mae", "a100-80gb", 64, mixed),
+        Case("dinov2-base", "h100-80gb", 64, mixed),
+        Case("swinv2-tiny", "h100-80gb", 32, mixed),
+        Case("pvt-v2-b0", "rtx-3090-24gb", 32, half),
+        Case("mobilevit", "rtx-3070-8gb", 16, _sgd(channels_last=True)),
+        Case("efficientnet-b7", "a100-40gb", 32, _recipe(channels_last=True)),
+        Case("efficientnet-b7", "t4-16gb", 8, _sgd()),
+        Case("unet-3d", "a100-40gb", 32, half),
+        Case("unet-3d", "t4-16gb", 8, _recipe("fp32")),
+        Case("deberta-v3-base", "a100-40gb", 16, mixed),
+        Case("xlnet-base", "a100-40gb", 16, mixed),
+        Case("modernbert-base", "a100-40gb", 8, mixed),
+        Case("bart-base", "rtx-3090-24gb", 8, mixed),
+        Case("bloom-560m", "a100-80gb", 8, mixed),
+        Case("falcon-like", "l4-24gb", 8, _recipe("bf16")),
+        Case("mixtral-like", "a100-40gb", 4, _recipe("bf16")),
+        Case("mamba-like", "a100-40gb", 4, mixed),
+        Case("sd3-like", "h100-80gb", 8, _recipe("bf16")),
+        Case("ddpm-like", "rtx-3090-24gb", 32, _recipe("fp16-mixed", ema=True)),
+        Case("vae-like", "a100-80gb", 4, mixed),
+    ]
 
 
 def largest_cases() -> tuple[Case, ...]:

@@ -116,18 +116,23 @@ def forward(args: Any, capability: tuple[int, int]) -> Kernel:
     elif _pointwise(weight):
         workspace = _pointwise_forward(tensor, weight, stride, output)
     else:
-        workspace = _dense_forward(tensor, weight, output, args[6], capability)
+        workspace = _dense_forward(tensor, weight, stride, output, args[6], capability)
     return Kernel((*copies, *workspace.buffers()))
 
 
-def _dense_forward(tensor: torch.Tensor, weight: torch.Tensor, output: int, transposed: bool, capability: tuple[int, int]) -> _Workspace:
+def _dense_forward(tensor: torch.Tensor, weight: torch.Tensor, stride: Any, output: int, transposed: bool, capability: tuple[int, int]) -> _Workspace:
     """Tensor-core kernels compute channels-last and convert operands in a workspace where the tensors are not.
 
     In the contiguous layout half precision converts input, weight and output, float32 (TF32) input and weight; channels-last half
-    precision only pads; TF32 also rounds operands before Hopper.
+    precision only pads; TF32 also rounds operands before Hopper. Up to four channels of float16 are padded for the kernels of a first layer
+    alone (7 x 7, stride 2).
     """
-    operands = _padded(tensor) + _padded(weight)
+    first_layer = tuple(weight.shape[2:]) == (7, 7) and set(stride) == {2}
+    as_they_are = tensor.dtype is torch.float16 and tensor.size(1) <= 4 and not first_layer
+    operands = tensor_bytes(tensor) + tensor_bytes(weight) if as_they_are else _padded(tensor) + _padded(weight)
     if conv_format(tensor, weight) is torch.channels_last:
+        if as_they_are:
+            return _Workspace()
         converted = _padding(tensor, weight, output) if tensor.dtype in HALVES else operands if capability < (9, 0) else 0
         return _Workspace(0 if transposed else converted)
     likely = operands + (output if tensor.dtype in HALVES else 0)
