@@ -16,7 +16,7 @@ from bsmodel.validation import summary
 from bsmodel.validation.rivals import RIVALS
 
 ROOT = Path(__file__).parent.parent
-_CONVOLUTIONAL = ("resnet50", "vgg16", "depthwise", "densenet121", "convnext-tiny", "segmenter")
+_CONVOLUTIONAL = ("resnet50", "vgg16", "depthwise", "densenet121", "convnext-tiny", "segmenter", "mobilevit", "efficientnet-b7", "unet-3d", "vae-like")
 _SHOWN = 14
 
 

@@ -124,11 +124,11 @@ def _dense_forward(tensor: torch.Tensor, weight: torch.Tensor, stride: Any, outp
     """Tensor-core kernels compute channels-last and convert operands in a workspace where the tensors are not.
 
     In the contiguous layout half precision converts input, weight and output, float32 (TF32) input and weight; channels-last half
-    precision only pads; TF32 also rounds operands before Hopper. Up to four channels of float16 are padded for the kernels of a first layer
-    alone (7 x 7, stride 2).
+    precision only pads; TF32 also rounds operands before Hopper. Before Hopper, up to four channels of float16 are padded for the kernels
+    of a first layer alone (7 x 7, stride 2).
     """
     first_layer = tuple(weight.shape[2:]) == (7, 7) and set(stride) == {2}
-    as_they_are = tensor.dtype is torch.float16 and tensor.size(1) <= 4 and not first_layer
+    as_they_are = tensor.dtype is torch.float16 and tensor.size(1) <= 4 and not first_layer and capability < (9, 0)
     operands = tensor_bytes(tensor) + tensor_bytes(weight) if as_they_are else _padded(tensor) + _padded(weight)
     if conv_format(tensor, weight) is torch.channels_last:
         if as_they_are:
