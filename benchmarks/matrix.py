@@ -10,7 +10,7 @@ from typing import Any
 from zoo import MODELS, from_config
 
 from bsmodel import Training, Workload
-from bsmodel.workloads import classification_loss, dit_loss, image_batch, own_loss, token_batch
+from bsmodel.workloads import classification_loss, dit_loss, image_batch, token_batch
 
 
 @dataclass(frozen=True)
@@ -141,12 +141,7 @@ def _dense(image_size: int = 224) -> Workload:
 
 
 def _convnext(image_size: int = 224) -> Workload:
-    def build() -> Any:
-        from transformers import AutoModelForImageClassification, ConvNextConfig
-
-        return AutoModelForImageClassification.from_config(ConvNextConfig(num_labels=1000, image_size=image_size))
-
-    return Workload(build, image_batch(image_size), own_loss)
+    return from_config("convnext", "AutoModelForImageClassification", image_batch(image_size), num_labels=1000, image_size=image_size)
 
 
 def _segmenter(image_size: int = 256) -> Workload:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bsmodel import Workload
-from bsmodel.workloads import classification_loss, image_batch, own_loss, token_batch
+from bsmodel.workloads import classification_loss, image_batch, own_loss, token_batch, transformers_config, transformers_model
 
 _Batch = Callable[[int], dict[str, Any]]
 
@@ -15,20 +15,7 @@ _Batch = Callable[[int], dict[str, Any]]
 def from_config(model_type: str, head: str, batch: _Batch, loss: Any = own_loss, attention: str | None = None, **fields: Any) -> Workload:
     """A transformers model by its configuration: `head` is one of its auto classes, or a class."""
 
-    def build() -> Any:
-        import transformers
-        from transformers import initialization
-
-        config = transformers.AutoConfig.for_model(model_type, **fields)
-        if attention:
-            config._attn_implementation = attention
-        cls = getattr(transformers, head)
-        with initialization.no_init_weights():
-            model = cls.from_config(config) if head.startswith("Auto") else cls(config)
-        model.tie_weights()
-        return model
-
-    return Workload(build, batch, loss)
+    return Workload(transformers_model(transformers_config(model_type, attention, **fields), head), batch, loss)
 
 
 def _zeros(labels: tuple[int, ...] | None = (), integers: tuple[str, ...] = (), **sizes: tuple[int, ...]) -> _Batch:

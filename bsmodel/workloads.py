@@ -140,7 +140,8 @@ def denoising_loss(model: Any, batch: Any) -> Any:
 # -- transformers ------------------------------------------------------------------------------------------------------------------
 
 
-def _transformers_model(config: Any, auto_class: str) -> Callable[[], Any]:
+def transformers_model(config: Any, auto_class: str) -> Callable[[], Any]:
+    """Builds the model of a configuration, its weights not initialized; `auto_class` names one of transformers' auto classes, or a class."""
     cls = getattr(_library("transformers"), auto_class)
     initialization = importlib.import_module("transformers.initialization")
 
@@ -153,7 +154,8 @@ def _transformers_model(config: Any, auto_class: str) -> Callable[[], Any]:
     return build
 
 
-def _config(model_type: str, attention: str | None, **fields: Any) -> Any:
+def transformers_config(model_type: str, attention: str | None, **fields: Any) -> Any:
+    """The configuration of a model type, with the attention asked for ("sdpa" or "eager"), or transformers' own choice."""
     config = _library("transformers").AutoConfig.for_model(model_type, **fields)
     if attention is not None:
         config._attn_implementation = attention
@@ -161,11 +163,11 @@ def _config(model_type: str, attention: str | None, **fields: Any) -> Any:
 
 
 def _causal_lm(model_type: str, seq_len: int, attention: str | None, **fields: Any) -> Workload:
-    config: Any = _config(model_type, attention, **fields)
+    config: Any = transformers_config(model_type, attention, **fields)
     if getattr(config, "max_position_embeddings", seq_len) < seq_len:
         raise InvalidInputError(f"seq-len {seq_len} is beyond the model's {config.max_position_embeddings} positions; give at most that")
     return Workload(
-        _transformers_model(config, "AutoModelForCausalLM"),
+        transformers_model(config, "AutoModelForCausalLM"),
         token_batch(seq_len),
         own_loss,
         training=Training(precision="bf16-mixed", optimizer="adamw"),
@@ -192,7 +194,7 @@ def _llama_8b(seq_len: int = 2048, attention: str | None = None) -> Workload:
 
 def _bert(seq_len: int = 128, attention: str | None = None) -> Workload:
     return Workload(
-        _transformers_model(_config("bert", attention, num_labels=2), "AutoModelForSequenceClassification"),
+        transformers_model(transformers_config("bert", attention, num_labels=2), "AutoModelForSequenceClassification"),
         token_batch(seq_len, labels="class", padded=True),
         own_loss,
         training=Training(precision="bf16-mixed", optimizer="adamw"),
@@ -201,8 +203,8 @@ def _bert(seq_len: int = 128, attention: str | None = None) -> Workload:
 
 
 def vision(model_type: str, pixels: int, training: Training, attention: str | None = None, **fields: Any) -> Workload:
-    config: Any = _config(model_type, attention, num_labels=1000, **fields)
-    return Workload(_transformers_model(config, "AutoModelForImageClassification"), image_batch(pixels), own_loss, training=training)
+    config: Any = transformers_config(model_type, attention, num_labels=1000, **fields)
+    return Workload(transformers_model(config, "AutoModelForImageClassification"), image_batch(pixels), own_loss, training=training)
 
 
 def _resnet50(image_size: int = 224) -> Workload:
@@ -342,7 +344,7 @@ def _from_transformers_config(
         head = "AutoModelForImageClassification" if hasattr(config, "image_size") else "AutoModelForCausalLM"
     if head == "AutoModelForSeq2SeqLM" and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = 0
-    model = _transformers_model(config, head)
+    model = transformers_model(config, head)
     training = Training(precision="bf16-mixed", optimizer="adamw")
     if "Image" in head:
         own_size = getattr(config, "image_size", 224)

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from bsmodel.cuda_like.buffers import HALVES
+
 aten = torch.ops.aten
-_HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _heads_apply(call: Attention, gqa_supported: bool) -> bool:
 
 
 def _half_applies(call: Attention) -> bool:
-    return call.query.dtype in (_HALVES if call.capability >= (8, 0) else (torch.float16,))
+    return call.query.dtype in (HALVES if call.capability >= (8, 0) else (torch.float16,))
 
 
 def _flash_applies(call: Attention) -> bool:
@@ -85,7 +86,7 @@ def _flash_applies(call: Attention) -> bool:
     return (
         call.capability >= (8, 0)
         and call.mask is None
-        and call.query.dtype in _HALVES
+        and call.query.dtype in HALVES
         and _shapes_apply(call)
         and _heads_apply(call, gqa_supported=True)
         and same_heads
@@ -95,7 +96,7 @@ def _flash_applies(call: Attention) -> bool:
 
 
 def _efficient_applies(call: Attention) -> bool:
-    half = call.query.dtype in _HALVES
+    half = call.query.dtype in HALVES
     tensor_cores = call.capability >= (8, 0) or (call.capability >= (7, 0) and half)
     alignment = 4 if call.capability >= (8, 0) else 1
     if tensor_cores:

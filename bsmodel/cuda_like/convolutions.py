@@ -153,9 +153,9 @@ def _depthwise_forward(tensor: torch.Tensor, weight: torch.Tensor, stride: Any, 
     if conv_format(tensor, weight) is torch.channels_last:
         large = max(weight.shape[2:]) >= 5 and (capability >= (9, 0) or set(stride) != {1})
         return _Workspace(0, 4 * both if large and _widens(tensor, weight, capability) else 0)
-    everything = both + _padded(weight)
     if tensor.dim() == 3:
         return _Workspace()
+    everything = both + _padded(weight)
     return _Workspace(formula="depthwise copies", parameters=(everything, 0, weight.size(-1))) if set(stride) == {1} else _Workspace(0, everything)
 
 
@@ -187,7 +187,7 @@ def backward(args: Any, capability: tuple[int, int]) -> Kernel:
     return Kernel((*copies, *data_buffers, *filter_buffers, *bias))
 
 
-def _summed(size_bytes: int, gradient: torch.Tensor, weight: torch.Tensor, excess_bytes: int = 0, capability: tuple[int, int] = (0, 0)) -> _Workspace:
+def _summed(size_bytes: int, gradient: torch.Tensor, weight: torch.Tensor, capability: tuple[int, int], excess_bytes: int = 0) -> _Workspace:
     """The workspace of a weight gradient: before Hopper with float32 partial sums, of (rows, columns) over so many pixels."""
     if capability >= (9, 0):
         return _Workspace(size_bytes, excess_bytes)
@@ -201,31 +201,30 @@ def _dense_backward(
     operands = _padded(tensor) + _padded(weight)
     if conv_format(tensor, weight) is not torch.channels_last:
         everything = operands + tensor_bytes(gradient)
-        return _Workspace(everything), _summed(everything, gradient, weight, capability=capability)
+        return _Workspace(everything), _summed(everything, gradient, weight, capability)
     if tensor.dtype in HALVES:
         padding = 0 if transposed else _padding(tensor, weight, tensor_bytes(gradient))
-        return _Workspace(padding), _summed(padding, gradient, weight, capability=capability)
+        return _Workspace(padding), _summed(padding, gradient, weight, capability)
     if capability >= (9, 0) or transposed:
-        return _Workspace(), _summed(0, gradient, weight, capability=capability)
+        return _Workspace(), _summed(0, gradient, weight, capability)
     data, filters = tensor_bytes(gradient) + tensor_bytes(weight), tensor_bytes(tensor) + tensor_bytes(gradient)
-    return _Workspace(data), _summed(filters, gradient, weight, capability=capability)
+    return _Workspace(data), _summed(filters, gradient, weight, capability)
 
 
 def _pointwise_backward(
     gradient: torch.Tensor, tensor: torch.Tensor, weight: torch.Tensor, stride: Any, groups: int, capability: tuple[int, int]
 ) -> tuple[_Workspace, _Workspace]:
     """float32 partial sums, one for each image; volumes, and rows of pixels that are not aligned, are converted."""
-    last = conv_format(tensor, weight) is torch.channels_last
+    if conv_format(tensor, weight) is torch.channels_last:
+        padding = _Workspace(0, _padding(tensor, weight, tensor_bytes(gradient)))
+        return padding, padding
     pair = tensor_bytes(tensor) + tensor_bytes(gradient)
     everything = _padded(tensor) + _padded(weight) + tensor_bytes(gradient)
-    if last or (_is_matmul(tensor, weight, stride) and tensor.dim() < 5):
-        if last:
-            padding = _padding(tensor, weight, tensor_bytes(gradient))
-            return _Workspace(0, padding), _Workspace(0, padding)
+    aligned = _is_matmul(tensor, weight, stride)
+    if aligned and tensor.dim() < 5:
         return _Workspace(0, everything), _Workspace(0 if groups > 1 else 4 * tensor.size(0) * weight.numel())
-    narrows = not _is_matmul(tensor, weight, stride) and (set(stride) != {1} or weight.size(0) >= weight.size(1))
-    data = pair if narrows else 0
-    return _Workspace(data, everything - data), _summed(pair, gradient, weight, everything - pair, capability)
+    data = pair if not aligned and (set(stride) != {1} or weight.size(0) >= weight.size(1)) else 0
+    return _Workspace(data, everything - data), _summed(pair, gradient, weight, capability, everything - pair)
 
 
 def _depthwise_backward(

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from bsmodel.cuda_like.buffers import Buffer, tensor_bytes
+
 aten = torch.ops.aten
 
 
@@ -47,13 +49,13 @@ DENSE: dict[Any, tuple[Dense, ...]] = {
 }
 
 
-def copied(func: Any, args: Any) -> list[tuple[int, int | None]]:
-    """Bytes of every operand that is copied, each with the output its copy precedes."""
-    return [
-        (args[operand.argument].numel() * args[operand.argument].element_size(), operand.before)
+def copies(func: Any, args: Any) -> tuple[Buffer, ...]:
+    """The copy of every operand that does not lie as the kernel reads it."""
+    return tuple(
+        Buffer(tensor_bytes(args[operand.argument]), before=operand.before)
         for operand in DENSE.get(func, ())
         if not _lies(args[operand.argument], operand.layout)
-    ]
+    )
 
 
 def _lies(tensor: torch.Tensor, layout: str) -> bool:

@@ -15,7 +15,7 @@ import torch
 
 from bsmodel.cuda_like import convolutions
 from bsmodel.cuda_like.buffers import HALVES, NO_BUFFERS, Buffer, Handle, Kernel, partial_sums, rounded, tensor_bytes
-from bsmodel.cuda_like.dense import copied
+from bsmodel.cuda_like.dense import copies
 from bsmodel.cuda_like.shapes import is_channels_last
 
 aten = torch.ops.aten
@@ -197,5 +197,4 @@ def kernel_of(func: Any, args: Any, capability: tuple[int, int]) -> Kernel:
     """Look up what `func` allocates inside CUDA's implementation; operators without a row allocate only their outputs."""
     rule = KERNELS.get(func)
     kernel = NO_BUFFERS if rule is None else rule(args, capability)
-    copies = tuple(Buffer(size_bytes, before=before) for size_bytes, before in copied(func, args))
-    return replace(kernel, buffers=(*copies, *kernel.buffers)) if copies else kernel
+    return replace(kernel, buffers=(*copies(func, args), *kernel.buffers))

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bsmodel.cuda_like.buffers import Kernel
+from bsmodel.cuda_like.buffers import Kernel, tensor_bytes
 from bsmodel.cuda_like.convolutions import depthwise, tensor_core
 from bsmodel.cuda_like.shapes import conv_format, is_view
 
@@ -37,7 +37,7 @@ def moved_bytes(tensor: torch.Tensor) -> int:
     """Bytes of a tensor's distinct elements: a dimension that is only expanded costs nothing."""
     strides = tensor.stride()
     if 0 not in strides:
-        return tensor.numel() * tensor.element_size()
+        return tensor_bytes(tensor)
     sizes = [size for size, stride in zip(tensor.size(), strides, strict=True) if stride or not size]
     return math.prod(sizes) * tensor.element_size()
 
