@@ -3,8 +3,8 @@
 
 import pytest
 
-from bsmodel.allocator import CachingAllocator
-from bsmodel.settings import Settings
+from bsmodel.memory.allocator import CachingAllocator
+from bsmodel.memory.settings import Settings
 from tests.test_allocator import load, program
 
 EVENTS = 10_000

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import bsmodel
-from bsmodel.allocator import CachingAllocator
-from bsmodel.operations import joined
-from bsmodel.throughput import step_time
+from bsmodel.memory import CachingAllocator
+from bsmodel.tape import joined
+from bsmodel.timing import step_time
 from bsmodel.workloads import NAMED
 
 UP_TO_1B = [name for name in NAMED if name not in ("llama-3.2-1b", "llama-3-8b")] + ["llama-3.2-1b"]

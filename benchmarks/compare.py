@@ -17,14 +17,13 @@ from typing import Any
 from matrix import Case, cases
 
 import bsmodel
-from bsmodel.memory import kernels
-from bsmodel.modules import counted
+from bsmodel.tape import counted
 
 
 def predicted(case: Case, tapes: dict[Any, Any]) -> dict[str, Any]:
     """The prediction for a case, its tape shared among cases that differ in the batch or in a like GPU only."""
     gpu = bsmodel.Gpu.named(case.gpu)
-    shared = (case.model, case.options, repr(case.training), kernels(gpu))
+    shared = (case.model, case.options, repr(case.training), gpu.kernel_family)
     started = time.perf_counter()
     if shared not in tapes:
         tapes[shared] = bsmodel.trace(case.workload(), case.training, gpu)

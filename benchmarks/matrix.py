@@ -10,7 +10,7 @@ from typing import Any
 from zoo import MODELS, from_config
 
 from bsmodel import Training, Workload
-from bsmodel.workloads import classification_loss, dit_loss, image_batch, token_batch
+from bsmodel.workloads import LARGE_ENCODER, classification_loss, dit_loss, image_batch, token_batch
 
 
 @dataclass(frozen=True)
@@ -241,8 +241,7 @@ _CAUSAL, _MASKED, _SEQ2SEQ = "AutoModelForCausalLM", "AutoModelForMaskedLM", "Au
 
 
 def _bert_large(seq_len: int = 512, attention: str | None = None, padded: bool = False) -> Workload:
-    large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-    return hf("bert", _MASKED, seq_len, attention, padded, **large)
+    return hf("bert", _MASKED, seq_len, attention, padded, **LARGE_ENCODER)
 
 
 def _t5(seq_len: int = 256) -> Workload:
@@ -265,7 +264,7 @@ def _opt(seq_len: int = 512, attention: str | None = None) -> Workload:
 
 
 def _pythia(seq_len: int = 1024) -> Workload:
-    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "vocab_size": 50304}
+    sizes = {**LARGE_ENCODER, "vocab_size": 50304}
     return hf("gpt_neox", _CAUSAL, seq_len, **sizes)
 
 

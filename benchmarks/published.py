@@ -19,9 +19,8 @@ from matrix import OWN, hf
 
 import bsmodel
 from bsmodel import Training, Workload
-from bsmodel.memory import kernels
-from bsmodel.throughput import StepTime, step_time
-from bsmodel.workloads import vision
+from bsmodel.timing import StepTime, step_time
+from bsmodel.workloads import LARGE_ENCODER, vision
 
 ROWS = Path(__file__).parent / "published.jsonl"
 
@@ -47,7 +46,6 @@ def _sum_of_logits(model: Any, batch: Any) -> Any:
     return model(input_ids=batch["input_ids"]).logits.sum()
 
 
-_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 _GPT3 = {"n_positions": 2048, "n_ctx": 2048}
 MODELS: dict[str, Callable[..., Workload]] = {
     **OWN,
@@ -70,7 +68,7 @@ MODELS: dict[str, Callable[..., Workload]] = {
     "regnetx-032": _of("regnet", layer_type="x", embedding_size=32, hidden_sizes=[96, 192, 432, 1008], depths=[2, 6, 15, 2], groups_width=48),
     "mobilenetv2": _of("mobilenet_v2"),
     "bert-base-classifier": lambda seq_len, **options: hf("bert", "AutoModelForSequenceClassification", seq_len, **options),
-    "bert-large-classifier": lambda seq_len, **options: hf("bert", "AutoModelForSequenceClassification", seq_len, **_LARGE, **options),
+    "bert-large-classifier": lambda seq_len, **options: hf("bert", "AutoModelForSequenceClassification", seq_len, **LARGE_ENCODER, **options),
     "bert-base-logits": lambda seq_len, **options: replace(hf("bert", "AutoModelForMaskedLM", seq_len, **options), loss=_sum_of_logits),
     "opt-350m-logits": lambda seq_len, **options: replace(OWN["opt-350m"](seq_len, **options), loss=_sum_of_logits),
     "gpt2-large": _causal("gpt2", n_embd=1280, n_layer=36, n_head=20),
@@ -90,7 +88,7 @@ def predicted(row: dict[str, Any], tapes: dict[Any, Any]) -> tuple[float, StepTi
     """Seconds of what a row's figure timed, and the whole step."""
     gpu = bsmodel.Gpu.named(row["gpu"])
     training = Training(precision=row["precision"], optimizer=row["optimizer"], channels_last=row["channels_last"], **row.get("recipe", {}))
-    shared = (row["model"], repr(row.get("options")), repr(training), kernels(gpu))
+    shared = (row["model"], repr(row.get("options")), repr(training), gpu.kernel_family)
     if shared not in tapes:
         tapes[shared] = bsmodel.trace(workload(row), training, gpu)
     step = step_time(tapes[shared], gpu, row["batch"])

@@ -7,18 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError, UntraceableError
 from bsmodel.hardware import Gpu
-from bsmodel.lines import Envelope, Line
-from bsmodel.memory import Fit, Footprint, Peak, breakdown, fit, footprint, predict
-from bsmodel.modules import ModuleRow, OperatorRow, by_module, by_operator
+from bsmodel.memory import Fit, Footprint, Peak, Settings, breakdown, fit, footprint, predict
 from bsmodel.planning import Plan, Price, ladder, plan
-from bsmodel.settings import Settings
-from bsmodel.tape import Tape
-from bsmodel.throughput import StepTime, step_time
+from bsmodel.tape import Envelope, Line, ModuleRow, OperatorRow, Tape, by_module, by_operator
+from bsmodel.timing import StepTime, step_time
 from bsmodel.training import OPTIMIZERS, PRECISIONS, Training
 from bsmodel.workloads import Workload
 
 if TYPE_CHECKING:
-    from bsmodel.tracing import trace
+    from bsmodel.recording import trace
 
 __version__ = "0.1.0"
 
@@ -59,7 +56,7 @@ __all__ = (
 
 def __getattr__(name: str) -> Any:
     if name == "trace":  # the only call that needs torch, which takes two seconds to import
-        from bsmodel.tracing import trace
+        from bsmodel.recording import trace
 
         return trace
     raise AttributeError(f"module 'bsmodel' has no attribute {name!r}")

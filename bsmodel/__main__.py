@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m bsmodel`."""
 
-from bsmodel.cli import run
+from bsmodel.command import run
 
-run()
+if __name__ == "__main__":  # processes of a pool read this file too
+    run()

@@ -149,6 +149,15 @@ class Gpu(_Row):
         return int(major), int(minor)
 
     @property
+    def kernel_family(self) -> tuple[int, int]:
+        """The compute capability that stands for the kernels PyTorch picks on this card; cards that give the same can share a recording.
+
+        Ampere and Ada cards (8.x) pick alike but for attention heads wider than 192, where 8.6 is the narrower one; Volta and Turing alike.
+        Source: aten/src/ATen/native/transformers/cuda/sdp_utils.cpp.
+        """
+        return {7: (7, 5), 8: (8, 6)}.get(self.capability[0], self.capability)
+
+    @property
     def usable_bytes(self) -> int:
         """What a program can allocate: the card less the CUDA context."""
         return self.memory_bytes - self.context_bytes

@@ -57,11 +57,11 @@ OPTIMIZERS: dict[str, OptimizerRule] = {
     "rmsprop": OptimizerRule("torch.optim:RMSprop", {"lr": 1e-4}, "adam", "torch/optim/rmsprop.py"),
     "adagrad": OptimizerRule("torch.optim:Adagrad", {"lr": 1e-2}, "adam", "torch/optim/adagrad.py"),
     "adafactor": OptimizerRule("torch.optim:Adafactor", {"lr": 1e-2}, "adam", "torch/optim/_adafactor.py"),
-    "lion": OptimizerRule("bsmodel.optimizers:Lion", {"lr": 1e-4}, "adam", "Chen 2023, arXiv 2302.06675, algorithm 2"),
-    "lamb": OptimizerRule("bsmodel.optimizers:Lamb", {"lr": 1e-3}, "layerwise", "You 2019, arXiv 1904.00962, algorithm 2"),
-    "lars": OptimizerRule("bsmodel.optimizers:Lars", {"lr": 1.0, "momentum": 0.9}, "layerwise", "You 2017, arXiv 1708.03888, algorithm 1"),
+    "lion": OptimizerRule("bsmodel.recording.optimizers:Lion", {"lr": 1e-4}, "adam", "Chen 2023, arXiv 2302.06675, algorithm 2"),
+    "lamb": OptimizerRule("bsmodel.recording.optimizers:Lamb", {"lr": 1e-3}, "layerwise", "You 2019, arXiv 1904.00962, algorithm 2"),
+    "lars": OptimizerRule("bsmodel.recording.optimizers:Lars", {"lr": 1.0, "momentum": 0.9}, "layerwise", "You 2017, arXiv 1708.03888, algorithm 1"),
     "adamw-8bit": OptimizerRule(
-        "bsmodel.optimizers:AdamW8bit", {"lr": 1e-4}, "adam", "Dettmers 2021, arXiv 2110.02861; bitsandbytes/optim/optimizer.py (block size 256)"
+        "bsmodel.recording.optimizers:AdamW8bit", {"lr": 1e-4}, "adam", "Dettmers 2021, arXiv 2110.02861; bitsandbytes/optim/optimizer.py (block size 256)"
     ),
 }
 

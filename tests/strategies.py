@@ -5,8 +5,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from bsmodel import Envelope, Line
-from bsmodel.lines import upper_envelope
-from bsmodel.tape import Tape
+from bsmodel.tape import Tape, upper_envelope
 
 LINES = st.tuples(st.integers(0, 10**11), st.integers(0, 10**9))
 

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsmodel.allocator import CachingAllocator, OutOfMemoryError, round_size, segment_size
 from bsmodel.errors import InvalidInputError
-from bsmodel.settings import Settings
+from bsmodel.memory.allocator import CachingAllocator, OutOfMemoryError, round_size, segment_size
+from bsmodel.memory.settings import Settings
 from bsmodel.units import GiB, MiB
 
 DATA = Path(__file__).parent / "data" / "allocator"

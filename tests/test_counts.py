@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import bsmodel
-from bsmodel.modules import counted
+from bsmodel.tape import counted
 from bsmodel.workloads import NAMED
 from tests.models import attention, convolutional, images, workload
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import bsmodel
 from bsmodel import planning
-from bsmodel.allocator import CachingAllocator
 from bsmodel.errors import UnreachableTargetError
+from bsmodel.memory.allocator import CachingAllocator
 from tests.models import attention, workload
 from tests.strategies import bundles, envelope_of, envelopes
 
@@ -184,7 +184,7 @@ def test_accumulation_never_lowers_the_peak(tape):
 @pytest.mark.parametrize("precision", bsmodel.PRECISIONS)
 @pytest.mark.parametrize("make", [workload, attention])
 def test_a_recording_at_another_batch_is_what_the_lines_say(make, precision, a100):
-    from bsmodel.tracing import record
+    from bsmodel.recording.tracing import record
     from tests.strategies import same_sizes
 
     training = bsmodel.Training(precision=precision, optimizer="adamw")

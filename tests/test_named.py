@@ -24,7 +24,7 @@ PARAMETERS_MILLION = {
 
 @pytest.mark.parametrize("name", NAMED)
 def test_the_lines_equal_a_direct_recording_to_the_byte(name, a100):
-    from bsmodel.tracing import record
+    from bsmodel.recording.tracing import record
 
     workload = bsmodel.Workload.named(name)
     traced = bsmodel.trace(workload, workload.training, a100)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bsmodel.allocator import round_size
-from bsmodel.cuda_like.pretence import pretend_cuda
-from bsmodel.recorder import Recorder
-from bsmodel.workspaces import size_bytes
+from bsmodel.memory.allocator import round_size
+from bsmodel.recording.cuda_like.pretence import pretend_cuda
+from bsmodel.recording.recorder import Recorder
+from bsmodel.tape.workspaces import size_bytes
 from tests.operators import programs
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "operators.json").read_text())

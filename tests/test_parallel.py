@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bsmodel.cli import main
-from bsmodel.parallel import beside, later
+from bsmodel.command import main
+from bsmodel.command.parallel import beside, later
 
 ROOT = Path(__file__).parent.parent
 ASKED = (f"{ROOT}/tests/models.py:attention", "--gpu", "a100-40gb", "--gpu", "h100-80gb", "--gpu", "rtx-3070-8gb")

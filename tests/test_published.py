@@ -4,8 +4,8 @@
 import pytest
 
 from bsmodel import planning
-from bsmodel.allocator import CachingAllocator, round_size, segment_size
-from bsmodel.cuda_like.kernels import cublas_handle
+from bsmodel.memory.allocator import CachingAllocator, round_size, segment_size
+from bsmodel.recording.cuda_like.kernels import cublas_handle
 from bsmodel.units import MiB
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import bsmodel
-from bsmodel.cli import main
+from bsmodel.command import main
 from tests.models import SGD, Attention, next_token, tokens, workload
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import bsmodel
-from bsmodel.cli import main
-from bsmodel.cuda_like import autocast
+from bsmodel.command import main
+from bsmodel.recording.cuda_like import autocast
 from tests.models import SGD, Attention, next_token, tokens, workload
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +30,7 @@ def test_the_public_names():
         "OPTIMIZERS PRECISIONS BsmodelError Envelope Fit Footprint Gpu InvalidInputError Line ModuleRow OperatorRow Peak Plan Price Settings StepTime Tape "
         "Training UnknownNameError UntraceableError Workload breakdown by_module by_operator fit footprint ladder plan predict step_time trace".split()
     )
-    assert bsmodel.trace.__module__ == "bsmodel.tracing"
+    assert bsmodel.trace.__module__ == "bsmodel.recording.tracing"
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         bsmodel.nothing  # noqa: B018
 

@@ -13,8 +13,8 @@ import bsmodel
 from bsmodel import planning
 from bsmodel.errors import UnreachableTargetError
 from bsmodel.hardware import Source
-from bsmodel.operations import COLUMNS, PHASES, Operations
-from bsmodel.throughput import KINDS, curve, knee, step_time
+from bsmodel.tape.operations import COLUMNS, PHASES, Operations
+from bsmodel.timing import KINDS, curve, knee, step_time
 from bsmodel.units import GiB
 from tests.models import attention, workload
 

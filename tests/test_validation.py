@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import bsmodel
-from bsmodel.cli import main
+from bsmodel.command import main
 from bsmodel.validation import calibration, cases, child, environment, gradients_agree, jobs, rows, running, searching
 from tests.models import SGD, attention, convolutional, images, workload
 from tests.test_refusals import refused
@@ -300,7 +300,7 @@ def test_what_cannot_be_validated_is_refused_in_one_line(tmp_path, capsys):
 
 
 def test_the_package_loads_torch_only_when_it_measures():
-    check = "import sys, bsmodel.cli; import bsmodel.validation.command, bsmodel.validation.rows, bsmodel.validation.page; sys.exit('torch' in sys.modules)"
+    check = "import sys, bsmodel.command; import bsmodel.command.validate, bsmodel.validation.rows, bsmodel.validation.page; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
     assert subprocess.run([sys.executable, "-c", f"import bsmodel.validation; bsmodel.validation.measure; {check}"], check=False).returncode == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import bsmodel
-from bsmodel.cli import main
+from bsmodel.command import main
 from bsmodel.units import GiB
 from bsmodel.validation import rows
 from tests.test_refusals import refused

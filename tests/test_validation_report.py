@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import bsmodel
-from bsmodel.cli import main
+from bsmodel.command import main
 from bsmodel.validation import page, rivals, rows, summary
 from bsmodel.validation.cases import calibrates
 from tests.models import SGD, attention, workload

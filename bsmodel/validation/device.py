@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from bsmodel import loop, placement
 from bsmodel.errors import InvalidInputError
+from bsmodel.recording import loop, placement
 from bsmodel.training import Training
 from bsmodel.workloads import Workload
 

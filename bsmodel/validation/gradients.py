@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from bsmodel import loop, placement
 from bsmodel.errors import InvalidInputError
+from bsmodel.recording import loop, placement
 from bsmodel.training import Training
 from bsmodel.validation.device import fill_weights
 from bsmodel.workloads import Workload

@@ -155,7 +155,7 @@ def _mem_tracker(workload: Workload, training: Training, batch: int) -> int:
     from torch.distributed._tools.mem_tracker import MemTracker
     from torch.utils._pytree import tree_leaves, tree_map
 
-    from bsmodel import placement
+    from bsmodel.recording import placement
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     autocast = training.numerics.autocast

@@ -13,10 +13,9 @@ from typing import Any
 import bsmodel
 from bsmodel.errors import BsmodelError
 from bsmodel.hardware import Gpu
-from bsmodel.memory import Fit, Peak
-from bsmodel.settings import Settings
+from bsmodel.memory import Fit, Peak, Settings
 from bsmodel.tape import Tape
-from bsmodel.throughput import step_time
+from bsmodel.timing import step_time
 from bsmodel.training import Training
 from bsmodel.validation import child, rows
 from bsmodel.validation.cases import Case, batch_at, recipe_words

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`bsmodel validate`: its arguments, and which part of the package answers them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bsmodel.command.arguments import positive, size
+from bsmodel.errors import InvalidInputError
+from bsmodel.hardware import Gpu, defaults
+from bsmodel.training import Training
+from bsmodel.units import format_bytes
+from bsmodel.workloads import Workload
+
+if TYPE_CHECKING:
+    from bsmodel.validation.cases import Case
+    from bsmodel.validation.running import Bench, Runner
+
+EXAMPLE = "bsmodel validate resnet50 --out rows.jsonl"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `bsmodel validate`."""
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="as in bsmodel plan (default: every model that has a name)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="rows, one JSON object a line; those already there are not run again")
+    parser.add_argument("--largest", action="store_true", help="find largest batches by real out-of-memory errors")
+    parser.add_argument("--accumulation", action="store_true", help="run planned accumulation, compare its gradients with a full batch's")
+    parser.add_argument("--side-by-side", action="store_true", help="ask other estimators the same questions")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="rows to a Markdown table and an HTML page; needs no GPU")
+    parser.add_argument("--calibrate", type=Path, metavar="FILE", help="rows to a GPU file of your own, written to --out; needs no GPU")
+    parser.add_argument("--gpu", metavar="GPU", help="predict with this row, an id or TOML file (default: the card's own row of the catalogue)")
+    parser.add_argument("--batch", action="append", type=positive, metavar="N", help="repeatable (default: 1/2, all, 1/8 of the predicted largest)")
+    parser.add_argument("--capacity", action="append", type=size, metavar="SIZE", help="repeatable, for --largest (default: the card and four GPUs)")
+    parser.add_argument("--seq-len", type=positive, metavar="N")
+    parser.add_argument("--image-size", type=positive, metavar="N")
+    parser.add_argument("--precision", metavar="NAME", help="only this recipe, with the two below (default: the matrix, or the workload's own recipe)")
+    parser.add_argument("--optimizer", metavar="NAME")
+    parser.add_argument("--checkpointing", action="store_true", default=None)
+    parser.add_argument("--quick", action="store_true", help="only each workload's own recipe, at one batch")
+    parser.add_argument("--minutes", type=_minutes, default=10.0, metavar="M", help="start nothing new after this long (default 10)")
+    parser.add_argument("--retry", action="store_true", help="run cases again whose row says that they failed")
+    parser.add_argument("--python", default="", metavar="CMD", help="command that starts Python in the children (default: this one, or BSMODEL_PYTHON)")
+    parser.add_argument("--out-dir", type=Path, metavar="DIR", help="where --report writes report.html and report.md (default: prints Markdown)")
+    parser.add_argument("--html", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+
+
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number of minutes")
+    return value
+
+
+def run(options: argparse.Namespace) -> int:
+    """Answer the command; 0 where everything asked for was done. Raises `BsmodelError` for what cannot be."""
+    modes = [name for name in ("report", "calibrate", "largest", "accumulation", "side_by_side") if getattr(options, name)]
+    if len(modes) > 1:
+        raise InvalidInputError(f"--{modes[0].replace('_', '-')} and --{modes[1].replace('_', '-')} are two questions; ask them one by one")
+    if options.report:
+        return _report(options)
+    if options.out is None:
+        raise InvalidInputError(f"--out FILE is missing: where to write, e.g. {EXAMPLE}")
+    if options.calibrate:
+        return _calibrate(options)
+    return _measure(options, modes[0] if modes else "step")
+
+
+def _report(options: argparse.Namespace) -> int:
+    from bsmodel.validation import page, rows, summary
+
+    found = rows.read(options.report)
+    html, markdown = options.html, options.markdown
+    if options.out_dir:
+        if not options.out_dir.is_dir():
+            raise InvalidInputError(f"no such folder: {str(options.out_dir)!r}")
+        html, markdown = html or options.out_dir / "report.html", markdown or options.out_dir / "report.md"
+    text = summary.markdown(found)
+    if html:
+        rows.write_all(html, page.page(found))
+    if markdown:
+        rows.write_all(markdown, text)
+    written = [str(path) for path in (html, markdown) if path]
+    if options.json:
+        print(json.dumps({"schema_version": rows.SCHEMA_VERSION, "command": "validate", **summary.document(found), "written": written}, indent=2))
+    else:
+        print(f"wrote {' and '.join(written)}" if written else text, end="\n" if written else "")
+    return 0
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from bsmodel.validation import calibration, rows
+
+    found = calibration.calibrate(rows.read(options.calibrate), options.calibrate.name, options.gpu)
+    rows.write_all(options.out, calibration.toml(found.gpu))
+    written = {"gpu": found.gpu.model_dump(mode="json"), "errors": found.errors, "notes": list(found.notes), "written": str(options.out)}
+    if options.json:
+        print(json.dumps({"schema_version": rows.SCHEMA_VERSION, "command": "validate", **written}, indent=2))
+    else:
+        print("\n".join([*found.notes, f"wrote {options.out}; use it with --gpu {options.out}"]))
+    return 0
+
+
+# -- on the device -----------------------------------------------------------------------------------------------------------------------
+
+
+def _measure(options: argparse.Namespace, kind: str) -> int:
+    from bsmodel.validation import cases, running
+
+    given: dict[str, Any] = {name: value for name in ("seq_len", "image_size") if (value := getattr(options, name)) is not None}
+    names = options.workloads or cases.available()
+    changes = {name: value for name in ("precision", "optimizer", "checkpointing") if (value := getattr(options, name)) is not None}
+    for name in names:
+        Training(**{**dict(Workload.named(name, **given).training), **changes})  # refused before anything starts
+    bench = _bench(options)
+    matrix = cases.matrix(names, bench.gpu.id, bench.gpu.supports_bf16, options.batch or (), given, changes)
+    if options.quick or kind != "step":
+        matrix = cases.quick(matrix)
+    outcomes = [running.run(bench, *run) for run in _passes(options, kind, matrix, bench)]
+    written, left = sum(outcome.written for outcome in outcomes), sum(outcome.left for outcome in outcomes)
+    again = f", {left} cases left: the same command goes on where this one stopped" if left else ""
+    answer = {"schema_version": 1, "command": "validate", "written": written, "left": left, "out": str(options.out)}
+    print(json.dumps(answer, indent=2) if options.json else f"{written} rows added to {options.out}{again}; see bsmodel validate --report {options.out}")
+    return 0
+
+
+def _passes(options: argparse.Namespace, kind: str, matrix: list[Case], bench: Bench) -> list[tuple[str, list[Case], Runner]]:
+    """Kind, cases and runner of each pass over the matrix."""
+    from bsmodel.validation import cases, running
+
+    plain = [replace(case, share=None) for case in matrix]
+    if kind == "accumulation":
+        return [("accumulation", plain, running.accumulation)]
+    if kind == "largest":
+        limits = _capacities(options, bench.gpu)
+        return [("largest", [replace(case, batch=None, capacity_bytes=limit) for case in plain for limit in limits], running.largest)]
+    if kind == "side_by_side":
+        limits = _capacities(options, bench.gpu) if options.capacity else [None]
+        return [("side-by-side", [replace(case, capacity_bytes=limit) for case in matrix for limit in limits], running.side_by_side)]
+    rates = cases.Case("rates", bench.gpu.id, Training())
+    return [("hardware", [rates], _hardware), ("step", matrix, running.step)]
+
+
+def _hardware(bench: Bench, case: Case) -> list[dict[str, Any]]:
+    """Rates of the card, and the host's time per kernel: that of a step too small for the device, over the kernels recorded for it."""
+    import bsmodel
+    from bsmodel.validation import device, rows
+
+    measured = bench.child({"do": "hardware"})
+    tape = bsmodel.trace(device.tiny(), None, bench.gpu)
+    kernels = tape.operations.column("launches", device.TINY_BATCH)[~tape.operations.where("accumulation")].sum()
+    if seconds := measured.pop("tiny_step_seconds", None):
+        measured["launch_seconds"] = seconds / float(kernels)
+    return [rows.row("hardware", case.key, rows.MEASURED, gpu=case.gpu, measured=measured, environment=bench.environment)]
+
+
+def _capacities(options: argparse.Namespace, gpu: Gpu) -> list[int | None]:
+    """The card's own capacity (None) and the smaller ones asked for; larger ones are named on stderr and left out."""
+    from bsmodel.validation.running import say
+
+    asked = options.capacity or [row.usable_bytes for row in defaults()]
+    for capacity in asked:
+        if capacity > gpu.usable_bytes:
+            say(f"capacity {format_bytes(capacity)} is above the {format_bytes(gpu.usable_bytes)} of {gpu.id}: left out")
+    smaller = sorted({capacity for capacity in asked if capacity < gpu.usable_bytes})
+    return [*smaller] if options.capacity else [None, *smaller]
+
+
+def _bench(options: argparse.Namespace) -> Bench:
+    from bsmodel.validation import child, environment, running
+
+    python = tuple(shlex.split(options.python or os.environ.get("BSMODEL_PYTHON", "")))
+    deadline = time.monotonic() + 60 * options.minutes
+    try:
+        device = child.run({"do": "device"}, python, 120)
+    except child.ChildFailedError as error:
+        raise InvalidInputError(str(error).removeprefix("InvalidInputError: ")) from None
+    gpu, known = environment.card(device)
+    if options.gpu:
+        given = Gpu.named(options.gpu)
+        if given.compute_capability != device["compute_capability"]:
+            raise InvalidInputError(f"{given.id} has compute capability {given.compute_capability}, the card here {device['compute_capability']}")
+        gpu = given
+    if not options.out.absolute().parent.is_dir():
+        raise InvalidInputError(f"cannot write {str(options.out)!r}: no such folder")
+    running.say(f"{device['name']}, as {gpu.id}{'' if known else ' (not in the catalogue: its own properties)'}, {format_bytes(device['memory_bytes'])}")
+    surroundings = environment.environment(device, gpu, known)
+    bench = running.Bench(options.out, gpu, surroundings, deadline, python, retry=options.retry, uuid=device.get("uuid"))
+    bench.settings  # noqa: B018 - refused here, not in every row
+    return bench

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a tape to the closed form, the peak at one batch, and the largest batch that fits."""
+
+from bsmodel.memory.allocator import CachingAllocator, OutOfMemoryError
+from bsmodel.memory.closed_form import Footprint, Moment, Share, breakdown, footprint
+from bsmodel.memory.largest import Fit, fit
+from bsmodel.memory.peak import Peak, predict
+from bsmodel.memory.settings import Settings
+
+__all__ = (
+    "CachingAllocator",
+    "Fit",
+    "Footprint",
+    "Moment",
+    "OutOfMemoryError",
+    "Peak",
+    "Settings",
+    "Share",
+    "breakdown",
+    "fit",
+    "footprint",
+    "predict",
+)

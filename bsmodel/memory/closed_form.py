@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The closed form of requested bytes, and who holds them at the moment that binds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bsmodel.tape import Envelope, Line, Tape, upper_envelope
+from bsmodel.units import format_bytes
+
+CATEGORIES = ("parameter", "buffer", "gradient", "optimizer state", "batch", "saved", "temporary", "workspace")
+STEPS = 3  # the optimizer's state exists from the second step on: the third repeats it, in bytes requested
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A point of the training step: just after one allocation."""
+
+    block: str
+    phase: str
+    module: str
+    operator: str
+
+    def __str__(self) -> str:
+        if self.block == "init":
+            return "loading the model"
+        if self.phase == "step":
+            return "optimizer step"
+        return f"{self.phase}, at {self.module or 'the loss'}"
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The closed form of requested bytes, `M(b) = max_t (f_t + s_t b)`, each line with the moment it belongs to."""
+
+    envelope: Envelope
+    moments: tuple[Moment, ...]
+
+    def __call__(self, batch: ArrayLike) -> Any:
+        """`M(b)` in bytes, for one batch or an array of batches."""
+        return self.envelope(batch)
+
+    def largest(self, capacity_bytes: ArrayLike) -> Any:
+        """The largest batch with `M(b) <= capacity`: one expression, `min_t floor((capacity - f_t) / s_t)`."""
+        return self.envelope.largest(capacity_bytes)
+
+    def binding(self, batch: int) -> Moment:
+        """The moment that decides at this batch."""
+        return self.moments[self.envelope.binding(batch)]
+
+    def __str__(self) -> str:
+        terms = [f"{format_bytes(line.fixed)} + {format_bytes(line.per_sample)} b" for line in self.envelope.lines]
+        return f"M(b) = max({', '.join(terms)})"
+
+
+@dataclass(frozen=True)
+class _Timeline:
+    """Every allocation of a run in order: which moment it is, and the line of all that is alive just after it."""
+
+    blocks: tuple[str, ...]
+    numbers: NDArray[np.int64]
+    fixed: NDArray[np.int64]
+    per_sample: NDArray[np.int64]
+
+
+def _timeline(tape: Tape, accumulation: int | None) -> _Timeline:
+    program = list(tape.program(STEPS, accumulation))
+    events = np.concatenate([np.asarray(block, np.int64) for _, block in program])
+    names = [name for name, block in program for _ in block]
+    numbers = np.where(events >= 0, events, ~events)
+    sign = np.where(events >= 0, 1, -1)
+    fixed, per_sample = np.cumsum(sign * tape.fixed_bytes[numbers]), np.cumsum(sign * tape.per_sample_bytes[numbers])
+    births = np.flatnonzero(events >= 0)
+    return _Timeline(tuple(names[i] for i in births), numbers[births], fixed[births], per_sample[births])
+
+
+def _moment(tape: Tape, timeline: _Timeline, position: int) -> Moment:
+    number = int(timeline.numbers[position])
+    return Moment(timeline.blocks[position], tape.phases[number], tape.modules[number], tape.operators[number])
+
+
+def footprint(tape: Tape, accumulation: int | None = None) -> Footprint:
+    """The closed form of the peak: `M(b) = max_t (f_t + s_t b)` over all moments t of three training steps.
+
+    `f_t` and `s_t` are the fixed and per-sample bytes alive at moment t. Only lines that are highest at some b >= 1 are kept.
+    Counts bytes as requested; rounding, caching and the few kernel buffers that are no line in b come on top, see `predict`.
+    Valid when every allocation is a straight line in the micro-batch, which `trace` has checked. `accumulation`: micro-steps per
+    optimizer step, the recipe's own by default.
+    """
+    timeline = _timeline(tape, accumulation)
+    kept = upper_envelope(timeline.fixed, timeline.per_sample)
+    lines = tuple(Line(int(timeline.fixed[i]), int(timeline.per_sample[i])) for i in kept)
+    return Footprint(Envelope(lines), tuple(_moment(tape, timeline, i) for i in kept))
+
+
+@dataclass(frozen=True)
+class Share:
+    """Bytes of one category in one module at the binding moment."""
+
+    category: str
+    module: str
+    bytes: int
+
+
+def breakdown(tape: Tape, batch: int, accumulation: int | None = None) -> tuple[Share, ...]:
+    """Who holds the bytes of `M(b)`: all that is alive at the binding moment, by category and module. Sums to `M(b)` exactly."""
+    timeline = _timeline(tape, accumulation)
+    position = int(np.argmax(timeline.fixed + timeline.per_sample * batch))
+    sizes = tape.fixed_bytes + tape.per_sample_bytes * batch
+    shares: dict[tuple[str, str], int] = {}
+    births = 0
+    alive: dict[int, int] = {}
+    for event in (event for _, block in tape.program(STEPS, accumulation) for event in block):
+        number = event if event >= 0 else ~event
+        alive[number] = alive.get(number, 0) + (1 if event >= 0 else -1)
+        births += event >= 0
+        if births > position:
+            break
+    for number, count in alive.items():
+        if count and sizes[number]:
+            key = (tape.categories[number], tape.modules[number])
+            shares[key] = shares.get(key, 0) + count * int(sizes[number])
+    rows = [Share(category, module, size) for (category, module), size in shares.items()]
+    return tuple(sorted(rows, key=lambda row: (CATEGORIES.index(row.category), -row.bytes, row.module)))

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The peak at one batch: the tape replayed through the caching allocator until it comes to rest."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bsmodel.errors import InvalidInputError
+from bsmodel.hardware import Gpu
+from bsmodel.memory.allocator import SMALL_SEGMENT, CachingAllocator, OutOfMemoryError
+from bsmodel.memory.closed_form import STEPS, Footprint, footprint
+from bsmodel.memory.settings import Settings
+from bsmodel.tape import Tape, require_same_kernels
+
+_MOST_STEPS = 16  # in which the allocator comes to rest, or hardly ever does
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What torch would report for a run at one batch, in bytes."""
+
+    batch: int
+    requested_bytes: int
+    allocated_bytes: int
+    reserved_bytes: int
+    reserved_upper_bytes: int
+    device_bytes: int
+    fits: bool
+    moment: str
+
+    @property
+    def caching_bytes(self) -> int:
+        """What rounding and caching add to the closed form."""
+        return self.reserved_bytes - self.requested_bytes
+
+
+def predict(tape: Tape, gpu: Gpu, batch: int, accumulation: int | None = None, settings: Settings | None = None) -> Peak:
+    """The peak of training at micro-batch `batch`, by replay through the caching allocator of a card of this size until it comes to rest.
+
+    `allocated_bytes` and `reserved_bytes` are `torch.cuda.max_memory_allocated()` and `max_memory_reserved()`; `device_bytes` adds
+    the CUDA context. `reserved_upper_bytes` is the upper end where a library's workspaces cannot be known (cuDNN's in the contiguous
+    layout), else the same; `fits` holds for both ends. Where the run does not fit, the figures are those of a card without a limit.
+    Raises `InvalidInputError` for a batch below 1 or a tape recorded for kernels of another compute capability.
+    """
+    if batch < 1:
+        raise InvalidInputError(f"batch is {batch}; expected at least 1")
+    require_same_kernels(tape, gpu)
+    return peak_at(footprint(tape, accumulation), batch, gpu, replays(tape, gpu, accumulation, settings or Settings()))
+
+
+def peak_at(form: Footprint, batch: int, gpu: Gpu, replay: Replay) -> Peak:
+    """The peak, likely and at the upper end of what is known, on this card or, where it is too small, on one without a limit."""
+    fits = survives(batch, replay)
+    likely, upper = replay(batch, "likely", fits), replay(batch, "upper", fits)
+    assert likely is not None and upper is not None
+    return Peak(
+        batch,
+        int(form(batch)),
+        likely.allocated_bytes,
+        likely.reserved_bytes,
+        max(likely.reserved_bytes, upper.reserved_bytes),
+        likely.reserved_bytes + gpu.context_bytes,
+        fits,
+        str(form.binding(batch)),
+    )
+
+
+class _Reached(NamedTuple):
+    """The peaks of one replay, whether there was room for another of its largest block then, and whether nothing was done without."""
+
+    allocated_bytes: int
+    reserved_bytes: int
+    roomy: bool
+    complete: bool
+
+
+# What is assumed of the buffers that a library sizes by rules nobody publishes.
+_ASSUMED: dict[str, Callable[[Tape, int, Gpu], NDArray[np.int64]]] = {
+    "likely": Tape.sizes,
+    "upper": Tape.upper_sizes,
+    "lower": Tape.lower_sizes,
+    "mixed": Tape.mixed_sizes,
+    "lenient": Tape.sizes,  # and that they are done without where they do not fit
+}
+Replay = Callable[[int, str, bool], _Reached | None]  # at a batch, what is assumed, and within the card or not; None where memory runs out
+
+
+def replays(tape: Tape, gpu: Gpu, accumulation: int | None, settings: Settings) -> Replay:
+    """Runs of the tape through the allocator of a card, each done once."""
+    boundless = gpu.model_copy(update={"memory_bytes": 1 << 60})
+
+    @functools.cache
+    def replay(batch: int, assumed: str, within: bool) -> _Reached | None:
+        if assumed != "likely" and not tape.excess:
+            return replay(batch, "likely", within)
+        if assumed == "likely" and tape.excess and within:
+            found = replay(batch, "lenient", within)
+            if found is None or found.complete:
+                return found
+        sizes = _ASSUMED[assumed](tape, batch, gpu).tolist()
+        card = gpu if within else boundless
+        allocator = CachingAllocator(card.usable_bytes, settings, total_bytes=card.memory_bytes)
+        if not _train(allocator, tape, sizes, accumulation, tape.excess if assumed == "lenient" else ()):
+            return None
+        return _Reached(allocator.max_allocated_bytes, allocator.max_reserved_bytes, allocator.least_spare_bytes > max(sizes, default=0), not allocator.forgone)
+
+    return replay
+
+
+def survives(batch: int, replay: Replay) -> bool:
+    """Whether a batch trains on the card whatever the libraries choose.
+
+    Smaller buffers may leave worse fragments than larger ones; that matters only where there is no room for another of the largest block.
+    """
+    likely, upper = replay(batch, "likely", True), replay(batch, "upper", True)
+    if likely is None or upper is None:
+        return False
+    if likely.roomy and upper.roomy:
+        return True
+    return replay(batch, "lower", True) is not None and replay(batch, "mixed", True) is not None
+
+
+def _train(allocator: CachingAllocator, tape: Tape, sizes: list[int], accumulation: int | None, optional: Container[int]) -> bool:
+    """Run training steps until the allocator has come to rest; whether there is memory for that, and so for all later steps.
+
+    It has where a step asks nothing of the driver while there is room for the largest block, or where a step ends as an earlier one did:
+    a batch and the one before it take turns in two places, which moves others, and at capacity fragments may pile up over some steps until
+    one fails. Only large blocks are compared; for small ones there must be room for one more segment. A run that still releases its cache
+    and retries after the most steps is taken for one that fails.
+
+    `optional` are workspaces that may be done without where there is no memory for them: PyTorch then takes a plan of cuDNN's that needs
+    less, and keeps to it (aten/src/ATen/native/cudnn/Conv_v8.cpp). How much less is not known, so no safe answer may count on it.
+    """
+    largest = max(sizes, default=0)
+    layouts: list[object] = []
+    asked = retries = 0
+    try:
+        for name, block in tape.program(_MOST_STEPS, accumulation):
+            if name in ("micro", "first"):
+                asked, retries = len(allocator.segment_events), allocator.retries
+            allocator.run(block, sizes, optional)
+            if name in ("step", "first_step"):
+                layouts.append(allocator.layout())
+                quiet = len(allocator.segment_events) == asked and allocator.spare_bytes > largest
+                if layouts[-1] in layouts[:-1] or (quiet and len(layouts) >= STEPS):
+                    break
+    except OutOfMemoryError:
+        return False
+    return allocator.retries == retries and allocator.spare_bytes >= SMALL_SEGMENT

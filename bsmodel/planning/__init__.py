@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the largest batch to what to run: the split, the learning rate, steps, hours and money."""
+
+from bsmodel.planning.learning_rate import learning_rate
+from bsmodel.planning.money import Price, Timing, ranked
+from bsmodel.planning.plan import Plan, Rung, ladder, plan
+from bsmodel.planning.splits import Split, fastest, power_of_two_at_most, splits
+
+__all__ = (
+    "Plan",
+    "Price",
+    "Rung",
+    "Split",
+    "Timing",
+    "fastest",
+    "ladder",
+    "learning_rate",
+    "plan",
+    "power_of_two_at_most",
+    "ranked",
+    "splits",
+)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hours and money of a plan, and which of several plans is the cheapest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from bsmodel.errors import InvalidInputError
+from bsmodel.hardware import Gpu
+from bsmodel.memory import Fit
+from bsmodel.planning.splits import Split
+from bsmodel.tape import Tape
+from bsmodel.timing import StepTime, curve, knee, step_time
+
+
+@dataclass(frozen=True)
+class Price:
+    """US dollars for one card and hour, whose figure it is, and of which day."""
+
+    usd_per_hour: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long the plan takes on its GPUs, and what that costs; what needs samples, epochs or a price is None without them.
+
+    `step` is one optimizer step on one device. Devices are taken to share the work evenly; what they say to each other is not counted.
+    """
+
+    step: StepTime
+    samples_per_s: float
+    knee: int  # the smallest micro-batch with nine tenths of the best throughput
+    fastest_batch: int  # the micro-batch with the best throughput
+    hours_per_epoch: float | None
+    hours: float | None
+    price: Price | None
+    cost_usd: float | None
+
+
+def catalogue_price(gpu: Gpu) -> Price | None:
+    """The price in the card's row, with its source and day, or None where it has none."""
+    source = gpu.source_of("price_usd_per_hour")
+    if gpu.price_usd_per_hour is None or source is None:
+        return None
+    return Price(gpu.price_usd_per_hour, f"{source.source}, {source.checked}")
+
+
+def why_untimed(tape: Tape, gpu: Gpu) -> str:
+    """Why no time can be predicted on this card, or nothing."""
+    try:
+        step_time(tape, gpu, 1)
+    except InvalidInputError as error:
+        return str(error)
+    return ""
+
+
+def timing_of(fit: Fit, chosen: Split, per_epoch: int | None, total: int | None, price: Price | None) -> Timing:
+    step = step_time(fit.tape, fit.gpu, chosen.micro_batch, max(fit.accumulation, chosen.accumulation))
+    times = curve(fit.tape, fit.gpu, fit.batch)
+    seconds = float(step.seconds)
+    hours = seconds * total / 3600 if total is not None else None
+    return Timing(
+        step,
+        float(step.samples_per_s) * chosen.devices,
+        knee(times),
+        int(times.batch[np.argmax(times.samples_per_s)]),
+        seconds * per_epoch / 3600 if per_epoch is not None else None,
+        hours,
+        price,
+        hours * price.usd_per_hour * chosen.devices if hours is not None and price is not None else None,
+    )
+
+
+class Timed(Protocol):
+    """A plan, or a row of a study that has one."""
+
+    @property
+    def split(self) -> Split | None: ...
+    @property
+    def timing(self) -> Timing | None: ...
+
+
+_Timed = TypeVar("_Timed", bound=Timed)
+
+
+def ranked(plans: Iterable[_Timed]) -> tuple[_Timed, ...]:
+    """Plans by what the run costs, or a sample where the run is not given, then by throughput; those without a price or a time come last."""
+
+    def rank(plan: Timed) -> tuple[float, float]:
+        timing, split = plan.timing, plan.split
+        if timing is None or split is None:
+            return math.inf, 0.0
+        if timing.price is None:
+            return math.inf, -timing.samples_per_s
+        a_sample = timing.price.usd_per_hour * split.devices / timing.samples_per_s
+        return (a_sample if timing.cost_usd is None else timing.cost_usd), -timing.samples_per_s
+
+    return tuple(sorted(plans, key=rank))

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the largest micro-batch to what to run: split, learning rate, number of steps, hours and money."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bsmodel.errors import InvalidInputError, UnreachableTargetError
+from bsmodel.memory import Fit, Peak, footprint, predict
+from bsmodel.memory import fit as fit_tape
+from bsmodel.planning.learning_rate import learning_rate, warmup_steps
+from bsmodel.planning.money import Price, Timing, catalogue_price, timing_of, why_untimed
+from bsmodel.planning.splits import Split, fastest, missed, splits
+
+LARGE_BATCH = 16_384  # above it layer-wise rates (LARS, LAMB) are the usual advice: You 2017, arXiv 1708.03888; You 2019, arXiv 1904.00962
+TRADE_OFF = "small batches: noisier gradients, often better generalisation; large batches: smoother, fewer steps, may end in sharper minima"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One step of the ladder of batches to try, with its memory."""
+
+    batch: int
+    peak: Peak
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run: how the batch is split, at which learning rate, for how many steps, how long and for how much.
+
+    `split` is the fastest of those nearest to the target, `fewest` the one with the fewest micro-steps. `timing` is None where the card's
+    row lacks a rate; `untimed` then says which.
+    """
+
+    fit: Fit
+    target_batch: int
+    split: Split
+    fewest: Split
+    exact: bool
+    peak: Peak
+    timing: Timing | None
+    untimed: str
+    learning_rate: float | None
+    learning_rate_rule: str
+    warmup_steps: int | None
+    steps_per_epoch: int | None
+    total_steps: int | None
+    advice: tuple[str, ...]
+
+
+def ladder(fit: Fit) -> tuple[Rung, ...]:
+    """Powers of two up to the largest micro-batch, and that batch itself: what to try in short runs, with the memory of each."""
+    powers = [1 << k for k in range(fit.batch.bit_length())]
+    return tuple(Rung(batch, predict(fit.tape, fit.gpu, batch, fit.accumulation, fit.settings)) for batch in sorted({*powers, fit.batch} - {0}))
+
+
+def plan(
+    fit: Fit,
+    target_batch: int | None = None,
+    devices: int = 1,
+    samples: int | None = None,
+    epochs: float | None = None,
+    base_lr: float | None = None,
+    base_batch: int | None = None,
+    price: Price | None = None,
+) -> Plan:
+    """How to reach `target_batch` samples per optimizer step on `devices` GPUs like the fit's (default: the largest micro-batch).
+
+    `samples` in the training set and `epochs` give steps, hours and, with a price (default: the catalogue's), money; `base_lr` at
+    `base_batch` gives the learning rate. A plan with accumulation uses the peak with gradients kept alive between micro-steps.
+    Raises `InvalidInputError` for numbers below 1 or a fit of nothing.
+    """
+    if fit.batch < 1:
+        raise InvalidInputError(f"{fit.tape.name} {fit.verdict}")
+    for name, value in (("samples", samples), ("epochs", epochs)):
+        if value is not None and value <= 0:
+            raise InvalidInputError(f"{name} is {value}; expected a positive number")
+    target = fit.batch * devices if target_batch is None else target_batch
+    untimed = why_untimed(fit.tape, fit.gpu)
+    fewest, chosen, peak = _chosen(fit, target, devices, in_time=not untimed and target_batch is not None)
+    rate, rule = (None, "")
+    if base_lr is not None:
+        rate, rule = learning_rate(fit.tape.optimizer_family, chosen.effective_batch, base_lr, 256 if base_batch is None else base_batch)
+    per_epoch = math.ceil(samples / chosen.effective_batch) if samples is not None else None
+    total = math.ceil(per_epoch * epochs) if per_epoch is not None and epochs is not None else None
+    timing = None if untimed else timing_of(fit, chosen, per_epoch, total, price or catalogue_price(fit.gpu))
+    return Plan(
+        fit,
+        target,
+        chosen,
+        fewest,
+        chosen.effective_batch == target,
+        peak,
+        timing,
+        untimed,
+        rate,
+        rule,
+        warmup_steps(per_epoch, total),
+        per_epoch,
+        total,
+        _advice(fit, chosen),
+    )
+
+
+def _chosen(fit: Fit, target: int, devices: int, in_time: bool) -> tuple[Split, Split, Peak]:
+    """Of the nearest splits the one with the fewest micro-steps and the fastest, with its peak; both survive.
+
+    Where none of the nearest does, the next nearest that does: a micro-batch below the largest need not survive, since what is cached fits
+    the larger one better, now and then.
+    """
+
+    @functools.cache
+    def peak_of(split: Split) -> Peak:
+        accumulation = max(fit.accumulation, split.accumulation)
+        known = fit.peak if (split.micro_batch, accumulation) == (fit.batch, fit.accumulation) else None
+        return known or predict(fit.tape, fit.gpu, split.micro_batch, accumulation, fit.settings)
+
+    candidates: tuple[Split, ...] = ()
+    for limit in _limits(fit, target, devices):
+        candidates = splits(target, fit.batch, limit, devices)
+        nearest = [split for split in candidates if missed(split, target) == missed(candidates[0], target)]
+        fewest, best = nearest[0], fastest(nearest, fit.tape, fit.gpu) if in_time else nearest[0]
+        if peak_of(fewest).fits and peak_of(best).fits:
+            return fewest, best, peak_of(best)
+    for split in candidates:
+        if peak_of(split).fits:
+            return split, split, peak_of(split)
+    raise UnreachableTargetError(f"no split of {target} survives; a micro-batch of {fit.batch}, the largest, does")
+
+
+def _limits(fit: Fit, target: int, devices: int) -> Iterator[int]:
+    """The largest micro-batch that accumulates: by the closed form, which is seldom too large for the split it leads to; else by replay."""
+    if target <= fit.batch * devices or fit.accumulation > 1:
+        yield fit.batch
+        return
+    yield min(int(footprint(fit.tape, 2).largest(fit.gpu.usable_bytes)), fit.batch)
+    yield fit_tape(fit.tape, fit.gpu, 2, fit.settings).batch
+
+
+def _advice(fit: Fit, chosen: Split) -> tuple[str, ...]:
+    found = [TRADE_OFF]
+    if chosen.effective_batch > LARGE_BATCH:
+        better = "lars" if fit.tape.optimizer_family == "sgd" else "lamb"
+        found.append(f"above {LARGE_BATCH} samples a step consider {better}, and tune the learning rate: no scaling rule is safe there")
+    if chosen.devices > 1:
+        found.append("times take the devices to share the work evenly; what they say to each other comes on top")
+    if chosen.accumulation > 1:
+        found.append("batch norm sees the micro-batch, not the effective batch; other layers do not notice accumulation")
+    return tuple(found)

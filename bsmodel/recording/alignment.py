@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From recordings to lines and repeatable blocks: which allocation of one step is which of another."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bsmodel.errors import UntraceableError
+
+Line = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of an allocation: a line in the batch, plus a formula of `bsmodel.tape.workspaces` over parameters that are lines.
+
+    `excess` is the line of how much larger it may be, where a library's choice cannot be known.
+    """
+
+    line: Line
+    formula: str = ""
+    parameters: tuple[Line, ...] = ()
+    excess: Line | None = None
+
+
+Allocated = Sequence[tuple[int, Any]]  # (number, allocation)
+
+
+def lines(steps: Sequence[Allocated], batches: Sequence[int], workload: str) -> dict[int, Size]:
+    """Fixed and per-sample bytes of every allocation, from the same allocations recorded at several batches.
+
+    Two batches give the line `fixed + per_sample * b`, every further one checks it; the line holds for the numbers of all the steps.
+    Raises `UntraceableError` naming the operation and module where the steps differ or the sizes are no line.
+    """
+    for step, batch in zip(steps[1:], batches[1:], strict=True):
+        _same_path(steps[0], step, batches[0], batch, workload)
+    found: dict[int, Size] = {}
+    for same in zip(*steps, strict=True):
+        allocation = same[0][1]
+        what = f"{allocation.operator} in module {allocation.module or 'model'}"
+        line = _line([a.size_bytes for _, a in same], batches, what, workload)
+        columns = zip(*(a.parameters for _, a in same), strict=True)
+        parameters = tuple(_line(list(column), batches, what, workload) for column in columns)
+        excess = None if allocation.excess_bytes is None else _line([a.excess_bytes for _, a in same], batches, what, workload)
+        found.update((number, Size(line, allocation.formula, parameters, excess)) for number, _ in same)
+    return found
+
+
+def _line(values: list[int], batches: Sequence[int], what: str, workload: str) -> Line:
+    per_sample, rest = divmod(values[1] - values[0], batches[1] - batches[0]) if len(values) > 1 else (0, 0)
+    fixed = values[0] - per_sample * batches[0]
+    if rest or any(fixed + per_sample * batch != value for batch, value in zip(batches, values, strict=True)):
+        raise UntraceableError(
+            f"{what} takes {', '.join(map(str, values))} bytes at batches {', '.join(map(str, batches))}: "
+            f"not a straight line in the batch, so {workload} has no closed form"
+        )
+    return fixed, per_sample
+
+
+def _token(allocation: Any) -> tuple[str, str]:
+    return allocation.operator, allocation.module
+
+
+def _same_path(first: Allocated, other: Allocated, low: int, high: int, workload: str) -> None:
+    names = [[_token(allocation) for _, allocation in step] for step in (first, other)]
+    if names[0] == names[1]:
+        return
+    shared = min(map(len, names))
+    position = next((i for i in range(shared) if names[0][i] != names[1][i]), shared - 1)
+    operator, module = names[0][position]
+    raise UntraceableError(
+        f"{workload} takes another path at batch {high} than at batch {low}, from {operator} in module {module or 'model'} on; "
+        "make the step the same for every batch, and switch off what is decided by chance on the host (LayerDrop, say)"
+    )
+
+
+def lines_of_steps(steps: Sequence[Allocated], released: set[int], batches: Sequence[int], workload: str) -> dict[int, Size] | None:
+    """Lines from micro-steps of one run, each at another batch, when they allocate the same in the same order.
+
+    What one of them lacks (a gradient that is added in place instead of cloned) is a line through the other two. What one of them
+    alone allocates and never gives back (library workspaces, caches) is fixed. Returns None where something else differs: then every
+    step has to be recorded at every batch.
+    """
+    middle = len(steps) // 2
+    tokens = [_token(allocation) for _, allocation in steps[middle]]
+    partners: list[list[tuple[int, tuple[int, Any]]]] = [[(batches[middle], pair)] for pair in steps[middle]]
+    for step, batch in zip(steps, batches, strict=True):
+        if step is steps[middle]:
+            continue
+        others = [_token(allocation) for _, allocation in step]
+        for tag, low, high, start, end in difflib.SequenceMatcher(None, tokens, others, autojunk=False).get_opcodes():
+            if tag == "equal":
+                for offset in range(high - low):
+                    partners[low + offset].append((batch, step[start + offset]))
+            elif any(number in released for number, _ in step[start:end]) or any(a.category != "gradient" for _, a in steps[middle][low:high]):
+                return None
+    found: dict[int, Size] = {}
+    for same in partners:
+        if len(same) > 1:
+            ordered = sorted(same, key=lambda pair: pair[0])
+            found |= lines([[pair] for _, pair in ordered], [batch for batch, _ in ordered], workload)
+        elif same[0][1][0] in released:
+            return None
+    return found
+
+
+def periodic(events: dict[str, list[int]], allocations: Sequence[Any]) -> tuple[dict[str, tuple[int, ...]], list[int]]:
+    """Make the blocks of a recording repeatable, and number what they allocate from zero.
+
+    A loop's variables (batch, loss, outputs) made in one micro-step die in the next, whichever that is; so the three recorded
+    micro-steps share one number for each of them, and the two optimizer steps likewise. Returns the blocks and the kept numbers.
+    """
+    alias: dict[int, int] = {}
+    _share(alias, events, "first", ("micro",), {"micro": ("accumulate",), "accumulate": ()}, allocations)
+    _share(alias, events, "first_step", ("micro", "accumulate", "step"), {"step": ()}, allocations)
+    kept: dict[int, int] = {}
+    blocks: dict[str, tuple[int, ...]] = {}
+    for name, block in events.items():
+        renumbered = []
+        for event in block:
+            number = event if event >= 0 else ~event
+            number = alias.get(number, number)
+            index = kept.setdefault(number, len(kept))
+            renumbered.append(index if event >= 0 else ~index)
+        blocks[name] = tuple(renumbered)
+    return blocks, list(kept)
+
+
+def _share(
+    alias: dict[int, int],
+    events: dict[str, list[int]],
+    origin: str,
+    dies_in: tuple[str, ...],
+    heirs: dict[str, tuple[str, ...]],
+    allocations: Sequence[Any],
+) -> None:
+    """Give what each heir block leaves behind the numbers of what `origin` leaves behind."""
+    carried = _left_behind(events, origin, dies_in)
+    for heir, heir_dies_in in heirs.items():
+        candidates = _left_behind(events, heir, heir_dies_in)
+        waiting = list(carried)
+        for number in candidates:
+            twin = next((c for c in waiting if allocations[c].operator == allocations[number].operator), None)
+            if twin is not None:
+                waiting.remove(twin)
+                alias[number] = twin
+
+
+def _left_behind(events: dict[str, list[int]], block: str, dies_in: tuple[str, ...]) -> list[int]:
+    """Numbers allocated in `block` and released in one of the blocks `dies_in`, or never where none is named."""
+    allocated = [event for event in events[block] if event >= 0]
+    if dies_in:
+        released = {~event for name in dies_in for event in events[name] if event < 0}
+        return [number for number in allocated if number in released]
+    released = {~event for later in events.values() for event in later if event < 0}
+    return [number for number in allocated if number not in released]

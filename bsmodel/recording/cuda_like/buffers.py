@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a kernel allocates besides its outputs, as plain values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A buffer inside a kernel: a number of bytes, and a formula of `bsmodel.tape.workspaces` for what is no line in the batch.
+
+    `before` is the number of the output it precedes (by default it follows them all); `brief` ones are freed at once, others with the
+    operator's end. Where a library sizes the buffer by rules nobody publishes, it may be as much as `excess_bytes` larger, or not there at all;
+    None elsewhere.
+    """
+
+    size_bytes: int = 0
+    formula: str = ""
+    parameters: tuple[int, ...] = ()
+    before: int | None = None
+    brief: bool = False
+    excess_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Handle:
+    """A library handle with a workspace that is allocated at first use in a thread and kept."""
+
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What one operator allocates on CUDA besides its outputs."""
+
+    buffers: tuple[Buffer, ...] = ()
+    handles: tuple[Handle, ...] = ()
+
+
+NO_BUFFERS = Kernel()
+
+
+def tensor_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of all elements."""
+    return tensor.numel() * tensor.element_size()
+
+
+def rounded(size: int, multiple: int) -> int:
+    """`size` up to the next multiple."""
+    return -(-size // multiple) * multiple
+
+
+def partial_sums(tensor: torch.Tensor, dimensions: Sequence[int]) -> tuple[Buffer, ...]:
+    """What a sum over these dimensions stages in global memory, if it is split over thread blocks (aten/src/ATen/native/cuda/Reduce.cuh)."""
+    summed = {dimension % tensor.dim() for dimension in dimensions}
+    inputs = math.prod(tensor.size(dimension) for dimension in summed)
+    wide = [dimension for dimension in range(tensor.dim()) if tensor.size(dimension) > 1]
+    if not wide or inputs < 2:
+        return ()
+    fastest = min(wide, key=tensor.stride)
+    along_rows = fastest not in summed
+    vector = next(v for v in (4, 2, 1) if tensor.size(fastest) % v == 0) if along_rows and tensor.stride(fastest) == 1 else 1
+    return (Buffer(formula="reduction", parameters=(tensor.numel() // inputs, inputs, int(along_rows), vector), brief=True),)

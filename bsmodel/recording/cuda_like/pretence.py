@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process in which a CUDA device seems to be present, as far as Python code can see.
+
+Device tensors are `meta` tensors: C++ sees `meta`, Python sees `cuda:0`. Whatever a program creates on, or moves to, a CUDA device
+lands there; everything on the host is real and really runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import DefaultDeviceType
+
+from bsmodel.recording.cuda_like import autocast, operators
+
+CUDA = torch.device("cuda", 0)
+META = torch.device("meta")
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def is_device(device: Any) -> bool:
+    """Whether `device` means the pretended GPU: `cuda`, `cuda:0`, 0 or the device behind it."""
+    if isinstance(device, bool) or device is None:
+        return False
+    if isinstance(device, int):
+        return True
+    return str(device).startswith(("cuda", "meta"))
+
+
+# What Python sees of a tensor; `is_meta` on the right is torch's own answer.
+_SEEN: dict[Any, Any] = {
+    torch.Tensor.device.__get__: lambda tensor: CUDA if tensor.is_meta else tensor.device,
+    torch.Tensor.is_cuda.__get__: lambda tensor: tensor.is_meta,  # type: ignore[attr-defined]
+    torch.Tensor.is_meta.__get__: lambda tensor: False,  # type: ignore[attr-defined]
+    torch.Tensor.get_device: lambda tensor: 0 if tensor.is_meta else tensor.get_device(),
+}
+
+
+def _listed(index: Any) -> Any:
+    """A list of numbers as the host tensor it stands for: torch would make it on `meta`, where it has no values to ask for."""
+    return torch.tensor(index) if isinstance(index, list) and index and all(isinstance(item, int) for item in index) else index
+
+
+class _DeviceCalls(TorchFunctionMode):
+    """Sends what a program says about `cuda` devices to `meta`, where device tensors live."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        seen = _SEEN.get(func)
+        if seen is not None:
+            return seen(args[0])
+        if func is torch.Tensor.cuda:
+            return args[0].to(META)
+        if func is torch.Tensor.__getitem__ and isinstance(args[1], (list, tuple)):
+            args = (args[0], tuple(map(_listed, args[1])) if isinstance(args[1], tuple) else _listed(args[1]))
+        if func is torch.Tensor.to and len(args) > 1 and not isinstance(args[1], (torch.dtype, torch.Tensor)) and is_device(args[1]):
+            args = (args[0], META, *args[2:])
+        if not kwargs:
+            return func(*args)
+        if is_device(kwargs.get("device")):
+            if func in (torch.tensor, torch.as_tensor, torch.asarray):
+                return func(*args, **{name: value for name, value in kwargs.items() if name != "device"}).to(META)
+            kwargs = {**kwargs, "device": META}
+        return func(*args, **kwargs)
+
+
+class _Properties:
+    """What `torch.cuda.get_device_properties` tells of the pretended device."""
+
+    def __init__(self, name: str, capability: tuple[int, int], memory_bytes: int, sm_count: int | None) -> None:
+        self.name, self.total_memory = name, memory_bytes
+        self.major, self.minor = capability
+        self.multi_processor_count = sm_count
+
+
+@contextmanager
+def pretend_cuda(name: str, capability: tuple[int, int], memory_bytes: int, sm_count: int | None) -> Iterator[None]:
+    """Within this context Python code sees one CUDA device with these properties.
+
+    Nothing is changed for good: every patched name of torch is restored on the way out. Not for several threads at once.
+    """
+    operators.register_all()
+    operators.set_capability(capability)
+    properties = _Properties(name, capability, memory_bytes, sm_count)
+    clear = torch.clear_autocast_cache
+
+    def clear_both() -> None:
+        autocast.clear_cast_weights()
+        clear()
+
+    answers: dict[str, Any] = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "get_device_capability": lambda device=None: capability,
+        "get_device_name": lambda device=None: name,
+        "get_device_properties": lambda device=None: properties,
+        "is_bf16_supported": lambda including_emulation=True: including_emulation or capability >= (8, 0),
+        "is_current_stream_capturing": lambda: False,
+        "synchronize": lambda device=None: None,
+        "empty_cache": lambda: None,
+        "set_device": lambda device: None,
+        "max_memory_allocated": lambda device=None: 0,
+        "memory_allocated": lambda device=None: 0,
+        "reset_peak_memory_stats": lambda device=None: None,
+    }
+    with ExitStack() as stack:
+        for attribute, answer in answers.items():
+            stack.enter_context(_replaced(torch.cuda, attribute, answer))
+        stack.enter_context(_replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
+        stack.enter_context(_replaced(torch, "clear_autocast_cache", clear_both))
+        stack.enter_context(_replaced(DefaultDeviceType, "_default_device_type", "cuda"))
+        stack.enter_context(_DeviceCalls())
+        stack.enter_context(autocast.dispatching())
+        yield

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an operator does on the device: the matrix products it computes and the bytes it moves.
+
+One row per operator that is more than "read the inputs, write the outputs"; each names where the passes over memory come from.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from bsmodel.recording.cuda_like.buffers import Kernel, tensor_bytes
+from bsmodel.recording.cuda_like.convolutions import depthwise, tensor_core
+from bsmodel.recording.cuda_like.shapes import conv_format, is_view
+
+aten = torch.ops.aten
+_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True)
+class Work:
+    """One operator: `products` of `m x k` by `k x n` matrices in `groups`, the bytes it reads and writes, and the kernels it launches."""
+
+    kind: str  # a key of `bsmodel.throughput.KINDS`
+    dtype: str
+    moved_bytes: int
+    products: tuple[tuple[int, int, int, int], ...] = ()  # groups, m, n, k
+    launches: int = 1
+
+
+def moved_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor's distinct elements: a dimension that is only expanded costs nothing."""
+    strides = tensor.stride()
+    if 0 not in strides:
+        return tensor_bytes(tensor)
+    sizes = [size for size, stride in zip(tensor.size(), strides, strict=True) if stride or not size]
+    return math.prod(sizes) * tensor.element_size()
+
+
+def _sum(values: Sequence[Any]) -> int:
+    return sum(moved_bytes(value) for value in values if isinstance(value, torch.Tensor) and value.is_meta)
+
+
+# -- operators without a kernel ---------------------------------------------------------------------------------------------------------
+
+_FREE = ("aten::_unsafe_view", "aten::empty", "aten::new_empty", "aten::lift", "aten::_reshape_alias", "aten::set_", "aten::resize", "aten::_local_scalar")
+_WRITE_ONLY = ("aten::zero_", "aten::fill_", "aten::copy_", "aten::normal_", "aten::uniform_", "aten::bernoulli_", "aten::random_")
+
+
+@functools.cache
+def _launches_nothing(func: Any) -> bool:
+    return is_view(func) or func._schema.name.startswith(_FREE)
+
+
+# -- matrix products --------------------------------------------------------------------------------------------------------------------
+
+
+def _matmul(args: Any, outputs: Any) -> tuple[tuple[int, int, int, int], ...]:
+    left, right = args[-2:]
+    groups = left.size(0) if left.dim() == 3 else 1
+    return ((groups, left.size(-2), right.size(-1), left.size(-1)),)
+
+
+def _convolution(args: Any, outputs: Any) -> tuple[tuple[int, int, int, int], ...]:
+    """As an implicit matrix product over output pixels."""
+    tensor, weight, groups = args[0], args[1], args[8]
+    pixels = (tensor if args[6] else outputs[0]).numel() // (tensor if args[6] else outputs[0]).size(1)
+    channels = tensor.size(1) if args[6] else weight.size(0)
+    return ((groups, pixels, channels // groups, weight.numel() // channels),)
+
+
+def _convolution_backward(args: Any, outputs: Any) -> tuple[tuple[int, int, int, int], ...]:
+    """The gradient of the input over input pixels, that of the weight over weights; as many multiply-adds each as forward."""
+    gradient, tensor, weight, transposed, groups, mask = args[0], args[1], args[2], args[7], args[9], args[10]
+    inner, outer = (gradient, tensor) if transposed else (tensor, gradient)
+    channels = weight.size(0) // groups
+    per_filter = weight.numel() // weight.size(0)
+    out_pixels, in_pixels = outer.numel() // outer.size(1), inner.numel() // inner.size(1)
+    found = []
+    if mask[0]:
+        total = out_pixels * channels * per_filter
+        rows = in_pixels if not transposed else out_pixels
+        columns = tensor.size(1) // groups
+        found.append((groups, rows, columns, max(1, total // max(1, rows * columns))))
+    if mask[1]:
+        found.append((groups, channels, per_filter, out_pixels))
+    return tuple(found)
+
+
+def _converted(func: Any, args: Any, outputs: Sequence[torch.Tensor], capability: tuple[int, int]) -> int:
+    """Bytes moved to bring operands to channels-last and the result back: tensor cores compute in that layout only.
+
+    Source: NVIDIA, Convolutional Layers User's Guide, tensor layouts: the conversion is automatic; each operand is read and written once more.
+    """
+    forward = func is aten.convolution.default
+    tensor, weight, groups = args[0 if forward else 1], args[1 if forward else 2], args[8 if forward else 9]
+    if conv_format(tensor, weight) is torch.channels_last or not tensor_core(tensor, capability) or depthwise(tensor, weight, groups):
+        return 0
+    operands = [tensor, weight, outputs[0] if forward else args[0]]
+    return 2 * _sum(operands) * (1 if forward else sum(args[10][:2]))
+
+
+def _convolution_work(func: Any, args: Any, outputs: Sequence[torch.Tensor], work: Work, capability: tuple[int, int]) -> Work:
+    """An implicit matrix product; depthwise kernels multiply on the float32 units, and those have Winograd's for dense 3 x 3 filters."""
+    forward = func is aten.convolution.default
+    tensor, weight, groups = args[0 if forward else 1], args[1 if forward else 2], args[8 if forward else 9]
+    products = _convolution(args, outputs) if forward else _convolution_backward(args, outputs)
+    if not depthwise(tensor, weight, groups):
+        plain = set(args[3 if forward else 4]) == {1} and set(args[5 if forward else 6]) == {1} and groups == 1
+        winograd = plain and tuple(weight.shape[2:]) == (3, 3) and not tensor_core(tensor, capability)
+        kind = "winograd convolution" if winograd else "convolution"
+        return replace(work, kind=kind, products=products, launches=max(1, len(products)))
+    taps = weight.numel() // weight.size(0)
+    pixels = (outputs[0] if forward else args[0]).numel() // weight.size(0)
+    return replace(work, kind="depthwise convolution", products=((weight.size(0), pixels, taps, 1),) * len(products), launches=max(1, len(products)))
+
+
+def _attention(args: Any, causal: bool) -> tuple[int, int, int, int]:
+    """Both products of an attention as one, of width `d_key + d_value`; a causal mask leaves out half the keys."""
+    query, key, value = args
+    groups = math.prod(query.shape[:-2])
+    keys = (key.size(-2) + 1) // 2 if causal else key.size(-2)
+    return (groups, query.size(-2), keys, query.size(-1) + value.size(-1))
+
+
+_CAUSAL = {  # where the arguments say so
+    aten._scaled_dot_product_flash_attention.default: 4,
+    aten._scaled_dot_product_efficient_attention.default: 6,
+    aten._scaled_dot_product_cudnn_attention.default: 6,
+    aten._scaled_dot_product_flash_attention_backward.default: 11,
+    aten._scaled_dot_product_efficient_attention_backward.default: 11,
+    aten._scaled_dot_product_cudnn_attention_backward.default: 14,
+}
+
+
+def _attention_work(func: Any, args: Any, work: Work) -> Work:
+    """Backward computes five products where forward computes two: scores again, and the gradients of scores, query, key and value."""
+    backend = next(name for name in ("flash", "efficient", "cudnn") if name in func._schema.name)
+    backward = func._schema.name.endswith("backward")
+    position = _CAUSAL[func]
+    causal = bool(args[position]) if len(args) > position and isinstance(args[position], bool) else False
+    groups, m, n, k = _attention(args[1:4] if backward else args[0:3], causal)
+    kind = f"{backend} attention backward" if backward else f"{backend} attention"
+    return replace(work, kind=kind, products=((groups, m, n, k * 5 // 2 if backward else k),), launches=3 if backward else 1)
+
+
+# -- passes over memory -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """How often a kernel goes over its large input (or another argument) beyond once, and in how many launches."""
+
+    kind: str = "elementwise"
+    argument: int = 0
+    again: int = 0
+    launches: int = 1
+
+
+_PASSES: dict[Any, _Passes] = {
+    # mean and variance first, then the normalised values (cuDNN's persistent kernels keep small images on chip: not counted on)
+    aten.cudnn_batch_norm.default: _Passes("norm", 0, 1),
+    aten.native_batch_norm.default: _Passes("norm", 0, 1, 2),
+    # two sums over input and gradient, then the input's gradient
+    aten.cudnn_batch_norm_backward.default: _Passes("norm", 0, 2),
+    aten.native_batch_norm_backward.default: _Passes("norm", 0, 2, 2),
+    aten.native_layer_norm.default: _Passes("norm"),  # a row stays on chip
+    # one kernel for the input's gradient, one more pass for those of weight and bias (aten/src/ATen/native/cuda/layer_norm_kernel.cu)
+    aten.native_layer_norm_backward.default: _Passes("norm", 0, 2, 2),
+    aten.native_group_norm.default: _Passes("norm", 0, 1, 3),
+    aten.native_group_norm_backward.default: _Passes("norm", 0, 2, 4),
+    aten._softmax.default: _Passes("norm"),
+    aten._log_softmax.default: _Passes("norm"),
+    aten._safe_softmax.default: _Passes("norm", 0, 2, 4),
+    aten._softmax_backward_data.default: _Passes("norm", 0, 2, 2),
+    aten._log_softmax_backward_data.default: _Passes("norm"),
+    aten.embedding_dense_backward.default: _Passes("elementwise", 0, 2, 8),  # sort, segments, sums
+}
+_GATHERS = (aten.embedding.default, aten.index_select.default, aten.gather.default)
+_PRODUCTS: dict[Any, tuple[str, Callable[[Any, Any], tuple[tuple[int, int, int, int], ...]]]] = {
+    aten.mm.default: ("matmul", _matmul),
+    aten.addmm.default: ("matmul", _matmul),
+    aten.bmm.default: ("matmul", _matmul),
+    aten.baddbmm.default: ("matmul", _matmul),
+    aten.addbmm.default: ("matmul", _matmul),
+}
+_CHUNK_ELEMENTS, _TENSORS_A_LAUNCH = 65_536 * 320, 64  # aten/src/ATen/native/cuda/MultiTensorApply.cuh: blocks and tensors one launch takes
+
+
+def work_of(func: Any, args: Any, given: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], kernel: Kernel, capability: tuple[int, int]) -> Work | None:
+    """What one operator does on a device of this capability, or None where it launches nothing (views, allocations).
+
+    `given`: the tensors among its arguments, lists opened; `outputs`: its device tensors; `kernel`: buffers inside, each written and read once.
+    """
+    if _launches_nothing(func):
+        return None
+    if func._schema.name.startswith(("aten::_foreach", "aten::_fused", "aten::_amp_foreach")):
+        return _over_lists(func, args, given, outputs)
+    dtype = _NAMES.get(next((tensor.dtype for tensor in (*given, *outputs) if tensor.is_floating_point()), None), "fp32")  # type: ignore[arg-type]
+    work = Work("elementwise", dtype, _read(func, args, given, outputs) + _sum(outputs))
+    inner = replace(work, moved_bytes=work.moved_bytes + 2 * sum(buffer.size_bytes for buffer in kernel.buffers))
+    if func in (aten.convolution.default, aten.convolution_backward.default):
+        converted = _converted(func, args, outputs, capability)
+        work = replace(work, moved_bytes=work.moved_bytes + converted) if converted else inner
+        return _convolution_work(func, args, outputs, work, capability)
+    work = inner
+    if func in _CAUSAL:
+        return _attention_work(func, args, work)
+    if func in _PRODUCTS:
+        kind, products = _PRODUCTS[func]
+        return replace(work, kind=kind, products=products(args, outputs))
+    passes = _PASSES.get(func)
+    if passes is None:
+        return work
+    return replace(work, kind=passes.kind, moved_bytes=work.moved_bytes + passes.again * moved_bytes(args[passes.argument]), launches=passes.launches)
+
+
+def _read(func: Any, args: Any, given: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> int:
+    if func in _GATHERS:
+        return _sum(outputs) + _sum(given[1:])
+    if func._schema.name.startswith(_WRITE_ONLY):
+        return _sum(given[1:])
+    return _sum(given)
+
+
+def _over_lists(func: Any, args: Any, given: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> Work:
+    """An operation over lists of tensors: every list read, the changed ones written, as many launches as blocks and tensors need."""
+    changed = [args[i] for i, argument in enumerate(func._schema.arguments[: len(args)]) if argument.alias_info and argument.alias_info.is_write]
+    written = sum(_sum(value if isinstance(value, (list, tuple)) else [value]) for value in changed) + _sum(outputs)
+    first = args[0] if isinstance(args[0], (list, tuple)) else [args[0]]
+    launches = max(1, -(-len(first) // _TENSORS_A_LAUNCH), -(-sum(t.numel() for t in first) // _CHUNK_ELEMENTS))
+    dtype = _NAMES.get(given[0].dtype, "fp32") if given else "fp32"
+    return Work("elementwise", dtype, _sum(given) + written, launches=launches)

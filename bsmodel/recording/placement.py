@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brings a model onto the pretended device: built without its weights, cast, adapted, moved in the order `Module.to` moves it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+
+from bsmodel.errors import InvalidInputError, UntraceableError
+from bsmodel.recording.cuda_like.pretence import META
+from bsmodel.recording.recorder import Recorder
+from bsmodel.training import OPTIMIZERS, Training
+
+_LARGE = 1 << 16  # elements: from here on a freshly filled tensor is a weight, not a constant the model may compute with
+
+
+class WeightsNowhere(TorchFunctionMode):
+    """Creates large tensors on `meta`; small constants stay real, so that models which compute with values can be built."""
+
+    _FILLED = (torch.zeros, torch.ones, torch.randn, torch.rand, torch.full)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("device") is None and (func is torch.empty or (func in self._FILLED and _elements(args) >= _LARGE)):
+            kwargs["device"] = META
+        return func(*args, **kwargs)
+
+
+def _elements(args: Any) -> int:
+    sizes = args[0] if args and isinstance(args[0], (tuple, list, torch.Size)) else args
+    count = 1
+    for size in sizes:
+        count *= size if isinstance(size, int) else 1
+    return count
+
+
+def build(factory: Any, training: Training) -> torch.nn.Module:
+    """Call the user's factory in the dtype the precision asks for; under `WeightsNowhere` no memory is behind its weights."""
+    dtype = getattr(torch, training.numerics.weights)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        model = factory()
+    finally:
+        torch.set_default_dtype(default)
+    if not isinstance(model, torch.nn.Module):
+        raise InvalidInputError(f"model() returned {type(model).__name__}; expected a torch.nn.Module")
+    if dtype is not torch.float32:
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+    return model.train()
+
+
+def adapt(model: torch.nn.Module, training: Training) -> torch.nn.Module:
+    """Freeze, add adapters and switch checkpointing on, as the recipe says."""
+    if training.checkpointing:
+        _checkpoint(model)
+    for prefix in training.frozen:
+        matching = [parameter for name, parameter in model.named_parameters() if name.startswith(prefix)]
+        if not matching:
+            names = sorted({name.split(".")[0] for name, _ in model.named_parameters()})
+            raise InvalidInputError(f"no parameter starts with {prefix!r}; the model's begin with: {', '.join(names)}")
+        for parameter in matching:
+            parameter.requires_grad_(False)
+    if training.lora_rank is not None:
+        model = _with_adapters(model, training)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InvalidInputError("nothing is trained: every parameter is frozen")
+    return model
+
+
+def _with_adapters(model: torch.nn.Module, training: Training) -> torch.nn.Module:
+    try:
+        peft: Any = importlib.import_module("peft")
+    except ImportError:
+        raise InvalidInputError('lora_rank needs peft, which is not installed: pip install "bsmodel[models]"') from None
+    if training.checkpointing and hasattr(model, "enable_input_require_grads"):
+        model.enable_input_require_grads()  # type: ignore[operator]
+    return peft.get_peft_model(model, peft.LoraConfig(r=training.lora_rank, target_modules="all-linear")).train()
+
+
+def _checkpoint(model: Any) -> None:
+    if hasattr(model, "gradient_checkpointing_enable"):
+        try:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            return
+        except ValueError:
+            pass
+    elif hasattr(model, "enable_gradient_checkpointing"):
+        return model.enable_gradient_checkpointing()
+    elif hasattr(model, "set_grad_checkpointing"):
+        return model.set_grad_checkpointing(True)
+    blocks = _repeated_blocks(model)
+    if not blocks:
+        raise InvalidInputError(f"{type(model).__name__} has no checkpointing switch and no repeated blocks to checkpoint one by one")
+    for block in blocks:
+        block.forward = _recomputed(block.forward)
+
+
+def _recomputed(forward: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return run
+
+
+def _repeated_blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Children of the outermost lists of at least two blocks, none inside another."""
+    blocks: list[torch.nn.Module] = []
+    for child in model.children():
+        grandchildren = list(child.children())
+        if isinstance(child, (torch.nn.ModuleList, torch.nn.Sequential)) and len(grandchildren) > 1 and any(list(g.children()) for g in grandchildren):
+            blocks += grandchildren
+        else:
+            blocks += _repeated_blocks(child)
+    return blocks
+
+
+def place(model: torch.nn.Module, training: Training, recorder: Recorder) -> None:
+    """Move parameters and buffers to the device in the order of `Module._apply`: children first; tied tensors once."""
+    moved: dict[int, torch.Tensor] = {}
+    with torch._C._DisableTorchDispatch():  # what the factory left on meta is not on the device yet
+        _place(model, training.channels_last, recorder, moved)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            recorder.categorize(tensor, "parameter" if isinstance(tensor, torch.nn.Parameter) else "buffer", name.rpartition(".")[0])
+
+
+def _place(module: torch.nn.Module, channels_last: bool, recorder: Recorder, moved: dict[int, torch.Tensor]) -> None:
+    for child in module.children():
+        _place(child, channels_last, recorder, moved)
+    for name, parameter in module._parameters.items():
+        if parameter is None:
+            continue
+        if id(parameter) not in moved:
+            device_tensor = _moved(parameter.detach(), channels_last, recorder)
+            moved[id(parameter)] = torch.nn.Parameter(device_tensor, requires_grad=parameter.requires_grad)
+            moved[id(moved[id(parameter)])] = moved[id(parameter)]
+            moved[-id(parameter)] = parameter  # keeps the id taken
+        module._parameters[name] = moved[id(parameter)]  # type: ignore[assignment]
+    for name, buffer in module._buffers.items():
+        if buffer is None:
+            continue
+        if id(buffer) not in moved:
+            moved[id(buffer)] = _moved(buffer, channels_last, recorder)
+            moved[id(moved[id(buffer)])] = moved[id(buffer)]
+            moved[-id(buffer)] = buffer
+            if buffer.device.type == "cpu":
+                recorder.set_value(moved[id(buffer)], buffer)
+        module._buffers[name] = moved[id(buffer)]
+
+
+def _moved(tensor: torch.Tensor, channels_last: bool, recorder: Recorder) -> torch.Tensor:
+    if channels_last and tensor.dim() == 4:
+        tensor = torch.empty_like(tensor, device=META, memory_format=torch.channels_last)
+    if not torch._prims_common.is_non_overlapping_and_dense_or_false(tensor):
+        tensor = torch.empty(tensor.size(), dtype=tensor.dtype, device=META)
+    return recorder.to_device(tensor, "to")
+
+
+def make_optimizer(parameters: Sequence[torch.Tensor], training: Training) -> Any:
+    """The optimizer of the recipe over the parameters that are trained."""
+    if not isinstance(training.optimizer, str):
+        optimizer = training.optimizer(parameters)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise UntraceableError(f"optimizer={training.optimizer_name} gives {type(optimizer).__name__}; expected a torch.optim.Optimizer")
+        return optimizer
+    rule = OPTIMIZERS[training.optimizer]
+    module, _, name = rule.path.partition(":")
+    return getattr(importlib.import_module(module), name)(parameters, **rule.arguments)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of modules and operators that users know from fvcore, and the closed form that counting gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bsmodel.tape.lines import Line
+from bsmodel.tape.tape import Tape
+
+_STATES = ("parameter", "buffer", "gradient", "optimizer state")
+
+
+@dataclass(frozen=True)
+class ModuleRow:
+    """One module with everything inside it, at one micro-batch: forward FLOPs (a multiply-add is two) and activations as fvcore counts them.
+
+    `saved_bytes` is what its forward leaves in memory for backward.
+    """
+
+    module: str
+    parameters: int
+    flops: int
+    activations: int
+    saved_bytes: int
+
+    @property
+    def depth(self) -> int:
+        """How far below the model it is; the model itself is 0."""
+        return self.module.count(".") + 1 if self.module else 0
+
+
+def by_module(tape: Tape, batch: int) -> tuple[ModuleRow, ...]:
+    """Every module that computes or holds something, each with its descendants' share, in the order of the model; the first is the whole."""
+    sums: dict[str, list[float]] = {"": [0, 0, 0, 0]}
+
+    def add(module: str, column: int, amount: float) -> None:
+        names = [""]
+        for part in filter(None, module.split(".")):
+            names.append(f"{names[-1]}.{part}".lstrip("."))
+        for name in names:
+            sums.setdefault(name, [0, 0, 0, 0])[column] += amount
+
+    element_size = 2 if tape.precision in ("fp16", "bf16") else 4
+    for number in _allocated(tape, "init"):
+        if tape.categories[number] == "parameter":
+            add(tape.modules[number], 0, tape.fixed_bytes[number] / element_size)
+    flops, activations = (tape.operations.column(name, batch) for name in ("counted_flops", "activations"))
+    for row in tape.operations.where("forward").nonzero()[0]:
+        add(tape.operations.modules[row], 1, flops[row])
+        add(tape.operations.modules[row], 2, activations[row])
+    for number in _kept_for_backward(tape):
+        add(tape.modules[number], 3, tape.fixed_bytes[number] + tape.per_sample_bytes[number] * batch)
+    rows = [ModuleRow(module, *(round(value) for value in values)) for module, values in sums.items()]
+    return tuple(sorted(rows, key=lambda row: _in_order(row.module)))
+
+
+@dataclass(frozen=True)
+class OperatorRow:
+    """All calls of one operator in forward, at one micro-batch; without a formula, FLOPs and activations are None."""
+
+    operator: str
+    calls: int
+    flops: int | None
+    activations: int | None
+    moved_bytes: int
+
+
+def by_operator(tape: Tape, batch: int) -> tuple[OperatorRow, ...]:
+    """Every operator that forward runs on the device, by FLOPs and then by the bytes it reads and writes."""
+    columns = [tape.operations.column(name, batch) for name in ("counted_flops", "activations", "moved_bytes")]
+    sums: dict[str, list[float]] = {}
+    for row in tape.operations.where("forward").nonzero()[0]:
+        total = sums.setdefault(tape.operations.operators[row], [0, 0, 0, 0])
+        total[0] += 1
+        for position, column in enumerate(columns, 1):
+            total[position] += column[row]
+    rows = []
+    for operator, (calls, *amounts) in sums.items():
+        flops, activations, moved = (round(amount) for amount in amounts)
+        known = operator not in tape.uncounted_operators
+        rows.append(OperatorRow(operator, round(calls), flops if known else None, activations if known else None, moved))
+    return tuple(sorted(rows, key=lambda row: (-(row.flops or 0), -row.moved_bytes)))
+
+
+def counted(tape: Tape) -> Line:
+    """The formula of every tutorial, counted: `M(b) = states + b * activation_bytes`.
+
+    States are parameters, buffers, gradients and optimizer state; activation bytes are what forward keeps for backward, per sample, with
+    the batch itself. It has no moments: temporaries, workspaces and what backward frees while it allocates are left out, so it stands
+    beside the traced form as an independent check.
+    """
+    states = sum(int(tape.fixed_bytes[k]) for k in range(len(tape.categories)) if tape.categories[k] in _STATES)
+    return Line(states, sum(int(tape.per_sample_bytes[k]) for k in _kept_for_backward(tape)))
+
+
+def _allocated(tape: Tape, block: str) -> list[int]:
+    return [event for event in tape.blocks[block] if event >= 0]
+
+
+def _kept_for_backward(tape: Tape) -> list[int]:
+    """What forward allocates and still holds when backward begins: activations, statistics, masks, and the batch."""
+    alive: dict[int, bool] = {}
+    for event in tape.blocks["micro"]:
+        number = event if event >= 0 else ~event
+        if event >= 0 and tape.phases[number] == "backward":
+            break
+        alive[number] = event >= 0
+    return [number for number, living in alive.items() if living and tape.categories[number] in ("saved", "batch")]
+
+
+def _in_order(module: str) -> list[tuple[int, int, str]]:
+    """Layers by number, names by letter: `layers.2` before `layers.10`."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in module.split(".")] if module else []

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recorded training step as plain data: allocations and releases in order, each size a line in the micro-batch."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bsmodel.errors import InvalidInputError
+from bsmodel.hardware import Gpu
+from bsmodel.tape.operations import Operations
+from bsmodel.tape.workspaces import size_bytes
+
+SCHEMA_VERSION = 3
+BLOCKS = ("init", "first", "first_step", "micro", "accumulate", "step")
+
+
+@dataclass(frozen=True)
+class Term:
+    """The part of a buffer inside a kernel that is no line in the batch: a formula of `bsmodel.tape.workspaces` over parameters that are."""
+
+    formula: str
+    parameters: tuple[tuple[int, int], ...]
+
+    def __call__(self, batch: int, gpu: Gpu) -> int:
+        """Bytes at a micro-batch on a device."""
+        return size_bytes(self.formula, tuple(fixed + per_sample * batch for fixed, per_sample in self.parameters), gpu)
+
+
+@dataclass(frozen=True)
+class Tape:
+    """Everything later questions need, and nothing of torch.
+
+    Allocation `k` asks for `fixed_bytes[k] + per_sample_bytes[k] * b` bytes, and `terms[k]` on top where it has one;
+    `excess[k]` is the line of how much more it may be, where a library sizes it by rules nobody publishes. `blocks` holds the events of each part of a run: `k`
+    allocates number k, `~k` releases its oldest living instance. A run of n steps with a micro-steps each is `init`, `first`,
+    (`accumulate` x (a-1)), `first_step`, then n-1 times `micro`, (`accumulate` x (a-1)), `step`.
+    """
+
+    name: str
+    precision: str
+    optimizer: str
+    optimizer_family: str
+    gpu: Gpu
+    accumulation: int
+    torch_version: str
+    recorded_batches: tuple[int, ...]
+    parameter_count: int
+    trained_parameter_count: int
+    tokens_per_sample: int
+    fixed_bytes: NDArray[np.int64]
+    per_sample_bytes: NDArray[np.int64]
+    operators: tuple[str, ...]
+    modules: tuple[str, ...]
+    phases: tuple[str, ...]
+    categories: tuple[str, ...]
+    terms: dict[int, Term]
+    excess: dict[int, tuple[int, int]]
+    blocks: dict[str, tuple[int, ...]]
+    operations: Operations
+    uncounted_operators: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = ()
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def sizes(self, batch: int, gpu: Gpu | None = None) -> NDArray[np.int64]:
+        """Requested bytes of every allocation at micro-batch `batch`; buffers inside kernels as `gpu` (default: the recorded one) has them."""
+        sizes = self.fixed_bytes + self.per_sample_bytes * batch
+        for number, term in self.terms.items():
+            sizes[number] += term(batch, gpu or self.gpu)
+        return sizes
+
+    def upper_sizes(self, batch: int, gpu: Gpu | None = None) -> NDArray[np.int64]:
+        """`sizes`, with every buffer that a library sizes by rules nobody publishes as large as it may be."""
+        sizes = self.sizes(batch, gpu)
+        for number, (fixed, per_sample) in self.excess.items():
+            sizes[number] += fixed + per_sample * batch
+        return sizes
+
+    def lower_sizes(self, batch: int, gpu: Gpu | None = None) -> NDArray[np.int64]:
+        """`sizes`, without the buffers that a library sizes by rules nobody publishes."""
+        sizes = self.sizes(batch, gpu)
+        sizes[list(self.excess)] = 0
+        return sizes
+
+    def mixed_sizes(self, batch: int, gpu: Gpu | None = None) -> NDArray[np.int64]:
+        """`upper_sizes`, without every second of those buffers: fragments are then most unlike."""
+        sizes = self.upper_sizes(batch, gpu)
+        for events in self.blocks.values():
+            sizes[[event for event in events if event in self.excess][1::2]] = 0
+        return sizes
+
+    def program(self, steps: int = 2, accumulation: int | None = None) -> Iterable[tuple[str, tuple[int, ...]]]:
+        """The blocks of a run of `steps` optimizer steps; more than two micro-steps add nothing new to the second."""
+        micro_steps = min(self.accumulation if accumulation is None else accumulation, 2)
+        again = [("accumulate", self.blocks["accumulate"])] * (micro_steps - 1)
+        yield from (("init", self.blocks["init"]), ("first", self.blocks["first"]), *again, ("first_step", self.blocks["first_step"]))
+        for _ in range(steps - 1):
+            yield from (("micro", self.blocks["micro"]), *again, ("step", self.blocks["step"]))
+
+    def save(self, path: str | Path) -> None:
+        """Write the tape as gzipped JSON, all or nothing."""
+        document = {"schema_version": SCHEMA_VERSION, **asdict(self), "gpu": self.gpu.model_dump(mode="json")}
+        document["excess"] = [[number, *line] for number, line in self.excess.items()]
+        document["terms"] = [[number, term.formula, term.parameters] for number, term in self.terms.items()]
+        document["operations"] = self.operations.document()
+        document["fixed_bytes"], document["per_sample_bytes"] = self.fixed_bytes.tolist(), self.per_sample_bytes.tolist()
+        for name in ("operators", "modules", "phases", "categories"):
+            words = sorted(set(document[name]))
+            index = {word: position for position, word in enumerate(words)}
+            document[name] = {"words": words, "index": [index[word] for word in document[name]]}
+        target = Path(path)
+        partial = target.with_name(target.name + ".part")
+        try:
+            with gzip.open(partial, "wt", encoding="utf-8") as stream:
+                json.dump(document, stream, separators=(",", ":"))
+            partial.replace(target)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise InvalidInputError(f"cannot write the tape {str(path)!r}: {error.strerror or error}") from None
+
+    @staticmethod
+    def load(path: str | Path) -> Tape:
+        """Read a saved tape; raises `InvalidInputError` for a file that is none, or one of another schema version."""
+        try:
+            with gzip.open(path, "rt", encoding="utf-8") as stream:
+                document = json.load(stream)
+            version = document.pop("schema_version")
+        except OSError as error:
+            raise InvalidInputError(f"cannot read the tape {str(path)!r}: {error.strerror or error}") from None
+        except (ValueError, KeyError, EOFError, AttributeError):
+            raise InvalidInputError(f"{str(path)!r} is not a saved tape: expected the file written by Tape.save") from None
+        if version != SCHEMA_VERSION:
+            raise InvalidInputError(f"the tape {str(path)!r} has schema version {version}, this bsmodel reads {SCHEMA_VERSION}: record it again")
+        for name in ("operators", "modules", "phases", "categories"):
+            words = document[name]["words"]
+            document[name] = tuple(words[position] for position in document[name]["index"])
+        document["fixed_bytes"] = np.asarray(document["fixed_bytes"], np.int64)
+        document["per_sample_bytes"] = np.asarray(document["per_sample_bytes"], np.int64)
+        document["operations"] = Operations.of(document["operations"])
+        document["gpu"] = Gpu.model_validate_json(json.dumps(document["gpu"]))
+        document["terms"] = {number: Term(formula, tuple(map(tuple, lines))) for number, formula, lines in document["terms"]}
+        document["excess"] = {number: (fixed, per_sample) for number, fixed, per_sample in document["excess"]}
+        for name in ("recorded_batches", "uncounted", "uncounted_operators"):
+            document[name] = tuple(document[name])
+        document["blocks"] = {name: tuple(events) for name, events in document["blocks"].items()}
+        return Tape(**document)
+
+
+def require_same_kernels(tape: Tape, gpu: Gpu) -> None:
+    """Raises `InvalidInputError` where the tape was recorded for kernels that this GPU does not run."""
+    if tape.gpu.capability[0] != gpu.capability[0]:
+        raise InvalidInputError(
+            f"the tape was recorded for compute capability {tape.gpu.compute_capability}, {gpu.id} has {gpu.compute_capability}: trace again with this GPU"
+        )

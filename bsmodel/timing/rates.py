@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a card reaches: FLOP/s by dtype, bytes and launches per second, with both ends of what is not known."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from bsmodel.errors import InvalidInputError
+from bsmodel.hardware import Gpu, runtime
+
+_BANDWIDTH_SHARE = 0.85  # of the peak, for cards without a measured one: the median of those in the catalogue
+_POWER_LIMITED = 0.55  # of the measured matmul rate, sustained: L4 at 28 % of its float32 peak over a run, 51 % in short tests (NeuSight)
+_ANY_EFFICIENCY = [0.6, 0.8, 0.95]  # of an architecture of which no card was measured: the spread over all that were
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a card reaches: FLOP/s by dtype, and bytes per second."""
+
+    matmul_flops_per_s: dict[str, float]
+    scalar_flops_per_s: float
+    bytes_per_s: float
+
+
+def rates_of(gpu: Gpu, precision: str, end: str) -> Rates:
+    """What the card reaches, likely or at either end of what is not known ("low" and "high" seconds)."""
+    if gpu.bandwidth_bytes_per_s is None:
+        raise InvalidInputError(f"{gpu.id} has no bandwidth_bytes_per_s; step time needs it, add it to the row")
+    present = [dtype for dtype in ("fp32", "tf32", "fp16", "bf16") if gpu.peak_flops_per_s(dtype)]
+    reached: dict[str, float] = {dtype: peak_flops_per_s(gpu, dtype) * _efficiency(gpu, dtype, end) for dtype in present}
+    if precision == "tf32" and "tf32" in reached:
+        reached["asked tf32"] = reached["tf32"]
+    bandwidth = gpu.bandwidth_bytes_per_s * (gpu.bandwidth_efficiency or _BANDWIDTH_SHARE)
+    return Rates(reached, reached["fp32"], bandwidth)
+
+
+def rate_dtype(kind: str, dtype: str, rates: Rates) -> str:
+    """The arithmetic a product runs in: float32 convolutions are TF32 by default where there is any, matmuls only when asked."""
+    if dtype == "fp32" and "tf32" in rates.matmul_flops_per_s and (kind == "convolution" or "asked tf32" in rates.matmul_flops_per_s):
+        return "tf32"
+    return dtype
+
+
+def peak_flops_per_s(gpu: Gpu, dtype: str) -> float:
+    rate = gpu.peak_flops_per_s(dtype)
+    if rate is None:
+        field = "fp32_flops_per_s" if dtype == "fp32" else f"{dtype}_dense_flops_per_s"
+        raise InvalidInputError(f"{gpu.id} has no {field}; step time needs it, add it to the row")
+    return rate
+
+
+def launch_seconds(gpu: Gpu) -> tuple[float, float, float]:
+    """Host seconds per kernel: likely, low and high; all the same where the row has a measured one."""
+    known = runtime()
+    return (gpu.launch_seconds,) * 3 if gpu.launch_seconds else (known.launch_seconds, known.launch_seconds_low, known.launch_seconds_high)
+
+
+def _efficiency(gpu: Gpu, dtype: str, end: str) -> float:
+    """Measured matmul rate over the peak; where the row has none, the median of the same architecture's, or an end of their range."""
+    known = _efficiencies(gpu).get(dtype)
+    if known is not None:
+        return known * (_POWER_LIMITED if gpu.power_limited and end == "high" else 1.0)
+    alike = [_efficiencies(row)[dtype] for row in Gpu.all() if dtype in _efficiencies(row) and _alike(row, gpu)] or _ANY_EFFICIENCY
+    return {"likely": statistics.median(alike), "low": max(alike), "high": min(alike)}[end]
+
+
+def _efficiencies(gpu: Gpu) -> dict[str, float]:
+    return {str(dtype): rate for dtype, rate in (gpu.matmul_efficiency or {}).items()}
+
+
+def _alike(row: Gpu, gpu: Gpu) -> bool:
+    """Same architecture, and tensor cores of the same width against the float32 units (GeForce halves them)."""
+    ratios = [(card.fp16_dense_flops_per_s or 0) / (card.fp32_flops_per_s or 1) for card in (row, gpu)]
+    return row.capability[0] == gpu.capability[0] and 0.6 < (ratios[0] + 1e-9) / (ratios[1] + 1e-9) < 1.7

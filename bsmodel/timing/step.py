@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long a step takes: a roofline over the recorded kernels, in closed form in the batch.
+
+Each kernel takes the larger of its arithmetic and its memory time, and a moment to start; the step takes the longer of the device's
+work and the host's launches. Nothing here is fitted to step times: rates and shares are measured elsewhere, in `hardware/` and the tables below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bsmodel.errors import InvalidInputError
+from bsmodel.hardware import Gpu, runtime
+from bsmodel.tape import Operations, Tape, require_same_kernels
+from bsmodel.timing.kernels import kind_of, product_seconds
+from bsmodel.timing.rates import Rates, launch_seconds, peak_flops_per_s, rate_dtype, rates_of
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimizer step of `accumulation` micro-steps, each field a number or an array as `batch` is one.
+
+    `low_seconds` and `high_seconds` enclose what is not known of the card: an unmeasured matmul efficiency, throttling of power-limited
+    cards, the host's time per launch. `flops` are those of forward and backward, without recomputation; at the card's peaks they would
+    take `ideal_seconds`, each product at that of the arithmetic it runs in.
+    """
+
+    batch: Any
+    accumulation: Any
+    seconds: Any
+    low_seconds: Any
+    high_seconds: Any
+    device_seconds: Any
+    host_seconds: Any
+    launches: Any  # kernels in the step
+    phases: dict[str, Any]  # device seconds of forward, backward, recompute and step
+    flops: Any
+    ideal_seconds: Any
+    tokens_per_sample: int
+
+    @property
+    def samples_per_s(self) -> Any:
+        """Throughput."""
+        return self.batch * self.accumulation / self.seconds
+
+    @property
+    def tokens_per_s(self) -> Any:
+        """Throughput in tokens."""
+        return self.samples_per_s * self.tokens_per_sample
+
+    @property
+    def mfu(self) -> Any:
+        """Model FLOPs utilisation: the time that forward and backward take at the card's peak rates, over that of the step (Chowdhery 2022)."""
+        return self.ideal_seconds / self.seconds
+
+
+def step_time(tape: Tape, gpu: Gpu, batch: ArrayLike, accumulation: ArrayLike | None = None) -> StepTime:
+    """Time of one optimizer step at micro-batch `batch`, with `accumulation` micro-steps (default: the recipe's); both may be arrays.
+
+    t_kernel = max(arithmetic, bytes / bandwidth) + kernel_seconds;  t_step = max(sum of t_kernel, launches x launch_seconds), where the
+    arithmetic of a product is that of whole tiles in whole waves: ceil(tiles / SMs) SMs a b 2(k + fill) / (peak efficiency share), over the
+    best tile a x b.
+    Raises `InvalidInputError` for a batch below 1, a card without a bandwidth or a peak rate, or a tape of another compute capability.
+    """
+    if np.any(np.asarray(batch) < 1):
+        raise InvalidInputError(f"batch is {np.asarray(batch)}; expected at least 1")
+    require_same_kernels(tape, gpu)
+    micro_steps = np.asarray(tape.accumulation if accumulation is None else accumulation)
+    likely, fast, slow = (rates_of(gpu, tape.precision, end) for end in ("likely", "low", "high"))
+    work = _Work(*tape.operations.distinct)
+    phases = _whole_step(work.seconds(gpu, likely, batch), micro_steps)
+    ends = [phases if rates == likely else _whole_step(work.seconds(gpu, rates, batch), micro_steps) for rates in (likely, fast, slow)]
+    totals = [sum(end.values()) for end in ends]
+    launches = sum(_whole_step(work.launches(batch), micro_steps).values())
+    hosts = [launches * seconds for seconds in launch_seconds(gpu)]
+    seconds = [np.maximum(device, host) for device, host in zip(totals, hosts, strict=True)]
+    flops, ideal_seconds = work.useful(gpu, likely, batch)
+    return StepTime(
+        batch=np.asarray(batch),
+        accumulation=micro_steps,
+        seconds=seconds[0],
+        low_seconds=seconds[1],
+        high_seconds=seconds[2],
+        device_seconds=totals[0],
+        host_seconds=hosts[0],
+        launches=launches,
+        phases=phases,
+        flops=micro_steps * flops,
+        ideal_seconds=micro_steps * ideal_seconds,
+        tokens_per_sample=tape.tokens_per_sample,
+    )
+
+
+def curve(tape: Tape, gpu: Gpu, largest: int, accumulation: int | None = None) -> StepTime:
+    """Step times at up to 512 micro-batches from 1 to `largest`, evenly spread."""
+    return step_time(tape, gpu, np.unique(np.linspace(1, largest, min(largest, 512)).astype(np.int64)), accumulation)
+
+
+def knee(times: StepTime, share: float = 0.9) -> int:
+    """The smallest micro-batch of a curve with `share` of its best throughput; larger ones cost memory and gain little."""
+    return int(times.batch[np.argmax(times.samples_per_s >= share * np.max(times.samples_per_s))])
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The distinct kernels of a tape, and how often each phase runs each of them."""
+
+    operations: Operations
+    counts: dict[str, Array]
+
+    def seconds(self, gpu: Gpu, rates: Rates, batch: ArrayLike) -> dict[str, Array]:
+        """Device seconds of one pass through each phase."""
+        kinds, dtypes = self.operations.kinds, self.operations.dtypes
+        times = self.operations.column("moved_bytes", batch) / (rates.bytes_per_s * np.array([kind_of(kind).bandwidth_share for kind in kinds]))
+        products = np.flatnonzero(self.operations.column("m", 1))
+        wanted = np.array([rate_dtype(kinds[i], dtypes[i], rates) for i in products])
+        for dtype in set(wanted):
+            rows = products[wanted == dtype]
+            columns = [self.operations.column(name, batch, rows) for name in ("groups", "m", "n", "k")]
+            arithmetic = product_seconds(columns, [kind_of(kinds[i]) for i in rows], gpu, rates, dtype)
+            times[..., rows] = np.maximum(times[..., rows], arithmetic)
+        times += runtime().kernel_seconds * self.operations.column("launches", batch)
+        return self._by_phase(times)
+
+    def launches(self, batch: ArrayLike) -> dict[str, Array]:
+        """Kernels launched in one pass through each phase."""
+        return self._by_phase(self.operations.column("launches", batch))
+
+    def _by_phase(self, values: Array) -> dict[str, Array]:
+        sums = values @ np.stack(list(self.counts.values()), axis=1)
+        return {phase: sums[..., position] for position, phase in enumerate(self.counts)}
+
+    def useful(self, gpu: Gpu, rates: Rates, batch: ArrayLike) -> tuple[Array, Array]:
+        """FLOPs of the products of forward and backward, and their seconds at the peak rates."""
+        groups, m, n, k = (self.operations.column(name, batch) for name in ("groups", "m", "n", "k"))
+        flops = 2 * groups * m * n * k * (self.counts["forward"] + self.counts["backward"])
+        words = zip(self.operations.kinds, self.operations.dtypes, self.operations.column("m", 1), strict=True)
+        peaks = np.array([peak_flops_per_s(gpu, rate_dtype(kind, dtype, rates)) if rows else 1.0 for kind, dtype, rows in words])
+        return flops.sum(-1), (flops / peaks).sum(-1)
+
+
+def _whole_step(passes: dict[str, Array], micro_steps: NDArray[np.int64]) -> dict[str, Array]:
+    """One optimizer step from one pass through each phase: all micro-steps but the first add their gradients to those that are there."""
+    return {
+        "forward": micro_steps * passes["forward"],
+        "backward": micro_steps * passes["backward"] + passes["gradient"] + (micro_steps - 1) * passes["accumulation"],
+        "recompute": micro_steps * passes["recompute"],
+        "step": passes["step"],
+    }

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models of transformers, diffusers, timm and torchvision, built from configurations; a library is imported when its model is built."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from bsmodel.errors import InvalidInputError, UnknownNameError
+from bsmodel.training import Training
+from bsmodel.workloads.batches import classification_loss, image_batch
+from bsmodel.workloads.workload import Workload
+
+IN_EXTRA = ("transformers", "diffusers", "peft", "accelerate")  # of `bsmodel[models]`
+
+
+def library(name: str) -> Any:
+    """The library called `name`; `InvalidInputError` says what to install where it is missing, and what is wrong where it fails."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        remedy = 'pip install "bsmodel[models]"' if name in IN_EXTRA else f"pip install {name}"
+        raise InvalidInputError(f"this model needs {name}, which cannot be imported ({error}); {remedy}") from None
+    except RuntimeError as error:
+        raise InvalidInputError(f"this model needs {name}, which fails to import here: {str(error).splitlines()[0]}") from None
+
+
+def transformers_config(model_type: str, attention: str | None, **fields: Any) -> Any:
+    """The configuration of a model type, with the attention asked for ("sdpa" or "eager"), or transformers' own choice."""
+    config = library("transformers").AutoConfig.for_model(model_type, **fields)
+    if attention is not None:
+        config._attn_implementation = attention
+    return config
+
+
+def transformers_model(config: Any, auto_class: str) -> Callable[[], Any]:
+    """Builds the model of a configuration, its weights not initialized; `auto_class` names one of transformers' auto classes, or a class."""
+    return functools.partial(_of_config, config, auto_class)
+
+
+def transformers_model_type(model_type: str, auto_class: str, attention: str | None, **fields: Any) -> Callable[[], Any]:
+    """Builds the model of a type and the fields of its configuration that are not the default."""
+    return functools.partial(_of_type, model_type, auto_class, attention, fields)
+
+
+def _of_config(config: Any, auto_class: str) -> Any:
+    cls = getattr(library("transformers"), auto_class)
+    with importlib.import_module("transformers.initialization").no_init_weights():
+        model = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
+    model.tie_weights()
+    return model
+
+
+def _of_type(model_type: str, auto_class: str, attention: str | None, fields: dict[str, Any]) -> Any:
+    return _of_config(transformers_config(model_type, attention, **fields), auto_class)
+
+
+def diffusers_model(class_name: str, **fields: Any) -> Callable[[], Any]:
+    """Builds a model of diffusers from the fields of its configuration."""
+    return functools.partial(_of_diffusers, class_name, fields)
+
+
+def _of_diffusers(class_name: str, fields: dict[str, Any]) -> Any:
+    return getattr(library("diffusers"), class_name).from_config(fields)
+
+
+def timm_workload(architecture: str, image_size: int = 224) -> Workload:
+    """An image classifier of timm."""
+    _require("timm model", architecture, library("timm").list_models())
+    training = Training(precision="bf16-mixed", optimizer="adamw")
+    return Workload(functools.partial(_of_timm, architecture), image_batch(image_size), classification_loss, training=training)
+
+
+def _of_timm(architecture: str) -> Any:
+    return library("timm").create_model(architecture, pretrained=False)
+
+
+def torchvision_workload(architecture: str, image_size: int = 224) -> Workload:
+    """An image classifier of torchvision."""
+    _require("torchvision model", architecture, library("torchvision").models.list_models())
+    training = Training(precision="fp16-mixed", optimizer="sgd-momentum")
+    return Workload(functools.partial(_of_torchvision, architecture), image_batch(image_size), classification_loss, training=training)
+
+
+def _of_torchvision(architecture: str) -> Any:
+    return library("torchvision").models.get_model(architecture, weights=None)
+
+
+def _require(kind: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        raise UnknownNameError(kind, name, known)

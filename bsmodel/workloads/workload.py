@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model, its batches and its loss, as plain functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bsmodel.errors import InvalidInputError
+from bsmodel.training import Training
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model, its batches and its loss, as three functions.
+
+    model() -> torch.nn.Module
+    batch(size) -> any nesting of host tensors, `size` samples in it
+    loss(model, batch) -> scalar tensor, or (scalar tensor, outputs); outputs live on where `Training.keep_outputs` says so
+    step(model, optimizer, batch) -> anything, instead of `loss`: a whole training step of your own; what it returns lives until the
+        next one returns. It moves the host batch to `"cuda"` itself and calls the optimizer.
+    training: the recipe where none is given. base_lr at base_batch: a learning rate known to train it.
+    """
+
+    model: Callable[[], Any]
+    batch: Callable[[int], Any]
+    loss: Callable[[Any, Any], Any] | None = None
+    step: Callable[[Any, Any, Any], Any] | None = None
+    name: str = "model"
+    training: Training = field(default_factory=Training)
+    tokens_per_sample: int = 1
+    base_lr: float | None = None
+    base_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.loss is None) == (self.step is None):
+            raise InvalidInputError(f"workload {self.name!r} needs exactly one of loss=(model, batch) -> scalar and step=(model, optimizer, batch)")
+
+    @staticmethod
+    def named(name: str, **options: Any) -> Workload:
+        """The workload called `name`.
+
+        `name` is one of `bsmodel.workloads.NAMED`, `timm:NAME`, `torchvision:NAME`, a transformers or diffusers `config.json`,
+        `module:attribute` or `path.py:attribute` (a `Workload`, or a function that returns one; with `input="3x224x224"`, the shape of one
+        sample, an `nn.Module`). Options: `seq_len`, `image_size`, `attention` ("sdpa" or "eager"); one that the workload does not know is
+        refused.
+        Raises `UnknownNameError` with the nearest names, `InvalidInputError` for a file or option that cannot be used.
+        """
+        from bsmodel.workloads.sources import Source
+
+        return Source.of(name, **options).workload()
