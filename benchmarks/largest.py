@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hold predicted largest batches against real out-of-memory errors, one process per trial, one JSON line per case.
 
-python benchmarks/largest.py --out benchmarks/largest.jsonl
+python benchmarks/largest.py --out benchmarks/results/largest.jsonl
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from matrix import Case, largest_cases
+from cases import RESULTS, read
+from cases.matrix import Case, largest_cases
 
 import bsmodel
 from bsmodel.validation.searching import largest_survivor
@@ -40,13 +41,13 @@ def _one(key: str, batch: int) -> None:
 def main() -> None:
     """Measure every case that the file does not have yet."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/largest.jsonl"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "largest.jsonl")
     parser.add_argument("--one", help="try the case with this key")
     parser.add_argument("--batch", type=int, default=1)
     options = parser.parse_args()
     if options.one:
         return _one(options.one, options.batch)
-    done = {json.loads(line)["case"] for line in options.out.read_text().splitlines()} if options.out.exists() else set()
+    done = {row["case"] for row in read(options.out)} if options.out.exists() else set()
     for case in largest_cases():
         if case.key in done:
             continue

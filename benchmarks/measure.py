@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure the matrix on a CUDA device, one process per case, one JSON line each; rows already in the file are skipped.
 
-python benchmarks/measure.py --gpu a100-40gb --out benchmarks/measured.jsonl
+python benchmarks/measure.py --gpu a100-40gb --out benchmarks/data/measured.jsonl
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from matrix import cases
+from cases import DATA, read
+from cases.matrix import cases
 
 
 def _measure_one(key: str) -> None:
@@ -31,12 +32,12 @@ def main() -> None:
     """Measure every case of the GPUs asked for that the file does not have yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gpu", action="append", help="measure only the cases of this GPU (default: all)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/measured.jsonl"))
+    parser.add_argument("--out", type=Path, default=DATA / "measured.jsonl")
     parser.add_argument("--one", help="measure the case with this key and print its row")
     options = parser.parse_args()
     if options.one:
         return _measure_one(options.one)
-    done = {json.loads(line)["case"] for line in options.out.read_text().splitlines()} if options.out.exists() else set()
+    done = {row["case"] for row in read(options.out)} if options.out.exists() else set()
     waiting = [case for case in cases() if case.key not in done and (not options.gpu or case.gpu in options.gpu)]
     for position, case in enumerate(waiting, 1):
         print(f"[{position}/{len(waiting)}] {case.key}", file=sys.stderr, flush=True)

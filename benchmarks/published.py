@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hold predicted step times against figures that others published, and print the errors, worst first.
 
-python benchmarks/published.py            # rows of benchmarks/published.jsonl, each with its source
+python benchmarks/published.py --out benchmarks/results/published_errors.jsonl    # rows of data/published.jsonl, each with its source
 """
 
 from __future__ import annotations
@@ -15,23 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from matrix import OWN, hf
+from cases import DATA, read, write
+from cases.own import OWN, hf
 
 import bsmodel
 from bsmodel import Training, Workload
 from bsmodel.timing import StepTime, step_time
 from bsmodel.workloads import LARGE_ENCODER, vision
 
-ROWS = Path(__file__).parent / "published.jsonl"
-
 
 def _resnet(**fields: Any) -> Callable[..., Workload]:
     return lambda image_size=224, **options: vision("resnet", image_size, Training(), **fields, **options)
-
-
-def _vit(hidden: int, layers: int, heads: int, patch: int = 16) -> Callable[..., Workload]:
-    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": 4 * hidden, "patch_size": patch}
-    return lambda image_size=224, **options: vision("vit", image_size, Training(), image_size=image_size, **sizes, **options)
 
 
 def _of(model_type: str, **fields: Any) -> Callable[..., Workload]:
@@ -51,15 +45,12 @@ MODELS: dict[str, Callable[..., Workload]] = {
     **OWN,
     "resnet18": _resnet(layer_type="basic", depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512]),
     "resnet34": _resnet(layer_type="basic", depths=[3, 4, 6, 3], hidden_sizes=[64, 128, 256, 512]),
-    "resnet50": _resnet(),
     "resnet101": _resnet(depths=[3, 4, 23, 3]),
     "resnet152": _resnet(depths=[3, 8, 36, 3]),
-    "vit-b-16": _vit(768, 12, 12),
-    "vit-b-32": _vit(768, 12, 12, patch=32),
-    "vit-l-16": _vit(1024, 24, 16),
-    "vit-s-16": _vit(384, 12, 6),
-    "deit-tiny": _vit(192, 12, 3),
-    "deit-base": _vit(768, 12, 12),
+    "vit-b-32": _of("vit", patch_size=32),
+    "vit-s-16": _of("vit", hidden_size=384, num_attention_heads=6, intermediate_size=1536),
+    "deit-tiny": _of("vit", hidden_size=192, num_attention_heads=3, intermediate_size=768),
+    "deit-base": _of("vit"),
     "swin-tiny": _of("swin"),
     "swin-base": _of("swin", embed_dim=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32]),
     "convnext-tiny": _of("convnext"),
@@ -120,16 +111,16 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     """Compare every row, and write the errors where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=Path, default=ROWS)
+    parser.add_argument("--rows", type=Path, default=DATA / "published.jsonl")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", default="", help="rows that contain this")
     options = parser.parse_args()
-    rows = [json.loads(line) for line in options.rows.read_text().splitlines() if options.only in line]
+    rows = [row for row in read(options.rows) if options.only in json.dumps(row)]
     found = compared(rows)
     errors = sorted(abs(row["error"]) for row in found)
     print(f"{len(found)} figures: median {statistics.median(errors):.1%}, mean {statistics.mean(errors):.1%}, worst {errors[-1]:.1%}")
     if options.out:
-        options.out.write_text("".join(json.dumps(row) + "\n" for row in found))
+        write(options.out, found)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ask other estimators about measured cases, one process per case; one row per case and estimator, as `bsmodel validate --report` reads them.
 
-python benchmarks/rivals.py --out benchmarks/rivals.jsonl
-bsmodel validate --report benchmarks/rivals.jsonl
+python benchmarks/rivals.py --out benchmarks/results/rivals.jsonl
+bsmodel validate --report benchmarks/results/rivals.jsonl
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from matrix import Case, cases
+from cases import DATA, RESULTS, read
+from cases.matrix import Case, cases
 
 import bsmodel
 from bsmodel.validation import rows
 from bsmodel.validation.rivals import RIVALS, ask
 
-HERE = Path(__file__).parent
 CHOSEN = (
     "resnet50 a100-40gb b=64 precision=fp32 optimizer=sgd-momentum",
     "resnet50 a100-40gb b=64 precision=fp16-mixed optimizer=sgd-momentum",
@@ -73,14 +73,10 @@ def _own(case: Case) -> dict[str, Any]:
     return {"predicted_bytes": peak.allocated_bytes, "recommended_batch": bsmodel.fit(tape, gpu).batch}
 
 
-def _lines(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (HERE / name).read_text().splitlines()]
-
-
 def main() -> None:
     """Ask about every chosen case that the file does not have yet."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=HERE / "rivals.jsonl")
+    parser.add_argument("--out", type=Path, default=RESULTS / "rivals.jsonl")
     parser.add_argument("--one", help="ask about the case with this key and print the answers")
     options = parser.parse_args()
     known = {case.key: case for case in cases()}
@@ -88,8 +84,8 @@ def main() -> None:
         case = known[options.one]
         print(json.dumps({"bsmodel": _own(case), **_answers(case)}))
         return
-    measured = {row["case"]: row for row in _lines("measured.jsonl")}
-    largest = {row["case"].replace(" b=0", ""): row["measured"] for row in _lines("largest.jsonl")}
+    measured = {row["case"]: row for row in read(DATA / "measured.jsonl")}
+    largest = {row["case"].replace(" b=0", ""): row["measured"] for row in read(RESULTS / "largest.jsonl")}
     done = {row["case"] for row in rows.read(options.out)} if options.out.exists() else set()
     for key in CHOSEN:
         if key in done:

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the error tables and that of other estimators into README.md, worst case first.
+"""Write the tables of benchmarks/README.md, made from the rows in results/, and of hardware/README.md, made from the schema.
 
 python benchmarks/table.py            # rewrites what stands between the markers
 """
 
 from __future__ import annotations
 
-import json
+import re
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cases import RESULTS, read
+from pydantic import BaseModel
+
+from bsmodel.hardware import Gpu, Runtime, Source
 from bsmodel.validation import rows as validated
 from bsmodel.validation import summary
 from bsmodel.validation.rivals import RIVALS
@@ -18,10 +23,6 @@ from bsmodel.validation.rivals import RIVALS
 ROOT = Path(__file__).parent.parent
 _CONVOLUTIONAL = ("resnet50", "vgg16", "depthwise", "densenet121", "convnext-tiny", "segmenter", "mobilevit", "efficientnet-b7", "unet-3d", "vae-like")
 _SHOWN = 14
-
-
-def _rows(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (ROOT / "benchmarks" / name).read_text().splitlines()]
 
 
 def _summary(label: str, rows: list[dict[str, Any]]) -> str:
@@ -37,9 +38,22 @@ def _form(label: str, name: str, rows: list[dict[str, Any]]) -> str:
     return f"| {label} | {statistics.median(errors):.2%} | {errors[round(0.95 * (len(errors) - 1))]:.2%} | {errors[-1]:.2%} |"
 
 
+def headline() -> str:
+    """The worst error beside the median of what is predicted, in Markdown; README.md has it too."""
+    rows, largest, timed = (read(RESULTS / f"{name}.jsonl") for name in ("errors", "largest", "published_errors"))
+    errors = {f"{figure} bytes": [row["error"][figure] for row in rows] for figure in ("allocated", "reserved")}
+    errors["largest batch"] = [row["predicted"] / row["measured"] - 1 for row in largest]
+    errors["step time"] = [row["error"] for row in timed]
+    lines = ["| predicted | n | median error | worst |", "| --- | ---: | ---: | ---: |"]
+    for name, found in errors.items():
+        sizes = sorted(map(abs, found))
+        lines.append(f"| {name} | {len(sizes)} | {statistics.median(sizes):.1%} | {sizes[-1]:.1%} |")
+    return "\n".join(lines) + "\n"
+
+
 def tables() -> str:
     """Summary, the worst cases, and the largest batches, in Markdown."""
-    rows, largest = _rows("errors.jsonl"), _rows("largest.jsonl")
+    rows, largest = read(RESULTS / "errors.jsonl"), read(RESULTS / "largest.jsonl")
     convolutional = [row for row in rows if row["case"].split()[0] in _CONVOLUTIONAL]
     other = [row for row in rows if row not in convolutional]
     lines = ["| cases | n | allocated: median | 95 % | worst | reserved: median | 95 % | worst |", "| --- " * 8 + "|"]
@@ -58,7 +72,7 @@ def tables() -> str:
 def estimators() -> str:
     """What other estimators come to on recorded cases, in Markdown."""
     lines = ["| estimator | what it adds up | answers | error: median | worst | its batch runs | of the largest |", "| --- | --- " + "| ---: " * 5 + "|"]
-    for name, *cells, _idle in summary.estimator_rows(validated.read(ROOT / "benchmarks" / "rivals.jsonl")):
+    for name, *cells, _idle in summary.estimator_rows(validated.read(RESULTS / "rivals.jsonl")):
         rival = RIVALS.get(name)
         label = f"[{name}]({rival.source})" if rival and rival.source.startswith("http") else name
         lines.append(f"| {label} | {rival.what if rival else 'the recorded step'} | {' | '.join(cells)} |")
@@ -79,7 +93,7 @@ def _figures(label: str, rows: list[dict[str, Any]]) -> str:
 
 def times() -> str:
     """Predicted step times against published ones, in Markdown: a summary, then the worst row of each model and precision, worst first."""
-    rows = _rows("published_errors.jsonl")
+    rows = read(RESULTS / "published_errors.jsonl")
     families = {
         "convolutional": lambda row: row["model"].startswith(("resnet", "vgg", "densenet", "convnext", "mobilenet", "regnet")),
         "vision transformers": lambda row: row["model"].startswith(("vit", "deit", "swin")),
@@ -101,18 +115,41 @@ def times() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _between(text: str, name: str, content: str) -> str:
-    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
-    return text[: text.index(begin) + len(begin)] + content + text[text.index(end) :]
+def fields(row: type[BaseModel]) -> str:
+    """What a row of this kind may have, from its schema, in Markdown."""
+    schema = row.model_json_schema()
+    lines = ["| name | meaning | required |", "| --- | --- | --- |"]
+    for name, field in schema["properties"].items():
+        lines.append(f"| `{name}` | {_unit(name, field)}: {field['description']} | {'yes' if name in schema['required'] else ''} |")
+    return "\n".join(lines) + "\n"
+
+
+def _unit(name: str, field: dict[str, Any]) -> str:
+    """The unit a name ends in, otherwise the type of its value."""
+    if found := re.search(r"_(bytes_per_s|flops_per_s|usd_per_hour|seconds|bytes|count)(_low|_high)?$", name):
+        return {"flops_per_s": "FLOP/s", "bytes_per_s": "bytes/s", "usd_per_hour": "USD/h"}.get(found[1], found[1])
+    kind = next((choice for choice in field.get("anyOf", ()) if choice["type"] != "null"), field)
+    if "enum" in kind:
+        return "one of " + ", ".join(f"`{value}`" for value in kind["enum"])
+    if kind["type"] == "array":
+        return "list of tables" if "$ref" in kind["items"] else "list of text"
+    return {"string": kind.get("format", "text"), "boolean": "true or false", "number": "fraction", "object": "numbers by dtype"}[kind["type"]]
+
+
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "benchmarks/README.md": {"summary": headline, "errors": tables, "rivals": estimators, "times": times},
+    "hardware/README.md": {row.__name__.lower(): lambda row=row: fields(row) for row in (Gpu, Source, Runtime)},
+}
 
 
 def main() -> None:
     """Replace what stands between the markers."""
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    for name, content in (("errors", tables), ("rivals", estimators), ("times", times)):
-        text = _between(text, name, content())
-    readme.write_text(text)
+    for path, made in TABLES.items():
+        text = (ROOT / path).read_text()
+        for name, table in made.items():
+            begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+            text = text[: text.index(begin) + len(begin)] + table() + text[text.index(end) :]
+        (ROOT / path).write_text(text)
 
 
 if __name__ == "__main__":
