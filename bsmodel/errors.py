@@ -22,6 +22,16 @@ class UnknownNameError(BsmodelError):
         super().__init__(f"unknown {kind} {name!r}; {hint}")
         self.nearest = tuple(nearest)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restored, (str(self), self.nearest)
+
+
+def _restored(message: str, nearest: tuple[str, ...]) -> UnknownNameError:
+    """An error that comes from another process."""
+    error = UnknownNameError.__new__(UnknownNameError, message)
+    error.nearest = nearest
+    return error
+
 
 class InvalidInputError(BsmodelError):
     """A value outside its range, or a file that does not follow its schema."""

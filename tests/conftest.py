@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures: one recording of a small model, shared."""
+"""Fixtures: one recording of a small model, shared, and a cache of their own."""
 
 import pytest
 from hypothesis import settings
@@ -9,6 +9,14 @@ from tests.models import SGD, workload
 
 settings.register_profile("bsmodel", deadline=None)  # speed is a matter of benchmarks/
 settings.load_profile("bsmodel")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """What is recorded is kept in a folder of these tests, and what others kept is not seen."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BSMODEL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ def test_unknown_names_show_the_nearest(capsys):
 def test_bf16_is_refused_on_a_card_without_it(capsys):
     message = refused(capsys, "plan", "gpt2", "--precision", "bf16", "--gpu", "t4-16gb")
 
-    assert message == "bsmodel: t4-16gb has no bf16 arithmetic (compute capability 7.5, 8.0 is needed); use precision fp16-mixed"
+    assert message == "bsmodel: t4-16gb has no bf16 arithmetic (compute capability 8.0 is needed); use precision fp16-mixed"
     assert "use precision fp16-mixed" in line_of(bsmodel.trace, workload(), bsmodel.Training(precision="bf16"), bsmodel.Gpu.named("t4-16gb"))
 
 
@@ -156,7 +156,7 @@ def test_a_tape_of_another_version_or_none_at_all(tape, a100, tmp_path, capsys):
         json.dump({**document, "schema_version": 99}, stream)
     (tmp_path / "no.json.gz").write_text("hello")
 
-    assert "has schema version 99, this bsmodel reads 3: record it again" in refused(capsys, "plan", str(path))
+    assert "has schema version 99, this bsmodel reads 4: record it again" in refused(capsys, "plan", str(path))
     assert "cannot read the tape" in refused(capsys, "plan", str(tmp_path / "no.json.gz"))
     assert "cannot write the tape" in line_of(tape.save, tmp_path / "missing" / "tape.json.gz")
     assert "trace again with this GPU" in line_of(bsmodel.predict, tape, bsmodel.Gpu.named("h100-80gb"), 4)

@@ -149,7 +149,7 @@ def test_json_is_all_that_is_on_stdout(arguments, capsys):
     document = json.loads(printed.out)
 
     assert code == 0
-    assert document["schema_version"] == 1 and document["command"] == arguments[0]
+    assert document["schema_version"] == 2 and document["command"] == arguments[0]
 
 
 def test_compare_takes_cards_of_ones_own_and_says_why_others_are_left_out(tmp_path, capsys):
@@ -168,16 +168,17 @@ def test_compare_of_a_saved_tape_ranks_the_cards_it_holds_for(tape, tmp_path, ca
 
     code, printed = command(capsys, "compare", str(tmp_path / "tape.json.gz"), "--samples", "10000", "--epochs", "2", "--json")
     document = json.loads(printed.out)
-    costs = [item["time"]["cost_usd"] for item in document["gpus"] if item["time"]["cost_usd"] is not None]
+    costs = [item["timing"]["cost_usd"] for item in document["gpus"] if item["timing"]["cost_usd"] is not None]
     assert code == 0 and costs == sorted(costs) and len(costs) > 5
-    assert "other kernels" in document["not"]["h100-80gb"]
+    assert "trace again" in document["not"]["h100-80gb"]
 
 
 def test_the_columns_of_explain_add_up(capsys):
     _, printed = command(capsys, "explain", MINE, "--batch", "512", "--json")
     document = json.loads(printed.out)
 
-    assert sum(document["by_category"].values()) == sum(document["by_module"].values()) == document["total_bytes"]
+    for explained in document["gpus"]:
+        assert sum(explained["by_category"].values()) == sum(explained["by_module"].values()) == explained["total_bytes"]
 
 
 def test_exit_code_1_where_nothing_fits(tmp_path, capsys):

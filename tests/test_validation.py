@@ -293,7 +293,7 @@ def test_what_cannot_be_validated_is_refused_in_one_line(tmp_path, capsys):
     assert "no such folder" in refused(capsys, "validate", "--report", str(several), "--out-dir", str(tmp_path / "absent"))
     assert "cannot write" in refused(capsys, "validate", "--report", str(several), "--html", str(tmp_path / "absent" / "x.html"))
     assert "several cards" in refused(capsys, "validate", "--calibrate", str(several), "--out", out)
-    assert "do not say on which card" in refused(capsys, "validate", "--calibrate", f"{Path(__file__).parent.parent}/benchmarks/largest.jsonl", "--out", out)
+    assert "do not say on which card" in refused(capsys, "validate", "--calibrate", f"{Path(__file__).parent.parent}/benchmarks/results/largest.jsonl", "--out", out)
     assert "unknown model 'resnet5'" in refused(capsys, "validate", "resnet5", "--out", out)
     assert "no positive number" in refused(capsys, "validate", "--minutes", "0")
     assert not Path(out).exists()

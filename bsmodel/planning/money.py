@@ -33,14 +33,17 @@ class Timing:
     `step` is one optimizer step on one device. Devices are taken to share the work evenly; what they say to each other is not counted.
     """
 
-    step: StepTime
+    step: StepTime[int, float]
     samples_per_s: float
+    tokens_per_s: float
+    mfu: float
     knee: int  # the smallest micro-batch with nine tenths of the best throughput
     fastest_batch: int  # the micro-batch with the best throughput
     hours_per_epoch: float | None
     hours: float | None
     price: Price | None
     cost_usd: float | None
+    usd_per_million: float | None  # samples
 
 
 def catalogue_price(gpu: Gpu) -> Price | None:
@@ -63,17 +66,21 @@ def why_untimed(tape: Tape, gpu: Gpu) -> str:
 def timing_of(fit: Fit, chosen: Split, per_epoch: int | None, total: int | None, price: Price | None) -> Timing:
     step = step_time(fit.tape, fit.gpu, chosen.micro_batch, max(fit.accumulation, chosen.accumulation))
     times = curve(fit.tape, fit.gpu, fit.batch)
-    seconds = float(step.seconds)
+    seconds = step.seconds
     hours = seconds * total / 3600 if total is not None else None
+    samples_per_s = step.samples_per_s * chosen.devices
     return Timing(
         step,
-        float(step.samples_per_s) * chosen.devices,
+        samples_per_s,
+        samples_per_s * step.tokens_per_sample,
+        step.mfu,
         knee(times),
         int(times.batch[np.argmax(times.samples_per_s)]),
         seconds * per_epoch / 3600 if per_epoch is not None else None,
         hours,
         price,
         hours * price.usd_per_hour * chosen.devices if hours is not None and price is not None else None,
+        price.usd_per_hour * chosen.devices / samples_per_s * 1e6 / 3600 if price is not None else None,
     )
 
 

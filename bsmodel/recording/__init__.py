@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from bsmodel.recording.cache import cache_folder, keep, kept_tape, key_of, new_tape, recorded, tape_path
+
 if TYPE_CHECKING:
     from bsmodel.recording.tracing import record, trace
 
-__all__ = ("record", "trace")
+__all__ = ("cache_folder", "keep", "kept_tape", "key_of", "new_tape", "record", "recorded", "tape_path", "trace")
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:  # these need torch, which takes two seconds to import
+    if name in ("record", "trace"):  # these need torch, which takes two seconds to import
         from bsmodel.recording import tracing
 
         return getattr(tracing, name)

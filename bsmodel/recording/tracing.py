@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -23,6 +24,7 @@ from bsmodel.tape import BLOCKS, Operations, Row, Tape, Term
 from bsmodel.training import Training, require_arithmetic
 from bsmodel.workloads import Workload
 
+_ALONE = threading.RLock()  # while a recording runs, the whole process seems to have a CUDA device
 BATCHES = (2, 3, 5)  # at a batch of 1 many models take other code paths; the third size checks that two points make a line
 
 
@@ -106,21 +108,30 @@ def record(workload: Workload, training: Training, gpu: Gpu, batch: int) -> Tape
 
 @contextlib.contextmanager
 def _recording(workload: Workload, training: Training, gpu: Gpu) -> Iterator[_Run]:
-    collecting = gc.isenabled()
-    gc.disable()  # a collection in the middle would release tensors of an earlier recording
     try:
-        with placement.WeightsNowhere():
-            model = placement.adapt(placement.build(workload.model, training), training)
-        with pretend_cuda(gpu.name, gpu.capability, gpu.memory_bytes, gpu.sm_count), Recorder(gpu.capability) as recorder:
-            yield _prepared(recorder, model, workload, training)
+        with _undisturbed():
+            with placement.WeightsNowhere():
+                model = placement.adapt(placement.build(workload.model, training), training)
+            with pretend_cuda(gpu.name, gpu.capability, gpu.memory_bytes, gpu.sm_count), Recorder(gpu.capability) as recorder:
+                yield _prepared(recorder, model, workload, training)
     except BsmodelError:
         raise
     except Exception as error:  # whatever the user's code or a library under it raises
         message = (str(error).splitlines() or [""])[0]
         raise UntraceableError(f"{workload.name} fails while it is recorded, at {user_line(error)}: {type(error).__name__}: {message}") from error
-    finally:
-        if collecting:
-            gc.enable()
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """One recording at a time in a process, and no garbage collection in the middle, which would release tensors of an earlier one."""
+    with _ALONE:
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if collecting:
+                gc.enable()
 
 
 def _prepared(recorder: Recorder, model: torch.nn.Module, workload: Workload, training: Training) -> _Run:
@@ -211,4 +222,6 @@ def _tape(run: _Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[
         uncounted_operators=tuple(sorted(run.recorder.uncounted_operators)),
         uncounted=tuple(sorted(run.recorder.uncounted)),
         recipe=run.loop.training.model_dump(mode="json", exclude={"optimizer"}),
+        base_lr=run.loop.workload.base_lr,
+        base_batch=run.loop.workload.base_batch,
     )

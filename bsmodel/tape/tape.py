@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import threading
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from bsmodel.hardware import Gpu
 from bsmodel.tape.operations import Operations
 from bsmodel.tape.workspaces import size_bytes
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 BLOCKS = ("init", "first", "first_step", "micro", "accumulate", "step")
 
 
@@ -68,6 +70,8 @@ class Tape:
     uncounted_operators: tuple[str, ...] = ()
     uncounted: tuple[str, ...] = ()
     recipe: dict[str, Any] = field(default_factory=dict)
+    base_lr: float | None = None  # known to train it, at an effective batch of base_batch
+    base_batch: int | None = None
 
     def sizes(self, batch: int, gpu: Gpu | None = None) -> NDArray[np.int64]:
         """Requested bytes of every allocation at micro-batch `batch`; buffers inside kernels as `gpu` (default: the recorded one) has them."""
@@ -106,7 +110,8 @@ class Tape:
 
     def save(self, path: str | Path) -> None:
         """Write the tape as gzipped JSON, all or nothing."""
-        document = {"schema_version": SCHEMA_VERSION, **asdict(self), "gpu": self.gpu.model_dump(mode="json")}
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        document = {"schema_version": SCHEMA_VERSION, **plain, "gpu": self.gpu.model_dump(mode="json")}
         document["excess"] = [[number, *line] for number, line in self.excess.items()]
         document["terms"] = [[number, term.formula, term.parameters] for number, term in self.terms.items()]
         document["operations"] = self.operations.document()
@@ -116,10 +121,10 @@ class Tape:
             index = {word: position for position, word in enumerate(words)}
             document[name] = {"words": words, "index": [index[word] for word in document[name]]}
         target = Path(path)
-        partial = target.with_name(target.name + ".part")
+        partial = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.part")
+        content = json.dumps(document, separators=(",", ":")).encode()
         try:
-            with gzip.open(partial, "wt", encoding="utf-8") as stream:
-                json.dump(document, stream, separators=(",", ":"))
+            partial.write_bytes(gzip.compress(content, compresslevel=6, mtime=0))
             partial.replace(target)
         except OSError as error:
             partial.unlink(missing_ok=True)

@@ -7,8 +7,9 @@ work and the host's launches. Nothing here is fitted to step times: rates and sh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,47 +21,47 @@ from bsmodel.timing.kernels import kind_of, product_seconds
 from bsmodel.timing.rates import Rates, launch_seconds, peak_flops_per_s, rate_dtype, rates_of
 
 Array = NDArray[np.float64]
+Counts = NDArray[np.int64]
+Integers = Sequence[int] | NDArray[np.integer[Any]]
+Count = TypeVar("Count", int, Counts)
+Value = TypeVar("Value", float, Array)
 
 
 @dataclass(frozen=True)
-class StepTime:
-    """Seconds of one optimizer step of `accumulation` micro-steps, each field a number or an array as `batch` is one.
+class StepTime(Generic[Count, Value]):
+    """Seconds of one optimizer step of `accumulation` micro-steps: numbers for one batch, arrays for several.
 
     `low_seconds` and `high_seconds` enclose what is not known of the card: an unmeasured matmul efficiency, throttling of power-limited
-    cards, the host's time per launch. `flops` are those of forward and backward, without recomputation; at the card's peaks they would
-    take `ideal_seconds`, each product at that of the arithmetic it runs in.
+    cards, the host's time per launch. `launches` are the kernels of the step, `phases` the device's seconds of forward, backward,
+    recompute and step. `flops` are those of forward and backward, without recomputation; at the card's peaks they would take
+    `ideal_seconds`, each product at that of the arithmetic it runs in, and `mfu`, the model FLOPs utilisation, is that over `seconds`
+    (Chowdhery 2022).
     """
 
-    batch: Any
-    accumulation: Any
-    seconds: Any
-    low_seconds: Any
-    high_seconds: Any
-    device_seconds: Any
-    host_seconds: Any
-    launches: Any  # kernels in the step
-    phases: dict[str, Any]  # device seconds of forward, backward, recompute and step
-    flops: Any
-    ideal_seconds: Any
+    batch: Count
+    accumulation: Count
+    seconds: Value
+    low_seconds: Value
+    high_seconds: Value
+    device_seconds: Value
+    host_seconds: Value
+    launches: Value
+    phases: dict[str, Value]
+    flops: Value
+    ideal_seconds: Value
+    mfu: Value
+    samples_per_s: Value
+    tokens_per_s: Value
     tokens_per_sample: int
 
-    @property
-    def samples_per_s(self) -> Any:
-        """Throughput."""
-        return self.batch * self.accumulation / self.seconds
 
-    @property
-    def tokens_per_s(self) -> Any:
-        """Throughput in tokens."""
-        return self.samples_per_s * self.tokens_per_sample
-
-    @property
-    def mfu(self) -> Any:
-        """Model FLOPs utilisation: the time that forward and backward take at the card's peak rates, over that of the step (Chowdhery 2022)."""
-        return self.ideal_seconds / self.seconds
-
-
-def step_time(tape: Tape, gpu: Gpu, batch: ArrayLike, accumulation: ArrayLike | None = None) -> StepTime:
+@overload
+def step_time(tape: Tape, gpu: Gpu, batch: int, accumulation: int | None = None) -> StepTime[int, float]: ...
+@overload
+def step_time(tape: Tape, gpu: Gpu, batch: Integers, accumulation: int | Integers | None = None) -> StepTime[Counts, Array]: ...
+@overload
+def step_time(tape: Tape, gpu: Gpu, batch: int, accumulation: Integers) -> StepTime[Counts, Array]: ...
+def step_time(tape: Tape, gpu: Gpu, batch: int | Integers, accumulation: int | Integers | None = None) -> StepTime[int, float] | StepTime[Counts, Array]:
     """Time of one optimizer step at micro-batch `batch`, with `accumulation` micro-steps (default: the recipe's); both may be arrays.
 
     t_kernel = max(arithmetic, bytes / bandwidth) + kernel_seconds;  t_step = max(sum of t_kernel, launches x launch_seconds), where the
@@ -68,41 +69,53 @@ def step_time(tape: Tape, gpu: Gpu, batch: ArrayLike, accumulation: ArrayLike | 
     best tile a x b.
     Raises `InvalidInputError` for a batch below 1, a card without a bandwidth or a peak rate, or a tape of another compute capability.
     """
-    if np.any(np.asarray(batch) < 1):
-        raise InvalidInputError(f"batch is {np.asarray(batch)}; expected at least 1")
+    batches = np.asarray(batch, np.int64)
+    if np.any(batches < 1):
+        raise InvalidInputError(f"batch is {batches}; expected at least 1")
     require_same_kernels(tape, gpu)
-    micro_steps = np.asarray(tape.accumulation if accumulation is None else accumulation)
+    micro_steps = np.asarray(tape.accumulation if accumulation is None else accumulation, np.int64)
+    found = _step_times(tape, gpu, batches, micro_steps)
+    if batches.ndim or micro_steps.ndim:
+        return StepTime(batches, micro_steps, **found, tokens_per_sample=tape.tokens_per_sample)
+    phases = {phase: float(seconds) for phase, seconds in found.pop("phases").items()}
+    numbers: dict[str, float] = {name: float(value) for name, value in found.items()}
+    return StepTime(int(batches), int(micro_steps), **numbers, phases=phases, tokens_per_sample=tape.tokens_per_sample)
+
+
+def _step_times(tape: Tape, gpu: Gpu, batches: Counts, micro_steps: Counts) -> dict[str, Any]:
+    """The fields of `StepTime` that are measures of time and work, as arrays."""
     likely, fast, slow = (rates_of(gpu, tape.precision, end) for end in ("likely", "low", "high"))
     work = _Work(*tape.operations.distinct)
-    phases = _whole_step(work.seconds(gpu, likely, batch), micro_steps)
-    ends = [phases if rates == likely else _whole_step(work.seconds(gpu, rates, batch), micro_steps) for rates in (likely, fast, slow)]
+    phases = _whole_step(work.seconds(gpu, likely, batches), micro_steps)
+    ends = [phases if rates == likely else _whole_step(work.seconds(gpu, rates, batches), micro_steps) for rates in (likely, fast, slow)]
     totals = [sum(end.values()) for end in ends]
-    launches = sum(_whole_step(work.launches(batch), micro_steps).values())
+    launches = sum(_whole_step(work.launches(batches), micro_steps).values())
     hosts = [launches * seconds for seconds in launch_seconds(gpu)]
-    seconds = [np.maximum(device, host) for device, host in zip(totals, hosts, strict=True)]
-    flops, ideal_seconds = work.useful(gpu, likely, batch)
-    return StepTime(
-        batch=np.asarray(batch),
-        accumulation=micro_steps,
-        seconds=seconds[0],
-        low_seconds=seconds[1],
-        high_seconds=seconds[2],
-        device_seconds=totals[0],
-        host_seconds=hosts[0],
-        launches=launches,
-        phases=phases,
-        flops=micro_steps * flops,
-        ideal_seconds=micro_steps * ideal_seconds,
-        tokens_per_sample=tape.tokens_per_sample,
-    )
+    seconds, low_seconds, high_seconds = (np.maximum(device, host) for device, host in zip(totals, hosts, strict=True))
+    flops, ideal_seconds = work.useful(gpu, likely, batches)
+    samples_per_s = batches * micro_steps / seconds
+    return {
+        "seconds": seconds,
+        "low_seconds": low_seconds,
+        "high_seconds": high_seconds,
+        "device_seconds": totals[0],
+        "host_seconds": hosts[0],
+        "launches": launches,
+        "phases": phases,
+        "flops": micro_steps * flops,
+        "ideal_seconds": micro_steps * ideal_seconds,
+        "mfu": micro_steps * ideal_seconds / seconds,
+        "samples_per_s": samples_per_s,
+        "tokens_per_s": samples_per_s * tape.tokens_per_sample,
+    }
 
 
-def curve(tape: Tape, gpu: Gpu, largest: int, accumulation: int | None = None) -> StepTime:
+def curve(tape: Tape, gpu: Gpu, largest: int, accumulation: int | None = None) -> StepTime[Counts, Array]:
     """Step times at up to 512 micro-batches from 1 to `largest`, evenly spread."""
     return step_time(tape, gpu, np.unique(np.linspace(1, largest, min(largest, 512)).astype(np.int64)), accumulation)
 
 
-def knee(times: StepTime, share: float = 0.9) -> int:
+def knee(times: StepTime[Counts, Array], share: float = 0.9) -> int:
     """The smallest micro-batch of a curve with `share` of its best throughput; larger ones cost memory and gain little."""
     return int(times.batch[np.argmax(times.samples_per_s >= share * np.max(times.samples_per_s))])
 

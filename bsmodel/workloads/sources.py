@@ -50,6 +50,11 @@ class Source:
             return from_attribute(name, options)
         raise UnknownNameError("model", name, NAMED)
 
+    def check(self) -> None:
+        """Raises what `workload` would, as far as that can be told without importing a library."""
+        if self.name in NAMED or not (self.name.endswith(".json") or ":" in self.name or "input" in dict(self.options)):
+            self.workload()
+
     @property
     def library(self) -> str | None:
         """The library its model comes from, where that can be told without importing anything."""

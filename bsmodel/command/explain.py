@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`bsmodel explain`: where the bytes go at the binding moment, or FLOPs and activations by module or operator."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from bsmodel.command import arguments
+from bsmodel.command.documents import CountedForm, ExplainDocument, Explained, Notes
+from bsmodel.command.plan import saved
+from bsmodel.command.report import Answer
+from bsmodel.command.terminal import render, table
+from bsmodel.command.wording import title, uncounted
+from bsmodel.hardware import Gpu
+from bsmodel.memory import Share, breakdown, footprint, predict
+from bsmodel.studies import Recorded
+from bsmodel.tape import ModuleRow, OperatorRow, Tape, by_module, by_operator, counted
+from bsmodel.units import format_bytes
+
+DEFAULT_GPU = "a100-40gb"
+_MOST_MODULES = 30
+_COUNTS = "FLOPs and activations as fvcore counts them, a multiply-add as two"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `bsmodel explain`."""
+    arguments.add_model(parser, gpus=DEFAULT_GPU)
+    arguments.add_recipe(parser)
+    arguments.add_recording(parser)
+    parser.add_argument("--batch", type=arguments.positive, required=True, metavar="N", help="micro-batch (needed)")
+    parser.add_argument("--by", choices=("category", "module", "operator"), default="category", help="bytes, or FLOPs and activations (default: category)")
+    parser.add_argument("--depth", type=arguments.positive, default=3, metavar="N", help="how deep to show modules (default: 3)")
+
+
+def run(options: argparse.Namespace) -> Answer:
+    """Bytes by category and module on each GPU, or the counts of the first one's recording."""
+    gpus, notes = arguments.gpus_asked(options, (Gpu.named(DEFAULT_GPU),))
+    asked = saved(options, gpus)
+    tapes = arguments.tapes_for(asked, options, gpus if options.by == "category" else gpus[:1])
+    recorded = Recorded.of(tapes[0])
+    known = {"command": "explain", "notes": tuple(notes), "workload": recorded, "batch": options.batch}
+    head = title(recorded, f", batch {options.batch}")
+    if options.by == "module":
+        modules = by_module(tapes[0], options.batch)
+        return Answer(ExplainDocument(**known, modules=modules), _modules_text(head, tapes[0], modules, options.depth, tuple(notes)))
+    if options.by == "operator":
+        operators = by_operator(tapes[0], options.batch)
+        return Answer(ExplainDocument(**known, operators=operators), _operators_text(head, operators, tuple(notes)))
+    found = tuple(_explained(tape, gpu, options.batch) for gpu, tape in zip(gpus, tapes, strict=True))
+    names = {name for tape in tapes for name in tape.uncounted}
+    parts = [part for explained in found for part in _parts(explained, options.batch, alone=len(found) == 1)]
+    return Answer(ExplainDocument(**known, gpus=found), render(head, *parts, uncounted(names), *map(Text, notes)))
+
+
+def _explained(tape: Tape, gpu: Gpu, batch: int) -> Explained:
+    form, shares, line = footprint(tape), breakdown(tape, batch), counted(tape)
+    return Explained(
+        gpu=gpu.id,
+        moment=str(form.binding(batch)),
+        total_bytes=form(batch),
+        by_category=totals(shares, "category"),
+        by_module=totals(shares, "module"),
+        closed_form=form,
+        counted_form=CountedForm(states_bytes=line.fixed, activation_bytes=line.per_sample),
+        allocated_bytes=predict(tape, gpu, batch).allocated_bytes,
+    )
+
+
+def totals(shares: Sequence[Share], key: str) -> dict[str, int]:
+    """Bytes by one field of the shares, largest first."""
+    sums: dict[str, int] = {}
+    for share in shares:
+        name = getattr(share, key)
+        sums[name] = sums.get(name, 0) + share.bytes
+    return dict(sorted(sums.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _parts(found: Explained, batch: int, alone: bool) -> list[RenderableType]:
+    """Bytes at the binding moment by category, then by module, then both closed forms."""
+    total = found.total_bytes
+    rows = [[name, format_bytes(size), f"{size:,}", f"{size / total:.1%}"] for name, size in found.by_category.items()]
+    rows.append(["total", format_bytes(total), f"{total:,}", "100.0%"])
+    modules = [[name or "(the step itself)", format_bytes(size), f"{size / total:.1%}"] for name, size in found.by_module.items()]
+    if len(modules) > _MOST_MODULES:
+        rest = sum([*found.by_module.values()][_MOST_MODULES:])
+        modules[_MOST_MODULES:] = [[f"{len(modules) - _MOST_MODULES} more", format_bytes(rest), f"{rest / total:.1%}"]]
+    moment = f"Binding moment: {found.moment}" if alone else f"{found.gpu}, binding moment: {found.moment}"
+    return [
+        *([] if alone else [Text("")]),
+        Text(moment),
+        Text(""),
+        table(("category", ""), ("size", "right"), ("bytes", "right"), ("share", "right"), rows=rows),
+        Text(""),
+        table(("module", ""), ("size", "right"), ("share", "right"), rows=modules),
+        Text(""),
+        _forms(found, batch),
+        Text(""),
+    ]
+
+
+def _forms(found: Explained, batch: int) -> RenderableType:
+    """The counted closed form beside the traced one, each against the replay at this batch."""
+    states, activations = found.counted_form.states_bytes, found.counted_form.activation_bytes
+    rows = []
+    for name, formula, size in (
+        ("counted", f"M(b) = {format_bytes(states)} + {format_bytes(activations)} b", states + activations * batch),
+        ("traced", str(found.closed_form), found.total_bytes),
+    ):
+        rows.append([name, format_bytes(size), f"{size / found.allocated_bytes - 1:+.2%}", formula])
+    return table(("closed form", ""), ("at this batch", "right"), ("against the replay", "right"), ("", ""), rows=rows)
+
+
+def _modules_text(head: Text, tape: Tape, rows: Sequence[ModuleRow], depth: int, notes: Notes) -> str:
+    """The tree of modules down to `depth`."""
+    cells = [
+        [
+            "  " * row.depth + (row.module.rpartition(".")[2] or tape.name),
+            f"{row.parameters / 1e6:,.3f} M",
+            f"{row.flops / 1e9:,.3f} G",
+            f"{row.activations / 1e6:,.3f} M",
+            format_bytes(row.saved_bytes),
+        ]
+        for row in rows
+        if row.depth <= depth
+    ]
+    columns = (("module", ""), *((heading, "right") for heading in ("parameters", "forward FLOPs", "activations", "saved for backward")))
+    counts = Text(f"{_COUNTS}; activations are outputs of matmuls and convolutions.")
+    unknown = Text(f"Operators without a formula: {'; '.join(tape.uncounted_operators) or 'none'}.")
+    return render(head, Text(""), table(*columns, rows=cells), Text(""), counts, unknown, *map(Text, notes))
+
+
+def _operators_text(head: Text, rows: Sequence[OperatorRow], notes: Notes) -> str:
+    cells = [
+        [
+            row.operator,
+            f"{row.calls:,}",
+            "-" if row.flops is None else f"{row.flops / 1e9:,.3f} G",
+            "-" if row.activations is None else f"{row.activations / 1e6:,.3f} M",
+            format_bytes(row.moved_bytes),
+        ]
+        for row in rows
+    ]
+    columns = (("operator", ""), *((heading, "right") for heading in ("calls", "forward FLOPs", "activations", "read and written")))
+    counts = Text(f"{_COUNTS}; - where it has no formula.")
+    return render(head, Text(""), table(*columns, rows=cells), Text(""), counts, *map(Text, notes))

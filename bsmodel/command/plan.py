@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`bsmodel plan`: the largest batch per GPU, and how to reach a target batch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from bsmodel.command import arguments
+from bsmodel.command.documents import Notes, PlanDocument
+from bsmodel.command.report import Answer
+from bsmodel.command.terminal import Cell, render, table, verdict
+from bsmodel.command.watching import watching
+from bsmodel.command.wording import closed_form, missing, short, split, time_table, title, uncounted
+from bsmodel.errors import InvalidInputError
+from bsmodel.hardware import Gpu
+from bsmodel.memory import Footprint
+from bsmodel.studies import Row, study
+from bsmodel.tape import Tape
+from bsmodel.units import GiB
+from bsmodel.workloads import Source
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `bsmodel plan`."""
+    arguments.add_model(parser)
+    arguments.add_recipe(parser)
+    arguments.add_recording(parser)
+    arguments.add_run(parser)
+    parser.add_argument("--base-lr", type=float, metavar="LR", help="a learning rate that works (default: the published one of a named model)")
+    parser.add_argument("--base-batch", type=arguments.positive, metavar="N", help="the effective batch it works at (default: with --base-lr, 256)")
+
+
+def run(options: argparse.Namespace) -> Answer:
+    """A plan for each GPU; raises `InvalidInputError` where one of them cannot be answered for."""
+    gpus, notes = arguments.gpus_asked(options)
+    asked = saved(options, gpus)
+    with watching() as watch:
+        goals = (arguments.goal(options, ladder=options.json),)
+        rows = study([asked], [changes_of(asked, options)], gpus, [options.devices], goals, caching=options.cache, watch=watch).rows
+    for row in rows:
+        if row.status == "refused":
+            raise InvalidInputError(row.verdict)
+    assert rows[0].recorded is not None
+    document = PlanDocument(command="plan", notes=tuple(notes), workload=rows[0].recorded, gpus=rows, uncounted=missing(rows))
+    return Answer(document, _text(rows, tuple(notes)), fits=any(row.fits for row in rows))
+
+
+def changes_of(asked: Source | Tape, options: argparse.Namespace) -> dict[str, object]:
+    """What the command line changes of the recipe; a recording has its own."""
+    given = arguments.changes(options)
+    return {} if isinstance(asked, Tape) else given
+
+
+def saved(options: argparse.Namespace, gpus: Sequence[Gpu]) -> Source | Tape:
+    """What is asked about; its recording, once that has been written where `--save` says."""
+    asked = arguments.subject(options)
+    if not options.save:
+        return asked
+    if len({gpu.kernel_family for gpu in gpus}) > 1:
+        raise InvalidInputError("--save keeps one recording, and these GPUs need several; name GPUs of one architecture")
+    tape = arguments.tapes_for(asked, options, gpus)[0]
+    tape.save(options.save)
+    return tape
+
+
+def _text(rows: Sequence[Row], notes: Notes) -> str:
+    head = rows[0].recorded
+    assert head is not None
+    parts: list[RenderableType] = [title(head), Text(""), _table(rows), Text("")]
+    for row in rows:
+        parts += [] if row.fits else [Text(row.verdict), Text("")]
+    fitting = [row for row in rows if row.fits]
+    if fitting:
+        parts += [time_table(fitting), Text(""), *_schedule(fitting[0], _several_rates(fitting))]
+        parts += [*(Text(f"Note: {advice}.") for advice in fitting[0].advice), Text("")]
+    parts += [closed_form(label, form) for label, form in _forms(rows)]
+    return render(*parts, Text(""), uncounted(missing(rows)), *map(Text, notes))
+
+
+def _forms(rows: Sequence[Row]) -> list[tuple[str, Footprint]]:
+    """Each closed form once, with the GPUs it holds for."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(str(row.closed_form), []).append(row)
+    return [(", ".join(row.gpu for row in same), same[0].closed_form) for same in groups.values() if same[0].closed_form]
+
+
+def _table(rows: Sequence[Row]) -> RenderableType:
+    """One line per GPU: the largest micro-batch, what binds it, its memory, and the split for the target."""
+    several = _several_rates(rows)  # one for all is said below
+    columns = (
+        ("GPU", ""),
+        ("largest", "right"),
+        ("2^k", "right"),
+        ("bound by", ""),
+        ("reserved of usable", "right"),
+        ("micro x accumulation x devices", ""),
+        ("room", ""),
+        *((("learning rate", "right"),) if several else ()),
+    )
+    return table(*columns, rows=[_cells(row)[: len(columns)] for row in rows])
+
+
+def _several_rates(rows: Sequence[Row]) -> bool:
+    return len({row.learning_rate for row in rows if row.fits}) > 1
+
+
+def _cells(row: Row) -> list[Cell]:
+    largest, usable, binding = row.largest_batch or 0, row.usable_bytes or 0, short(row.binding or "")
+    if row.peak is None or row.largest_peak is None:
+        return [row.gpu, str(largest), "-", binding, "-", "-", verdict(False, 0, usable), "-"]
+    return [
+        row.gpu,
+        str(largest) if row.likely_batch == largest else f"{largest} (likely {row.likely_batch})",
+        str(row.power_of_two),
+        binding,
+        f"{row.largest_peak.reserved_bytes / GiB:.2f} of {usable / GiB:.2f} GiB",
+        split(row),
+        verdict(True, usable - row.peak.reserved_upper_bytes, usable),
+        f"{row.learning_rate:.3g}" if row.learning_rate is not None else "-",
+    ]
+
+
+def _schedule(row: Row, several: bool) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    if row.learning_rate is not None:
+        parts.append(Text(f"Learning rate {'' if several else f'{row.learning_rate:.3g} '}by the {row.learning_rate_rule} rule for the effective batch."))
+    if row.steps_per_epoch is not None:
+        total = f", {row.total_steps:,} in all" if row.total_steps is not None else ""
+        parts.append(Text(f"Steps on {row.gpu}: {row.steps_per_epoch:,} per epoch{total}; warm up over the first {row.warmup_steps:,}."))
+    return parts

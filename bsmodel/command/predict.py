@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`bsmodel predict`: the peak at one batch, and whether it fits."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from bsmodel.command import arguments
+from bsmodel.command.documents import CardPeak, Notes, PredictDocument
+from bsmodel.command.plan import saved
+from bsmodel.command.report import Answer
+from bsmodel.command.terminal import Cell, render, table, verdict
+from bsmodel.command.wording import title, uncounted
+from bsmodel.memory import predict
+from bsmodel.studies import Recorded
+from bsmodel.units import GiB
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `bsmodel predict`."""
+    arguments.add_model(parser)
+    arguments.add_recipe(parser)
+    arguments.add_recording(parser)
+    parser.add_argument("--batch", type=arguments.positive, required=True, metavar="N", help="micro-batch (needed)")
+
+
+def run(options: argparse.Namespace) -> Answer:
+    """The peak on each GPU."""
+    gpus, notes = arguments.gpus_asked(options)
+    asked = saved(options, gpus)
+    tapes = arguments.tapes_for(asked, options, gpus)
+    peaks = tuple(CardPeak(**vars(predict(tape, gpu, options.batch)), gpu=gpu.id, usable_bytes=gpu.usable_bytes) for gpu, tape in zip(gpus, tapes, strict=True))
+    recorded, names = Recorded.of(tapes[0]), tuple(sorted({name for tape in tapes for name in tape.uncounted}))
+    document = PredictDocument(command="predict", notes=tuple(notes), workload=recorded, gpus=peaks, uncounted=names)
+    return Answer(document, _text(recorded, peaks, names, tuple(notes)), fits=any(peak.fits for peak in peaks))
+
+
+def _text(recorded: Recorded, peaks: Sequence[CardPeak], names: Sequence[str], notes: Notes) -> str:
+    headings = ("requested", "allocated", "reserved", "with context", "usable")
+    columns = (("GPU", ""), ("verdict", ""), *((heading, "right") for heading in headings), ("peak in", ""))
+    whole = table(*columns, rows=[_cells(peak) for peak in peaks])
+    return render(title(recorded, f", batch {peaks[0].batch}"), Text(""), whole, Text(""), uncounted(names), *map(Text, notes))
+
+
+def _cells(peak: CardPeak) -> list[Cell]:
+    sizes = (peak.requested_bytes, peak.allocated_bytes, peak.reserved_bytes, peak.device_bytes, peak.usable_bytes)
+    room = verdict(peak.fits, peak.usable_bytes - peak.reserved_upper_bytes, peak.usable_bytes)
+    word = Text(f"fits, {room.plain}", style=room.style) if peak.fits else room
+    return [peak.gpu, word, *(f"{size / GiB:.2f} GiB" for size in sizes), peak.moment]

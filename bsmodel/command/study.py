@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`bsmodel study`: many models, recipes, GPUs and numbers of devices at once, from a file or from repeated flags."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import tomllib
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.console import RenderableType
+from rich.text import Text
+
+from bsmodel.command import arguments
+from bsmodel.command.documents import StudyDocument
+from bsmodel.command.report import Answer
+from bsmodel.command.terminal import Cell, render, table, verdict
+from bsmodel.command.watching import watching
+from bsmodel.command.wording import amount, money, seconds, split
+from bsmodel.errors import InvalidInputError, UnknownNameError
+from bsmodel.hardware import Gpu, defaults
+from bsmodel.planning import Price
+from bsmodel.studies import Goal, Row, Study, pool, study
+from bsmodel.training import Training
+from bsmodel.units import GiB
+from bsmodel.workloads import Source
+
+_EXAMPLE = "bsmodel study --model resnet50 --model gpt2 --gpu a100-40gb --gpu h100-80gb --devices 1 --devices 8"
+
+
+class StudyFile(BaseModel):
+    """A study as a TOML file. Every list is an axis; the study is their product."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    workloads: list[str | dict[str, Any]] = Field(min_length=1)
+    """Names, or tables with a `name` and options such as `seq_len`."""
+    trainings: list[dict[str, Any]] = [{}]
+    """Tables of the fields of `Training` that differ from the workload's own recipe."""
+    gpus: list[str] = []
+    """Ids or TOML files; the four defaults where there is none."""
+    devices: list[int] = [1]
+    """Numbers of data-parallel GPUs."""
+    target_batch: list[int] = []
+    """Samples per optimizer step; the largest micro-batch where there is none."""
+    samples: int | None = None
+    """Samples in the training set."""
+    epochs: float | None = Field(default=None, strict=False)
+    """Passes over it."""
+    prices: dict[str, float] = {}
+    """Your price of an hour, by GPU."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `bsmodel study`."""
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE.toml", help="the study; or its axes by the flags below, each repeatable")
+    parser.add_argument("--model", action="append", metavar="MODEL", help=f"{arguments.MODELS} (needed without a file)")
+    parser.add_argument("--seq-len", type=arguments.positive, metavar="N", help="tokens a sample, of every model (default: its own)")
+    parser.add_argument("--image-size", type=arguments.positive, metavar="N", help="pixels a side, of every model (default: its own)")
+    for name in ("precision", "optimizer"):
+        parser.add_argument(f"--{name}", action="append", metavar="NAME", help="repeatable (default: the workload's own)")
+    parser.add_argument("--checkpointing", action="append", choices=("yes", "no"), help="repeatable (default: the workload's own)")
+    parser.add_argument("--gpu", action="append", metavar="GPU", help="id or TOML file, repeatable (default: the four defaults)")
+    parser.add_argument("--devices", action="append", type=arguments.positive, metavar="N", help="data-parallel GPUs, repeatable (default: 1)")
+    parser.add_argument("--target-batch", action="append", type=arguments.positive, metavar="N", help="repeatable (default: the largest micro-batch)")
+    parser.add_argument("--samples", type=arguments.positive, metavar="N", help="samples in the training set (default: unknown)")
+    parser.add_argument("--epochs", type=float, metavar="N", help="passes over it (default: unknown)")
+    arguments.add_price(parser)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="rows as they come, one JSON object a line; a study that was interrupted goes on from it")
+    parser.add_argument("--csv", action="store_true", help="print CSV (default: a table)")
+    parser.add_argument("--workers", type=arguments.positive, metavar="N", help="processes (default: one a processor where that pays)")
+    arguments.add_cache(parser)
+
+
+def run(options: argparse.Namespace) -> Answer:
+    """A row for every cell; 1 where none of them has a plan."""
+    asked = _from_flags(options) if options.file is None else _from_file(options)
+    workloads = [Source.of(item) if isinstance(item, str) else Source.of(**item) for item in asked.workloads]
+    gpus = [Gpu.named(name) for name in asked.gpus] or list(defaults())
+    prices = tuple((Gpu.named(name).id, Price(usd, "yours")) for name, usd in asked.prices.items())
+    targets: list[int | None] = [*asked.target_batch] or [None]
+    goals = [Goal(target, asked.samples, asked.epochs, prices=prices) for target in targets]
+    executor: Executor | None = None if options.workers is None else pool([source.library for source in workloads if source.library], options.workers)
+    try:
+        with watching("rows") as watch:
+            found = study(workloads, asked.trainings, gpus, asked.devices, goals, executor=executor, out=options.out, caching=options.cache, watch=watch)
+    finally:
+        if executor is not None:
+            executor.shutdown(wait=False, cancel_futures=True)
+    text = found.to_csv() if options.csv else _text(found)
+    return Answer(StudyDocument(command="study", rows=found.rows), text, fits=any(row.fits for row in found.rows))
+
+
+def _from_file(options: argparse.Namespace) -> StudyFile:
+    """The study of a file; raises `InvalidInputError` where it cannot be read, or flags ask for another one."""
+    flags = ("model", "seq_len", "image_size", "precision", "optimizer", "checkpointing", "gpu", "devices", "target_batch", "samples", "epochs")
+    for name in flags:
+        if getattr(options, name) is not None:
+            raise InvalidInputError(f"--{name.replace('_', '-')} and the file {str(options.file)!r} both say what to study; give one of them")
+    try:
+        values = tomllib.loads(options.file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInputError(f"cannot read {str(options.file)!r}: {error.strerror}") from None
+    except ValueError as error:
+        raise InvalidInputError(f"{str(options.file)!r} is not TOML: {error}") from None
+    return _validated({**values, "prices": {**values.get("prices", {}), **dict(options.price)}}, repr(str(options.file)))
+
+
+def _validated(values: Mapping[str, Any], where: str) -> StudyFile:
+    try:
+        found = StudyFile.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            raise InvalidInputError(f"{where}: {UnknownNameError('field', field, StudyFile.model_fields)}") from None
+        raise InvalidInputError(f"{where}: {field}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+    for number, item in enumerate(found.workloads):
+        if isinstance(item, dict) and not isinstance(item.get("name"), str):
+            raise InvalidInputError(f'{where}: workloads.{number} has no name; expected e.g. {{ name = "gpt2", seq_len = 512 }}')
+    for changes in found.trainings:
+        Training(**changes)
+    return found
+
+
+def _from_flags(options: argparse.Namespace) -> StudyFile:
+    if not options.model:
+        raise InvalidInputError(f"nothing to study: give a FILE.toml, or flags, e.g. {_EXAMPLE}")
+    shape = {name: value for name in ("seq_len", "image_size") if (value := getattr(options, name)) is not None}
+    axes: dict[str, list[Any]] = {name: getattr(options, name) for name in ("precision", "optimizer") if getattr(options, name)}
+    if options.checkpointing:
+        axes["checkpointing"] = [word == "yes" for word in options.checkpointing]
+    values = {
+        "workloads": [{"name": name, **shape} for name in options.model],
+        "trainings": [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())],
+        "gpus": options.gpu or [],
+        "devices": options.devices or [1],
+        "target_batch": options.target_batch or [],
+        "samples": options.samples,
+        "epochs": options.epochs,
+        "prices": dict(options.price),
+    }
+    return _validated(values, "study")
+
+
+def _text(found: Study) -> str:
+    names = sorted({name for row in found.rows for name in row.recipe})
+    several = [name for name in names if len({repr(row.recipe.get(name)) for row in found.rows}) > 1]
+    columns = [("workload", ""), *((name.replace("_", " "), "") for name in several), ("GPU", ""), ("largest", "right")]
+    columns += [("micro x accumulation x devices", ""), ("room", ""), ("reserved of usable", "right"), ("step", "right"), ("samples per s", "right")]
+    columns += [("hours", "right"), ("cost", "right")]
+    parts: list[RenderableType] = [table(*columns, rows=[_cells(row, several) for row in found.rows], repeated=len(several) + 2), Text("")]
+    reasons = {row.verdict: None for row in found.rows if row.status == "refused"}
+    return render(*parts, *(Text(f"Refused: {reason}") for reason in reasons))
+
+
+def _word(value: Any) -> str:
+    return "-" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _cells(row: Row, several: list[str]) -> list[Cell]:
+    head: list[Cell] = [row.workload, *(_word(row.recipe.get(name)) for name in several), row.gpu]
+    if row.status == "refused" or row.largest_batch is None or row.usable_bytes is None:
+        return [*head, "-", "-", "refused", *["-"] * 5]
+    if row.peak is None:
+        return [*head, str(row.largest_batch), "-", verdict(False, 0, row.usable_bytes), *["-"] * 5]
+    timing, reserved = row.timing, f"{row.peak.reserved_bytes / GiB:.2f} of {row.usable_bytes / GiB:.2f} GiB"
+    times = [seconds(timing.step.seconds), f"{timing.samples_per_s:,.1f}", amount(timing.hours)] if timing else ["-"] * 3
+    room = verdict(True, row.usable_bytes - row.peak.reserved_upper_bytes, row.usable_bytes)
+    return [*head, str(row.largest_batch), split(row), room, reserved, *times, money(row)]

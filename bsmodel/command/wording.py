@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lines and cells that several commands print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from bsmodel.command.terminal import table
+from bsmodel.memory import Footprint
+from bsmodel.studies import Recorded, Row
+from bsmodel.units import format_bytes
+
+
+def title(recorded: Recorded, target: str = "") -> Text:
+    """One line that says what was recorded."""
+    recipe = [recorded.precision, recorded.optimizer]
+    recipe += [name.replace("_", " ") for name in ("checkpointing", "channels_last", "ema", "keep_outputs") if recorded.recipe.get(name)]
+    if recorded.recipe.get("lora_rank"):
+        recipe.append(f"LoRA rank {recorded.recipe['lora_rank']}")
+    return Text(f"{recorded.name}: {recorded.parameters / 1e6:,.1f} M parameters, {', '.join(recipe)}{target}")
+
+
+def closed_form(label: str, form: Footprint) -> Group:
+    """The formula for a group of GPUs, and the moment each of its lines belongs to."""
+    lines = [Text(f"Closed form, bytes requested at micro-batch b ({label}):"), Text(f"  {form}")]
+    for line, moment in zip(form.envelope.lines, form.moments, strict=True):
+        lines.append(Text(f"    {format_bytes(line.fixed):>11} + {format_bytes(line.per_sample):>11} b   {moment}"))
+    return Group(*lines)
+
+
+def uncounted(names: Iterable[str]) -> Text:
+    """What the recording could not count, or that there is nothing."""
+    return Text("Not counted: " + ("; ".join(sorted(set(names))) or "nothing the recording saw"))
+
+
+def missing(rows: Iterable[Row]) -> tuple[str, ...]:
+    """What the recordings of these rows could not count."""
+    return tuple(sorted({name for row in rows if row.recorded for name in row.recorded.uncounted}))
+
+
+def short(moment: str) -> str:
+    """A moment in one table cell: of a long module path only the end."""
+    words, separator, module = moment.partition(", at ")
+    return moment if len(module) <= 24 else f"{words}{separator}…{module[-24:].partition('.')[2]}"
+
+
+def split(row: Row) -> str:
+    """`micro x accumulation x devices = effective`."""
+    near = "" if row.exact else " (nearest)"
+    return f"{row.micro_batch} x {row.accumulation} x {row.devices} = {row.effective_batch}{near}" if row.split else "-"
+
+
+def seconds(value: float) -> str:
+    """A time in the unit that suits it: 12.3 ms, 4.56 s, 7.8 h."""
+    return f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.2f} s" if value < 3600 else f"{value / 3600:,.1f} h"
+
+
+def amount(value: float | None) -> str:
+    """Two decimals, or two digits where that would say nothing."""
+    return "-" if value is None else f"{value:,.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def money(row: Row) -> str:
+    """What the run costs, or an hour of one card."""
+    timing = row.timing
+    if timing is None or timing.price is None:
+        return "-"
+    return f"{timing.price.usd_per_hour:.2f} USD/h" if timing.cost_usd is None else f"{amount(timing.cost_usd)} USD"
+
+
+def time_table(rows: Sequence[Row]) -> RenderableType:
+    """One line per GPU: step time, throughput and utilisation of the plan, the knee, hours and money."""
+    cells = [_time_cells(row) for row in rows]
+    headings = ("samples per s", "MFU", "bound by", "knee / fastest batch", "h per epoch", "h in all", "cost")
+    columns = (("GPU", ""), ("step", ""), *((heading, "" if heading == "bound by" else "right") for heading in headings))
+    prices = sorted({f"{row.gpu}: {row.timing.price.source}" for row in rows if row.timing and row.timing.price})
+    note = [Text("")] if prices else []
+    return Group(table(*columns, rows=cells), *note, *(Text(f"Price of {price}.") for price in prices))
+
+
+def _time_cells(row: Row) -> list[str]:
+    timing = row.timing
+    if timing is None:
+        return [row.gpu, f"unknown: {row.untimed}", *["-"] * 7]
+    step = timing.step
+    interval = "" if step.high_seconds <= 1.001 * step.low_seconds else f" ({seconds(step.low_seconds)} to {seconds(step.high_seconds)})"
+    tokens = f" ({timing.tokens_per_s:,.0f} tokens)" if step.tokens_per_sample > 1 else ""
+    fewest = "" if row.fewest in (None, row.split) else f"; {row.fewest.micro_batch} x {row.fewest.accumulation} is slower"
+    return [
+        row.gpu,
+        f"{seconds(step.seconds)}{interval}",
+        f"{timing.samples_per_s:,.1f}{tokens}",
+        f"{timing.mfu:.0%}",
+        "host" if step.host_seconds >= step.device_seconds else "device",
+        f"{timing.knee} / {timing.fastest_batch}{fewest}",
+        amount(timing.hours_per_epoch),
+        amount(timing.hours),
+        money(row),
+    ]

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recordings kept in the user's cache folder, found again by everything that can change them; safe to delete at any time."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from bsmodel.errors import InvalidInputError
+from bsmodel.hardware import Gpu
+from bsmodel.tape import Tape
+from bsmodel.training import Training
+from bsmodel.workloads import Source, Workload
+
+FOLDER_VARIABLE = "BSMODEL_CACHE_DIR"
+_LIBRARIES = ("torch", "fvcore", "transformers", "diffusers", "accelerate", "peft", "timm", "torchvision")
+
+
+def cache_folder() -> Path:
+    """Where recordings and answers are kept: `BSMODEL_CACHE_DIR`, else the system's folder for caches."""
+    return Path(os.environ.get(FOLDER_VARIABLE) or platformdirs.user_cache_dir("bsmodel", appauthor=False))
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """What computes an answer: Python, this package's own files, and the libraries whose code decides what a model allocates."""
+    root = Path(__file__).parent.parent
+    own = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):  # not the version alone: an editable installation changes under the same number
+        status = path.stat()
+        own.update(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    found = {"python": platform.python_version(), "bsmodel": own.hexdigest()}
+    for name in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def key_of(**facts: Any) -> str:
+    """A name for these facts and the versions of all that computes with them; equal facts give equal names."""
+    text = json.dumps({**facts, "versions": versions()}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write a file of the cache, whole or not at all; where the folder cannot be written, nothing is kept."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(path)
+
+
+def tape_path(source: Source, changes: Mapping[str, Any], family: tuple[int, int], own: bool = False) -> Path | None:
+    """Where the recording of this recipe on this family of cards is kept; None where it must not be.
+
+    `changes` are the fields of the recipe that are not the workload's own. An optimizer that is no name cannot be told from another.
+    """
+    identity = source.identity(own)
+    if identity is None or callable(changes.get("optimizer")):
+        return None
+    capability = f"{family[0]}.{family[1]}"
+    key = key_of(workload=identity, recipe=dict(changes), capability=capability)
+    name = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in identity["name"].rpartition("/")[2])
+    return cache_folder() / "recordings" / f"{name}-{capability}-{key}.json.gz"
+
+
+def kept_tape(path: Path | None) -> Tape | None:
+    """The recording kept there; None where there is none, or one that cannot be read."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        return Tape.load(path)
+    except (InvalidInputError, ValueError, KeyError, TypeError):
+        return None
+
+
+def new_tape(workload: Workload, changes: Mapping[str, Any], gpu: Gpu) -> Tape:
+    """A recording for the family of kernels of this card, with other values in some fields of the workload's recipe."""
+    from bsmodel.recording.tracing import trace  # needs torch
+
+    major, minor = gpu.kernel_family
+    training = Training(**{**dict(workload.training), **changes})
+    return trace(workload, training, gpu.model_copy(update={"compute_capability": f"{major}.{minor}"}))
+
+
+def recorded(source: Source, changes: Mapping[str, Any], gpu: Gpu, caching: bool | None = None) -> Tape:
+    """The recording of a named workload for the kernels of this card: the one that is kept, else a new one, which is kept.
+
+    `caching`: True also keeps what the user's own Python file makes, False keeps and looks up nothing. Raises what `trace` raises.
+    """
+    path = None if caching is False else tape_path(source, changes, gpu.kernel_family, own=bool(caching))
+    tape = kept_tape(path)
+    if tape is None:
+        tape = new_tape(source.workload(), changes, gpu)
+        if path is not None:
+            with contextlib.suppress(OSError, InvalidInputError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                tape.save(path)
+    return tape

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cells of a study in their order, and which of them can share a recording."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from bsmodel.errors import InvalidInputError
+from bsmodel.hardware import Gpu
+from bsmodel.planning import Price
+from bsmodel.recording import key_of
+from bsmodel.tape import Tape
+from bsmodel.training import Training
+from bsmodel.workloads import Source, Workload
+
+Subject = Source | Workload | Tape
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is to be reached with a model on a card: samples per optimizer step, the run, the learning rate that is known, your prices.
+
+    `target_batch` is the largest micro-batch by default, `base_lr` at `base_batch` the published one of a named model; `prices` are by
+    GPU id. With `ladder`, the row also has the peak at every power of two up to the largest batch, which takes a replay each.
+    """
+
+    target_batch: int | None = None
+    samples: int | None = None
+    epochs: float | None = None
+    base_lr: float | None = None
+    base_batch: int | None = None
+    prices: tuple[tuple[str, Price], ...] = ()
+    ladder: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The fields of a training recipe that are not the workload's own."""
+
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    @staticmethod
+    def of(given: Training | Mapping[str, Any]) -> Recipe:
+        """A whole recipe, or only what it changes; refused here where no model could be trained so."""
+        Training(**dict(given))
+        return Recipe(tuple(sorted(dict(given).items())))
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """As JSON can say it: an optimizer that is no name by where it is defined."""
+        return {name: f"{value.__module__}.{value.__qualname__}" if callable(value) else value for name, value in self.changes}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One question of a study."""
+
+    subject: Subject
+    recipe: Recipe
+    gpu: Gpu
+    devices: int
+    goal: Goal
+
+    @property
+    def label(self) -> str:
+        """What the workload is called in a row."""
+        return str(self.subject) if isinstance(self.subject, Source) else self.subject.name
+
+    @property
+    def family(self) -> Family:
+        """What its recording is shared by."""
+        return Family(self.subject, self.recipe, self.gpu.kernel_family)
+
+    @cached_property
+    def key(self) -> str:
+        """A name that cells with another answer do not have."""
+        return key_of(
+            workload=_identity(self.subject),
+            recipe=self.recipe.document,
+            gpu=self.gpu.model_dump(mode="json"),
+            devices=self.devices,
+            goal=asdict(self.goal),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """A recording: one workload and recipe, and the cards that run the same kernels."""
+
+    subject: Subject
+    recipe: Recipe
+    capability: tuple[int, int]
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for cells that share the recording. A tape is one already, whatever card it is asked about."""
+        if isinstance(self.subject, Tape):
+            return (id(self.subject),)
+        return (self.subject if isinstance(self.subject, Source) else id(self.subject), repr(self.recipe), self.capability)
+
+
+def _identity(subject: Subject) -> Any:
+    """What tells a workload from others: a name's meaning, a recording's content, or only what a workload of one's own is called."""
+    if isinstance(subject, Source):
+        return subject.identity(own=True) or str(subject)
+    if isinstance(subject, Workload):
+        return ["own", subject.name]
+    content = hashlib.sha256(subject.fixed_bytes.tobytes() + subject.per_sample_bytes.tobytes())
+    content.update(repr((subject.name, subject.recipe, subject.optimizer, subject.blocks)).encode())
+    return content.hexdigest()
+
+
+def cells(
+    workloads: Iterable[str | Subject],
+    trainings: Iterable[Training | Mapping[str, Any]],
+    gpus: Iterable[str | Gpu],
+    devices: Iterable[int],
+    goals: Iterable[Goal],
+) -> tuple[Cell, ...]:
+    """Every combination, the workload changing slowest and the goal fastest.
+
+    Raises `InvalidInputError` where an axis is empty or a number of devices is below 1, or two workloads of one's own are called the same.
+    """
+    subjects = [Source.of(item) if isinstance(item, str) else item for item in workloads]
+    recipes = [Recipe.of(item) for item in trainings] or [Recipe()]
+    cards = [Gpu.named(item) if isinstance(item, str) else item for item in gpus]
+    counts, wanted = list(devices), list(goals)
+    for axis, values in (("workloads", subjects), ("gpus", cards), ("devices", counts), ("goals", wanted)):
+        if not values:
+            raise InvalidInputError(f"a study needs at least one of {axis}")
+    for count in counts:
+        if count < 1:
+            raise InvalidInputError(f"devices is {count}; expected at least 1")
+    _require_own_names(subjects)
+    return tuple(Cell(subject, recipe, gpu, count, goal) for subject in subjects for recipe in recipes for gpu in cards for count in counts for goal in wanted)
+
+
+def _require_own_names(subjects: Sequence[Subject]) -> None:
+    names = [subject.name for subject in subjects if isinstance(subject, Workload)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidInputError(f"two workloads are called {twice[0]!r}; give each a name=... of its own")

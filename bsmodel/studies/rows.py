@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What comes back for one cell of a study, as plain data that can be written, read and sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from bsmodel.memory import Fit, Footprint, Peak
+from bsmodel.planning import Plan, Split, Timing, power_of_two_at_most
+from bsmodel.tape import Tape
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The workload and recipe that a recording is of."""
+
+    name: str
+    parameters: int
+    trained_parameters: int
+    precision: str
+    optimizer: str
+    recipe: dict[str, Any]
+    torch_version: str
+    uncounted: tuple[str, ...]
+
+    @staticmethod
+    def of(tape: Tape) -> Recorded:
+        """The head of a tape."""
+        counts = (tape.parameter_count, tape.trained_parameter_count)
+        return Recorded(tape.name, *counts, tape.precision, tape.optimizer, dict(tape.recipe), tape.torch_version, tape.uncounted)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The answer for one workload, recipe, GPU, number of devices and goal; what is not known or does not apply is None.
+
+    `status`: "plan"; "does not fit", where no batch trains or none reaches the target; or "refused", where the question cannot be
+    answered. `verdict` says why, in a sentence. `largest_batch` is the safe one and `likely_batch` what probably runs too;
+    `binding` is the moment that bounds it, `headroom_bytes` what it leaves of the card (below zero: what is missing). The split is
+    `micro_batch` x `accumulation` x `devices` = `effective_batch`, of which `peak` is the memory and `timing` the time;
+    `fewest` is the split with the fewest micro-steps. `closed_form` is that of the recording, `ladder` the peaks at powers of two.
+    """
+
+    workload: str
+    recipe: dict[str, Any]  # as asked: the fields that are not the workload's own
+    gpu: str
+    devices: int
+    target_batch: int | None
+    status: Literal["plan", "does not fit", "refused"]
+    verdict: str
+    recorded: Recorded | None = None
+    closed_form: Footprint | None = None
+    usable_bytes: int | None = None
+    largest_batch: int | None = None
+    likely_batch: int | None = None
+    power_of_two: int | None = None
+    binding: str | None = None
+    headroom_bytes: int | None = None
+    largest_peak: Peak | None = None
+    micro_batch: int | None = None
+    accumulation: int | None = None
+    effective_batch: int | None = None
+    exact: bool | None = None
+    fewest: Split | None = None
+    peak: Peak | None = None
+    timing: Timing | None = None
+    untimed: str | None = None
+    learning_rate: float | None = None
+    learning_rate_rule: str | None = None
+    warmup_steps: int | None = None
+    steps_per_epoch: int | None = None
+    total_steps: int | None = None
+    advice: tuple[str, ...] = ()
+    ladder: tuple[Peak, ...] = field(default=())
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is a plan."""
+        return self.status == "plan"
+
+    @property
+    def split(self) -> Split | None:
+        """The split of a plan."""
+        if self.micro_batch is None or self.accumulation is None:
+            return None
+        return Split(self.micro_batch, self.accumulation, self.devices)
+
+
+def of_fit(fit: Fit) -> dict[str, Any]:
+    """The fields of a row that tell of the largest batch."""
+    return {
+        "usable_bytes": fit.gpu.usable_bytes,
+        "largest_batch": fit.batch,
+        "likely_batch": fit.likely_batch,
+        "power_of_two": power_of_two_at_most(fit.batch),
+        "binding": fit.binding,
+        "headroom_bytes": fit.headroom_bytes,
+        "largest_peak": fit.peak,
+    }
+
+
+def of_plan(plan: Plan) -> dict[str, Any]:
+    """The fields of a row that tell of a plan."""
+    same = ("exact", "fewest", "peak", "timing", "learning_rate", "warmup_steps", "steps_per_epoch", "total_steps", "advice")
+    return {
+        "target_batch": plan.target_batch,
+        "micro_batch": plan.split.micro_batch,
+        "accumulation": plan.split.accumulation,
+        "effective_batch": plan.split.effective_batch,
+        "untimed": plan.untimed or None,
+        "learning_rate_rule": plan.learning_rate_rule or None,
+        **{name: getattr(plan, name) for name in same},
+    }
