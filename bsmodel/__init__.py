@@ -9,10 +9,11 @@ from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError, Un
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Fit, Footprint, Peak, Settings, breakdown, fit, footprint, predict
 from bsmodel.planning import Plan, Price, ladder, plan
+from bsmodel.studies import Goal, Row, Study, study
 from bsmodel.tape import Envelope, Line, ModuleRow, OperatorRow, Tape, by_module, by_operator
 from bsmodel.timing import StepTime, step_time
 from bsmodel.training import OPTIMIZERS, PRECISIONS, Training
-from bsmodel.workloads import Workload
+from bsmodel.workloads import Source, Workload
 
 if TYPE_CHECKING:
     from bsmodel.recording import trace
@@ -26,6 +27,7 @@ __all__ = (
     "Envelope",
     "Fit",
     "Footprint",
+    "Goal",
     "Gpu",
     "InvalidInputError",
     "Line",
@@ -34,8 +36,11 @@ __all__ = (
     "Peak",
     "Plan",
     "Price",
+    "Row",
     "Settings",
+    "Source",
     "StepTime",
+    "Study",
     "Tape",
     "Training",
     "UnknownNameError",
@@ -50,6 +55,7 @@ __all__ = (
     "plan",
     "predict",
     "step_time",
+    "study",
     "trace",
 )
 

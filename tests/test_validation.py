@@ -17,6 +17,8 @@ from bsmodel.validation import calibration, cases, child, environment, gradients
 from tests.models import SGD, attention, convolutional, images, workload
 from tests.test_refusals import refused
 
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+
 MINE = f"{Path(__file__).parent}/models.py:attention"
 
 
@@ -293,7 +295,7 @@ def test_what_cannot_be_validated_is_refused_in_one_line(tmp_path, capsys):
     assert "no such folder" in refused(capsys, "validate", "--report", str(several), "--out-dir", str(tmp_path / "absent"))
     assert "cannot write" in refused(capsys, "validate", "--report", str(several), "--html", str(tmp_path / "absent" / "x.html"))
     assert "several cards" in refused(capsys, "validate", "--calibrate", str(several), "--out", out)
-    assert "do not say on which card" in refused(capsys, "validate", "--calibrate", f"{Path(__file__).parent.parent}/benchmarks/results/largest.jsonl", "--out", out)
+    assert "do not say on which card" in refused(capsys, "validate", "--calibrate", str(RESULTS / "largest.jsonl"), "--out", out)
     assert "unknown model 'resnet5'" in refused(capsys, "validate", "resnet5", "--out", out)
     assert "no positive number" in refused(capsys, "validate", "--minutes", "0")
     assert not Path(out).exists()

@@ -15,7 +15,7 @@ from bsmodel.validation.cases import calibrates
 from tests.models import SGD, attention, workload
 from tests.test_validation import recorded, written
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 
 class Page(HTMLParser):

@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=arguments.positive, metavar="N", help="samples in the training set (default: unknown)")
     parser.add_argument("--epochs", type=float, metavar="N", help="passes over it (default: unknown)")
     arguments.add_price(parser)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="rows as they come, one JSON object a line; a study that was interrupted goes on from it")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="rows as they come, as JSON lines; an interrupted study goes on from it (default: none)")
     parser.add_argument("--csv", action="store_true", help="print CSV (default: a table)")
     parser.add_argument("--workers", type=arguments.positive, metavar="N", help="processes (default: one a processor where that pays)")
     arguments.add_cache(parser)

@@ -1,6 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imported first by the server that a pool's processes are forked from: garbage collection would take a tenth of its imports."""
+"""Imported first by the server that a pool's processes are forked from."""
 
 import gc
+import sys
+from types import TracebackType
 
-gc.disable()
+gc.disable()  # collecting would take a tenth of the imports that follow
+
+
+def _unless_abandoned(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Errors as usual, but for a process whose starter has gone meanwhile, taking its semaphores with it."""
+    if not issubclass(kind, FileNotFoundError):
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _unless_abandoned
