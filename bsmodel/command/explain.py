@@ -52,7 +52,8 @@ def run(options: argparse.Namespace) -> Answer:
         return Answer(ExplainDocument(**known, operators=operators), _operators_text(head, operators, tuple(notes)))
     found = tuple(_explained(tape, gpu, options.batch) for gpu, tape in zip(gpus, tapes, strict=True))
     names = {name for tape in tapes for name in tape.uncounted}
-    parts = [part for explained in found for part in _parts(explained, options.batch, alone=len(found) == 1)]
+    parts: list[RenderableType] = [] if len(found) == 1 else [Text("")]
+    parts += [part for explained in found for part in _parts(explained, options.batch, alone=len(found) == 1)]
     return Answer(ExplainDocument(**known, gpus=found), render(head, *parts, uncounted(names), *map(Text, notes)))
 
 
@@ -90,7 +91,6 @@ def _parts(found: Explained, batch: int, alone: bool) -> list[RenderableType]:
         modules[_MOST_MODULES:] = [[f"{len(modules) - _MOST_MODULES} more", format_bytes(rest), f"{rest / total:.1%}"]]
     moment = f"Binding moment: {found.moment}" if alone else f"{found.gpu}, binding moment: {found.moment}"
     return [
-        *([] if alone else [Text("")]),
         Text(moment),
         Text(""),
         table(("category", ""), ("size", "right"), ("bytes", "right"), ("share", "right"), rows=rows),

@@ -6,12 +6,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
-from bsmodel.command.terminal import table
+from bsmodel.command.terminal import table, width
 from bsmodel.memory import Footprint
 from bsmodel.studies import Recorded, Row
 from bsmodel.units import format_bytes
+
+_NARROW = 110  # columns, below which module paths are cut to their end
 
 
 def title(recorded: Recorded, target: str = "") -> Text:
@@ -25,10 +29,12 @@ def title(recorded: Recorded, target: str = "") -> Text:
 
 def closed_form(label: str, form: Footprint) -> Group:
     """The formula for a group of GPUs, and the moment each of its lines belongs to."""
-    lines = [Text(f"Closed form, bytes requested at micro-batch b ({label}):"), Text(f"  {form}")]
+    lines = Table.grid(padding=(0, 3, 0, 0))
+    lines.add_column(no_wrap=True)
+    lines.add_column(overflow="fold")
     for line, moment in zip(form.envelope.lines, form.moments, strict=True):
-        lines.append(Text(f"    {format_bytes(line.fixed):>11} + {format_bytes(line.per_sample):>11} b   {moment}"))
-    return Group(*lines)
+        lines.add_row(f"    {format_bytes(line.fixed):>11} + {format_bytes(line.per_sample):>11} b", Text(short(str(moment)) if width() < _NARROW else str(moment)))
+    return Group(Text(f"Closed form, bytes requested at micro-batch b ({label}):"), Padding(Text(str(form)), (0, 0, 0, 2)), lines)
 
 
 def uncounted(names: Iterable[str]) -> Text:
