@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -42,7 +42,7 @@ class OptimizerRule:
     """Where an optimizer comes from, how it is called, and the family whose learning-rate rule applies."""
 
     path: str
-    arguments: dict[str, Any]
+    arguments: dict[str, float | bool]
     family: Literal["sgd", "adam", "layerwise"]
     source: str
 
@@ -94,18 +94,20 @@ class Training(BaseModel):
     keep_outputs: bool = False
     """Whether the model's outputs stay alive through backward, as `out = model(x); loss = out.loss` makes them."""
 
-    def __init__(self, **fields: Any) -> None:
-        try:
-            super().__init__(**fields)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            if first["type"] == "extra_forbidden":
-                raise UnknownNameError("training field", name, type(self).model_fields) from None
-            reason = first.get("ctx", {}).get("error", None)
-            if isinstance(reason, UnknownNameError):
-                raise reason from None
-            raise InvalidInputError(f"training field {name!r} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+    if not TYPE_CHECKING:  # type checkers see the fields, which pydantic has from their annotations
+
+        def __init__(self, **fields: Any) -> None:
+            try:
+                super().__init__(**fields)
+            except ValidationError as error:
+                first = error.errors()[0]
+                name = ".".join(str(part) for part in first["loc"])
+                if first["type"] == "extra_forbidden":
+                    raise UnknownNameError("training field", name, type(self).model_fields) from None
+                reason = first.get("ctx", {}).get("error", None)
+                if isinstance(reason, UnknownNameError):
+                    raise reason from None
+                raise InvalidInputError(f"training field {name!r} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
     @field_validator("precision")
     @classmethod

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from bsmodel.tape import Envelope, Line, Tape, upper_envelope
+from bsmodel.tape import Envelope, Integer, Integers, Line, Tape, upper_envelope
 from bsmodel.units import format_bytes
 
 CATEGORIES = ("parameter", "buffer", "gradient", "optimizer state", "batch", "saved", "temporary", "workspace")
@@ -40,11 +40,19 @@ class Footprint:
     envelope: Envelope
     moments: tuple[Moment, ...]
 
-    def __call__(self, batch: ArrayLike) -> Any:
-        """`M(b)` in bytes, for one batch or an array of batches."""
+    @overload
+    def __call__(self, batch: Integer) -> int: ...
+    @overload
+    def __call__(self, batch: Integers) -> NDArray[np.int64]: ...
+    def __call__(self, batch: Integer | Integers) -> int | NDArray[np.int64]:
+        """`M(b)` in bytes, for one batch or several."""
         return self.envelope(batch)
 
-    def largest(self, capacity_bytes: ArrayLike) -> Any:
+    @overload
+    def largest(self, capacity_bytes: Integer) -> int: ...
+    @overload
+    def largest(self, capacity_bytes: Integers) -> NDArray[np.int64]: ...
+    def largest(self, capacity_bytes: Integer | Integers) -> int | NDArray[np.int64]:
         """The largest batch with `M(b) <= capacity`: one expression, `min_t floor((capacity - f_t) / s_t)`."""
         return self.envelope.largest(capacity_bytes)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, InstanceOf, PlainSerializer
 
 from bsmodel.hardware import Gpu
 from bsmodel.memory.closed_form import footprint
@@ -14,12 +17,19 @@ from bsmodel.tape import Tape, require_same_kernels
 from bsmodel.units import format_bytes
 
 
+def _id(gpu: Gpu) -> str:
+    return gpu.id
+
+
 @dataclass(frozen=True)
 class Fit:
-    """The largest micro-batch on one GPU, and why it is no larger: `batch` is safe, `likely_batch` what probably runs too."""
+    """The largest micro-batch on one GPU, and why it is no larger: `batch` is safe, `likely_batch` what probably runs too.
 
-    tape: Tape
-    gpu: Gpu
+    In JSON the GPU is its id, and the tape is left out.
+    """
+
+    tape: Annotated[InstanceOf[Tape], Field(exclude=True)]
+    gpu: Annotated[Gpu, PlainSerializer(_id)]
     accumulation: int
     settings: Settings
     batch: int
@@ -41,7 +51,7 @@ def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Setting
     settings = settings or Settings()
     accumulation = tape.accumulation if accumulation is None else accumulation
     form = footprint(tape, accumulation)
-    bound = min(int(form.largest(gpu.usable_bytes)), 1 << 20)
+    bound = min(form.largest(gpu.usable_bytes), 1 << 20)
     replay = replays(tape, gpu, accumulation, settings)
     likely = _largest(lambda candidate: replay(candidate, "lenient", True) is not None, bound)
     batch = _largest(lambda candidate: survives(candidate, replay), likely)

@@ -61,7 +61,7 @@ def peak_at(form: Footprint, batch: int, gpu: Gpu, replay: Replay) -> Peak:
     assert likely is not None and upper is not None
     return Peak(
         batch,
-        int(form(batch)),
+        form(batch),
         likely.allocated_bytes,
         likely.reserved_bytes,
         max(likely.reserved_bytes, upper.reserved_bytes),

@@ -73,17 +73,11 @@ def plan(
     `base_batch` gives the learning rate. A plan with accumulation uses the peak with gradients kept alive between micro-steps.
     Raises `InvalidInputError` for numbers below 1 or a fit of nothing.
     """
-    if fit.batch < 1:
-        raise InvalidInputError(f"{fit.tape.name} {fit.verdict}")
-    for name, value in (("samples", samples), ("epochs", epochs)):
-        if value is not None and value <= 0:
-            raise InvalidInputError(f"{name} is {value}; expected a positive number")
+    _require_possible(fit, samples, epochs)
     target = fit.batch * devices if target_batch is None else target_batch
     untimed = why_untimed(fit.tape, fit.gpu)
     fewest, chosen, peak = _chosen(fit, target, devices, in_time=not untimed and target_batch is not None)
-    rate, rule = (None, "")
-    if base_lr is not None:
-        rate, rule = learning_rate(fit.tape.optimizer_family, chosen.effective_batch, base_lr, 256 if base_batch is None else base_batch)
+    rate, rule = _rate(fit, chosen, base_lr, base_batch)
     per_epoch = math.ceil(samples / chosen.effective_batch) if samples is not None else None
     total = math.ceil(per_epoch * epochs) if per_epoch is not None and epochs is not None else None
     timing = None if untimed else timing_of(fit, chosen, per_epoch, total, price or catalogue_price(fit.gpu))
@@ -103,6 +97,21 @@ def plan(
         total,
         _advice(fit, chosen),
     )
+
+
+def _require_possible(fit: Fit, samples: int | None, epochs: float | None) -> None:
+    if fit.batch < 1:
+        raise InvalidInputError(f"{fit.tape.name} {fit.verdict}")
+    for name, value in (("samples", samples), ("epochs", epochs)):
+        if value is not None and value <= 0:
+            raise InvalidInputError(f"{name} is {value}; expected a positive number")
+
+
+def _rate(fit: Fit, chosen: Split, base_lr: float | None, base_batch: int | None) -> tuple[float | None, str]:
+    """The learning rate of a split and its rule, where one is known at some batch (256 unless said)."""
+    if base_lr is None:
+        return None, ""
+    return learning_rate(fit.tape.optimizer_family, chosen.effective_batch, base_lr, 256 if base_batch is None else base_batch)
 
 
 def _chosen(fit: Fit, target: int, devices: int, in_time: bool) -> tuple[Split, Split, Peak]:
@@ -136,7 +145,7 @@ def _limits(fit: Fit, target: int, devices: int) -> Iterator[int]:
     if target <= fit.batch * devices or fit.accumulation > 1:
         yield fit.batch
         return
-    yield min(int(footprint(fit.tape, 2).largest(fit.gpu.usable_bytes)), fit.batch)
+    yield min(footprint(fit.tape, 2).largest(fit.gpu.usable_bytes), fit.batch)
     yield fit_tape(fit.tape, fit.gpu, 2, fit.settings).batch
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recorded step as plain data: lines, allocations, operations, formulas of buffers, tables by module."""
 
-from bsmodel.tape.lines import Envelope, Line, upper_envelope
+from bsmodel.tape.lines import Envelope, Integer, Integers, Line, upper_envelope
 from bsmodel.tape.operations import Operations, Row, fixed, joined, through
 from bsmodel.tape.tables import ModuleRow, OperatorRow, by_module, by_operator, counted
 from bsmodel.tape.tape import BLOCKS, Tape, Term, require_same_kernels
@@ -9,6 +9,8 @@ from bsmodel.tape.tape import BLOCKS, Tape, Term, require_same_kernels
 __all__ = (
     "BLOCKS",
     "Envelope",
+    "Integer",
+    "Integers",
     "Line",
     "ModuleRow",
     "Operations",

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 UNBOUNDED = int(np.iinfo(np.int64).max)
+Integer = int | np.integer
+Integers = Sequence[int] | NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -32,29 +35,36 @@ class Envelope:
 
     lines: tuple[Line, ...]
 
-    def __call__(self, batch: ArrayLike) -> Any:
-        """`M(b)` for one batch (an int) or an array of them (an int64 array of its shape)."""
+    @overload
+    def __call__(self, batch: Integer) -> int: ...
+    @overload
+    def __call__(self, batch: Integers) -> NDArray[np.int64]: ...
+    def __call__(self, batch: Integer | Integers) -> int | NDArray[np.int64]:
+        """`M(b)` for one batch (an int) or several (an int64 array of their shape)."""
         batches = np.asarray(batch, np.int64)
-        value = self._fixed + self._slopes * batches[..., None]
-        highest = value.max(axis=-1)
-        return int(highest) if batches.ndim == 0 else highest
+        highest = np.asarray((self._fixed + self._slopes * batches[..., None]).max(axis=-1))
+        return int(highest) if np.isscalar(batch) else highest
 
     def binding(self, batch: int) -> int:
         """Index of the line that is highest at `batch`; of equals, the first."""
         return int(np.argmax(self._fixed + self._slopes * batch))
 
-    def largest(self, capacity: ArrayLike) -> Any:
+    @overload
+    def largest(self, capacity: Integer) -> int: ...
+    @overload
+    def largest(self, capacity: Integers) -> NDArray[np.int64]: ...
+    def largest(self, capacity: Integer | Integers) -> int | NDArray[np.int64]:
         """The largest batch with `M(b) <= capacity`: `min_t floor((capacity - f_t) / s_t)`; 0 where not even one sample fits.
 
-        `capacity` in bytes, one (gives an int) or an array (gives an int64 array). A line without a slope allows any batch
+        `capacity` in bytes, one (gives an int) or several (gives an int64 array). A line without a slope allows any batch
         (`UNBOUNDED`) or none.
         """
         capacities = np.asarray(capacity, np.int64)
         room = capacities[..., None] - self._fixed
         flat = np.where(room >= 0, UNBOUNDED, 0)
         batch = np.where(self._slopes > 0, room // np.maximum(self._slopes, 1), flat).min(axis=-1)
-        batch = np.maximum(batch, 0)
-        return int(batch) if capacities.ndim == 0 else batch
+        batch = np.asarray(np.maximum(batch, 0))
+        return int(batch) if np.isscalar(capacity) else batch
 
     @property
     def _fixed(self) -> NDArray[np.int64]:

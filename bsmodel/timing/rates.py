@@ -53,7 +53,8 @@ def peak_flops_per_s(gpu: Gpu, dtype: str) -> float:
 def launch_seconds(gpu: Gpu) -> tuple[float, float, float]:
     """Host seconds per kernel: likely, low and high; all the same where the row has a measured one."""
     known = runtime()
-    return (gpu.launch_seconds,) * 3 if gpu.launch_seconds else (known.launch_seconds, known.launch_seconds_low, known.launch_seconds_high)
+    measured = gpu.launch_seconds
+    return (measured, measured, measured) if measured else (known.launch_seconds, known.launch_seconds_low, known.launch_seconds_high)
 
 
 def _efficiency(gpu: Gpu, dtype: str, end: str) -> float:

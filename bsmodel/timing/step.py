@@ -7,22 +7,35 @@ work and the host's launches. Nothing here is fitted to step times: rates and sh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, overload
+from typing import Annotated, Any, Generic, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu, runtime
-from bsmodel.tape import Operations, Tape, require_same_kernels
+from bsmodel.tape import Integer, Integers, Operations, Tape, require_same_kernels
 from bsmodel.timing.kernels import kind_of, product_seconds
 from bsmodel.timing.rates import Rates, launch_seconds, peak_flops_per_s, rate_dtype, rates_of
 
-Array = NDArray[np.float64]
-Counts = NDArray[np.int64]
-Integers = Sequence[int] | NDArray[np.integer[Any]]
+
+def _write(values: NDArray[Any]) -> list[Any]:
+    return list(values.tolist())
+
+
+def _read(values: object) -> NDArray[Any]:
+    if np.isscalar(values):
+        raise ValueError("expected several numbers")
+    return np.asarray(values)
+
+
+# In JSON arrays are lists, of lists where they have more than one axis.
+_LISTS = PlainValidator(_read), PlainSerializer(_write), WithJsonSchema({"type": "array", "items": {"type": ["number", "array"]}})
+Array = Annotated[NDArray[np.float64], *_LISTS]
+Counts = Annotated[NDArray[np.int64], *_LISTS]
 Count = TypeVar("Count", int, Counts)
 Value = TypeVar("Value", float, Array)
 
@@ -56,13 +69,16 @@ class StepTime(Generic[Count, Value]):
 
 
 @overload
-def step_time(tape: Tape, gpu: Gpu, batch: int, accumulation: int | None = None) -> StepTime[int, float]: ...
+def step_time(tape: Tape, gpu: Gpu, batch: Integer, accumulation: Integer | None = None) -> StepTime[int, float]: ...
 @overload
-def step_time(tape: Tape, gpu: Gpu, batch: Integers, accumulation: int | Integers | None = None) -> StepTime[Counts, Array]: ...
+def step_time(tape: Tape, gpu: Gpu, batch: Integers, accumulation: Integer | Integers | None = None) -> StepTime[Counts, Array]: ...
 @overload
-def step_time(tape: Tape, gpu: Gpu, batch: int, accumulation: Integers) -> StepTime[Counts, Array]: ...
-def step_time(tape: Tape, gpu: Gpu, batch: int | Integers, accumulation: int | Integers | None = None) -> StepTime[int, float] | StepTime[Counts, Array]:
-    """Time of one optimizer step at micro-batch `batch`, with `accumulation` micro-steps (default: the recipe's); both may be arrays.
+def step_time(tape: Tape, gpu: Gpu, batch: Integer, accumulation: Integers) -> StepTime[Counts, Array]: ...
+def step_time(
+    tape: Tape, gpu: Gpu, batch: Integer | Integers, accumulation: Integer | Integers | None = None
+) -> StepTime[int, float] | StepTime[Counts, Array]:
+    """Time of one optimizer step at micro-batch `batch`, with `accumulation` micro-steps (default: the recipe's). Both may be several,
+    broadcast as numpy does it; then all answers are.
 
     t_kernel = max(arithmetic, bytes / bandwidth) + kernel_seconds;  t_step = max(sum of t_kernel, launches x launch_seconds), where the
     arithmetic of a product is that of whole tiles in whole waves: ceil(tiles / SMs) SMs a b 2(k + fill) / (peak efficiency share), over the
@@ -75,11 +91,16 @@ def step_time(tape: Tape, gpu: Gpu, batch: int | Integers, accumulation: int | I
     require_same_kernels(tape, gpu)
     micro_steps = np.asarray(tape.accumulation if accumulation is None else accumulation, np.int64)
     found = _step_times(tape, gpu, batches, micro_steps)
-    if batches.ndim or micro_steps.ndim:
-        return StepTime(batches, micro_steps, **found, tokens_per_sample=tape.tokens_per_sample)
-    phases = {phase: float(seconds) for phase, seconds in found.pop("phases").items()}
-    numbers: dict[str, float] = {name: float(value) for name, value in found.items()}
-    return StepTime(int(batches), int(micro_steps), **numbers, phases=phases, tokens_per_sample=tape.tokens_per_sample)
+    if np.isscalar(batch) and (accumulation is None or np.isscalar(accumulation)):
+        return StepTime(int(batches), int(micro_steps), **_each(float, found), tokens_per_sample=tape.tokens_per_sample)
+    shape = np.broadcast_shapes(batches.shape, micro_steps.shape)
+    several = _each(lambda values: np.broadcast_to(values, shape), {"batch": batches, "accumulation": micro_steps, **found})
+    return StepTime(**several, tokens_per_sample=tape.tokens_per_sample)
+
+
+def _each(convert: Callable[[Any], Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Every measure converted, and those of every phase."""
+    return {name: _each(convert, values) if isinstance(values, dict) else convert(values) for name, values in found.items()}
 
 
 def _step_times(tape: Tape, gpu: Gpu, batches: Counts, micro_steps: Counts) -> dict[str, Any]:
