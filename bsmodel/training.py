@@ -66,10 +66,10 @@ OPTIMIZERS: dict[str, OptimizerRule] = {
 }
 
 
-class Training(BaseModel):
+class Training(BaseModel, frozen=True):
     """A training recipe. Frozen; every field has the default of a plain PyTorch loop."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=True)
 
     precision: str = "fp32"
     """One of `fp32`, `tf32`, `fp16-mixed` (with loss scaling), `bf16-mixed`, `fp16`, `bf16`."""
