@@ -54,6 +54,14 @@ def test_time_never_falls_with_the_batch(tape, a100, found, batch, more):
     assert step_time(made, a100, batch + more).seconds >= (1 - 1e-12) * step_time(made, a100, batch).seconds
 
 
+def test_a_step_without_kernels_takes_no_time_and_has_no_rates(tape, a100):
+    words = (("op",), ("",), ("accumulation",), ("elementwise",), ("bf16",))  # runs from the second micro-step on
+    made = dataclasses.replace(tape, operations=Operations(*words, np.zeros((1, len(COLUMNS))), np.zeros((1, len(COLUMNS)))))
+    step = step_time(made, a100, 8)
+
+    assert step.seconds == step.launches == 0 and np.isinf(step.samples_per_s) and np.isnan(step.mfu)
+
+
 def test_time_of_a_recorded_step_never_falls_with_the_batch(tape, a100):
     seconds = curve(tape, a100, 4096).seconds
 

@@ -114,7 +114,8 @@ def _step_times(tape: Tape, gpu: Gpu, batches: Counts, micro_steps: Counts) -> d
     hosts = [launches * seconds for seconds in launch_seconds(gpu)]
     seconds, low_seconds, high_seconds = (np.maximum(device, host) for device, host in zip(totals, hosts, strict=True))
     flops, ideal_seconds = work.useful(gpu, likely, batches)
-    samples_per_s = batches * micro_steps / seconds
+    with np.errstate(divide="ignore", invalid="ignore"):  # a step without a kernel takes no time, and has no rates
+        samples_per_s, mfu = batches * micro_steps / seconds, micro_steps * ideal_seconds / seconds
     return {
         "seconds": seconds,
         "low_seconds": low_seconds,
@@ -125,7 +126,7 @@ def _step_times(tape: Tape, gpu: Gpu, batches: Counts, micro_steps: Counts) -> d
         "phases": phases,
         "flops": micro_steps * flops,
         "ideal_seconds": micro_steps * ideal_seconds,
-        "mfu": micro_steps * ideal_seconds / seconds,
+        "mfu": mfu,
         "samples_per_s": samples_per_s,
         "tokens_per_s": samples_per_s * tape.tokens_per_sample,
     }
