@@ -73,7 +73,7 @@ class Training(BaseModel, frozen=True):
 
     precision: str = "fp32"
     """One of `fp32`, `tf32`, `fp16-mixed` (with loss scaling), `bf16-mixed`, `fp16`, `bf16`."""
-    optimizer: str | Callable[..., Any] = "adamw"
+    optimizer: str | Callable[..., object] = "adamw"
     """A name of `bsmodel.OPTIMIZERS`, a `torch.optim.Optimizer` class, or a function from parameters to an optimizer."""
     checkpointing: bool = False
     """Recompute activations in backward: by the model's own switch, else block by block with `torch.utils.checkpoint`."""
@@ -118,7 +118,7 @@ class Training(BaseModel, frozen=True):
 
     @field_validator("optimizer")
     @classmethod
-    def _known_optimizer(cls, optimizer: str | Callable[..., Any]) -> str | Callable[..., Any]:
+    def _known_optimizer(cls, optimizer: str | Callable[..., object]) -> str | Callable[..., object]:
         if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
             raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
         return optimizer
