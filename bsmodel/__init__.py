@@ -60,12 +60,14 @@ __all__ = (
 )
 
 
-def __getattr__(name: str) -> Any:
-    if name == "trace":  # the only call that needs torch, which takes two seconds to import
-        from bsmodel.recording import trace
+if not TYPE_CHECKING:  # checkers would take any misspelt name for one of ours
 
-        return trace
-    raise AttributeError(f"module 'bsmodel' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name == "trace":  # the only call that needs torch, which takes two seconds to import
+            from bsmodel.recording import trace
+
+            return trace
+        raise AttributeError(f"module 'bsmodel' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -21,14 +21,14 @@ from bsmodel.recording import cache_folder
 ROOT = Path(__file__).parent.parent
 MINE = f"{ROOT}/tests/models.py:attention"
 ANSWERS = {
-    "plan": (MINE, "--samples", "1000", "--epochs", "2"),
-    "compare": (MINE, "--gpu", "a100-40gb", "--gpu", "t4-16gb", "--precision", "bf16-mixed"),
-    "predict": (MINE, "--batch", "8"),
-    "explain": (MINE, "--batch", "8", "--gpu", "a100-40gb", "--gpu", "h100-80gb"),
-    "explain by module": (MINE, "--batch", "8", "--by", "module"),
-    "explain by operator": (MINE, "--batch", "8", "--by", "operator"),
+    "plan": (MINE, "--cache", "--samples", "1000", "--epochs", "2"),
+    "compare": (MINE, "--cache", "--gpu", "a100-40gb", "--gpu", "t4-16gb", "--precision", "bf16-mixed"),
+    "predict": (MINE, "--cache", "--batch", "8"),
+    "explain": (MINE, "--cache", "--batch", "8", "--gpu", "a100-40gb", "--gpu", "h100-80gb"),
+    "explain by module": (MINE, "--cache", "--batch", "8", "--by", "module"),
+    "explain by operator": (MINE, "--cache", "--batch", "8", "--by", "operator"),
     "gpus": (),
-    "study": ("--model", MINE, "--gpu", "a100-40gb", "--gpu", "t4-16gb", "--precision", "fp32", "--precision", "bf16-mixed"),
+    "study": ("--cache", "--model", MINE, "--gpu", "a100-40gb", "--gpu", "t4-16gb", "--precision", "fp32", "--precision", "bf16-mixed"),
 }
 
 

@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,29 @@ def test_recording_leaves_torch_as_it_was(tape):
     assert torch.zeros(1).device.type == "cpu" and torch.empty(1, device="meta").is_meta
     assert not torch.is_autocast_enabled("cuda")
     assert torch.nn.functional.dropout(torch.ones(4), 0.5).shape == (4,)
+
+
+def test_a_profiler_in_another_thread_changes_no_recording(a100, tape):
+    over, seen = threading.Event(), []
+
+    def look_at_frames():
+        while not over.is_set():
+            frames = sys._current_frames()
+            end = time.perf_counter() + 0.012
+            while time.perf_counter() < end:  # longer than a thread's usual turn
+                seen.append(len(frames))
+            del frames
+            time.sleep(0.0005)
+
+    profiler = threading.Thread(target=look_at_frames)
+    profiler.start()
+    try:
+        again = bsmodel.trace(workload(), SGD, a100)
+    finally:
+        over.set()
+        profiler.join()
+
+    assert len(seen) > 10 and again.blocks == tape.blocks and (again.sizes(7) == tape.sizes(7)).all()
 
 
 def test_a_step_that_is_recorded_sees_a_cuda_device(a100):

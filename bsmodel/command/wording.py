@@ -33,7 +33,8 @@ def closed_form(label: str, form: Footprint) -> Group:
     lines.add_column(no_wrap=True)
     lines.add_column(overflow="fold")
     for line, moment in zip(form.envelope.lines, form.moments, strict=True):
-        lines.add_row(f"    {format_bytes(line.fixed):>11} + {format_bytes(line.per_sample):>11} b", Text(short(str(moment)) if width() < _NARROW else str(moment)))
+        where = short(str(moment)) if width() < _NARROW else str(moment)
+        lines.add_row(f"    {format_bytes(line.fixed):>11} + {format_bytes(line.per_sample):>11} b", Text(where))
     return Group(Text(f"Closed form, bytes requested at micro-batch b ({label}):"), Padding(Text(str(form)), (0, 0, 0, 2)), lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from bsmodel.tape import BLOCKS, Operations, Row, Tape, Term
 from bsmodel.training import Training, require_arithmetic
 from bsmodel.workloads import Workload
 
+_LONG_TURN_S = 60.0
 _ALONE = threading.RLock()  # while a recording runs, the whole process seems to have a CUDA device
 BATCHES = (2, 3, 5)  # at a batch of 1 many models take other code paths; the third size checks that two points make a line
 
@@ -123,13 +125,19 @@ def _recording(workload: Workload, training: Training, gpu: Gpu) -> Iterator[_Ru
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """One recording at a time in a process, and no garbage collection in the middle, which would release tensors of an earlier one."""
+    """One recording at a time in a process, in which tensors die when the step lets go of them.
+
+    No garbage collection in the middle, which would release tensors of an earlier recording; and no other thread is given a turn before its
+    time: a profiler that is interrupted while it looks at frames keeps alive what they hold.
+    """
     with _ALONE:
-        collecting = gc.isenabled()
+        collecting, turn_seconds = gc.isenabled(), sys.getswitchinterval()
         gc.disable()
+        sys.setswitchinterval(_LONG_TURN_S)
         try:
             yield
         finally:
+            sys.setswitchinterval(turn_seconds)
             if collecting:
                 gc.enable()
 
