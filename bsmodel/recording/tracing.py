@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from types import FrameType
 
 import numpy as np
 import torch
@@ -25,7 +26,6 @@ from bsmodel.tape import BLOCKS, Operations, Row, Tape, Term
 from bsmodel.training import Training, require_arithmetic
 from bsmodel.workloads import Workload
 
-_LONG_TURN_S = 60.0
 _ALONE = threading.RLock()  # while a recording runs, the whole process seems to have a CUDA device
 BATCHES = (2, 3, 5)  # at a batch of 1 many models take other code paths; the third size checks that two points make a line
 
@@ -127,19 +127,25 @@ def _recording(workload: Workload, training: Training, gpu: Gpu) -> Iterator[_Ru
 def _undisturbed() -> Iterator[None]:
     """One recording at a time in a process, in which tensors die when the step lets go of them.
 
-    No garbage collection in the middle, which would release tensors of an earlier recording; and no other thread is given a turn before its
-    time: a profiler that is interrupted while it looks at frames keeps alive what they hold.
+    No garbage collection in the middle, which would release tensors of an earlier recording; and a profiler in another thread, such as a dask
+    worker has, sees where threads began and not where they are: while it looks at a frame, it keeps alive what that holds.
     """
     with _ALONE:
-        collecting, turn_seconds = gc.isenabled(), sys.getswitchinterval()
+        collecting, current_frames = gc.isenabled(), sys._current_frames
         gc.disable()
-        sys.setswitchinterval(_LONG_TURN_S)
+        sys._current_frames = lambda: {thread: _outermost(frame) for thread, frame in current_frames().items()}
         try:
             yield
         finally:
-            sys.setswitchinterval(turn_seconds)
+            sys._current_frames = current_frames
             if collecting:
                 gc.enable()
+
+
+def _outermost(frame: FrameType) -> FrameType:
+    while frame.f_back is not None:
+        frame = frame.f_back
+    return frame
 
 
 def _prepared(recorder: Recorder, model: torch.nn.Module, workload: Workload, training: Training) -> _Run:
