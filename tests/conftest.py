@@ -12,9 +12,10 @@ settings.load_profile("bsmodel")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory):
-    """What is recorded is kept in a folder of these tests, and what others kept is not seen."""
+def own_surroundings(tmp_path_factory):
+    """What is recorded is kept in a folder of these tests, what others kept is not seen, and nobody's window decides how wide a table is."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("COLUMNS", raising=False)
         patch.setenv("BSMODEL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
 

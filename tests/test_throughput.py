@@ -27,6 +27,11 @@ def tape(a100):
     return bsmodel.trace(attention(), bsmodel.Training(precision="bf16-mixed"), a100)
 
 
+@pytest.fixture(scope="module")
+def fit(tape, a100):
+    return bsmodel.fit(tape, a100)
+
+
 @st.composite
 def operations(draw):
     """Kernels of every kind, growing with the batch as recorded ones do: groups, rows or the contraction do, columns do not."""
@@ -89,8 +94,7 @@ def test_the_knee_has_nine_tenths_of_the_best_throughput_and_nothing_smaller_has
 
 
 @given(st.integers(1, 200), st.integers(1, 10**6), st.floats(0.1, 100), st.floats(0.01, 50), st.integers(1, 8))
-def test_cost_is_time_times_price(tape, a100, target, samples, epochs, usd_per_hour, devices):
-    fit = bsmodel.fit(tape, a100)
+def test_cost_is_time_times_price(fit, target, samples, epochs, usd_per_hour, devices):
     plan = bsmodel.plan(fit, target * devices, devices, samples=samples, epochs=epochs, price=bsmodel.Price(usd_per_hour, "mine"))
 
     assert plan.timing.cost_usd == pytest.approx(plan.timing.hours * usd_per_hour * devices)
