@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures: one recording of a small model, shared, and a cache of their own."""
 
+import functools
+
 import pytest
 from hypothesis import settings
 
@@ -23,6 +25,18 @@ def own_surroundings(tmp_path_factory):
 @pytest.fixture(scope="session")
 def a100():
     return bsmodel.Gpu.named("a100-40gb")
+
+
+@pytest.fixture(scope="session")
+def named_tape(a100):
+    """The recording of a named workload with its own recipe, made once."""
+
+    @functools.cache
+    def record(name):
+        workload = bsmodel.Workload.named(name)
+        return bsmodel.trace(workload, workload.training, a100)
+
+    return record
 
 
 @pytest.fixture(scope="session")

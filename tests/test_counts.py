@@ -18,10 +18,10 @@ def forward_flops(tape, batch):
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_flops_of_every_named_workload_are_those_of_torch(name, a100):
+def test_flops_of_every_named_workload_are_those_of_torch(name, named_tape):
     pytest.importorskip("diffusers" if name == "sd15-unet" else "transformers")
     named = bsmodel.Workload.named(name)
-    tape = bsmodel.trace(named, named.training, a100)
+    tape = named_tape(name)
     with torch.device("meta"):
         model = named.model()
         batch = {key: tensor.to("meta") for key, tensor in named.batch(2).items() if key != "attention_mask"}

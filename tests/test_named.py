@@ -23,11 +23,11 @@ PARAMETERS_MILLION = {
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_the_lines_equal_a_direct_recording_to_the_byte(name, a100):
+def test_the_lines_equal_a_direct_recording_to_the_byte(name, named_tape, a100):
     from bsmodel.recording.tracing import record
 
     workload = bsmodel.Workload.named(name)
-    traced = bsmodel.trace(workload, workload.training, a100)
+    traced = named_tape(name)
 
     assert traced.parameter_count / 1e6 == pytest.approx(PARAMETERS_MILLION[name], abs=0.01)
     for batch in (7, 12):
