@@ -41,8 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _answered(options.run(options), options)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        for child in multiprocessing.active_children():
-            child.kill()
         print("bsmodel: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # whoever read the answer has left
@@ -63,11 +61,13 @@ def _answered(found: Answer | int, options: argparse.Namespace) -> int:
 def run() -> NoReturn:
     """The command `bsmodel`: `main` in a process of its own.
 
-    Where that has imported torch it ends at once: taking that down object by object takes a second, and the system frees its memory anyway.
+    It ends at once: taking down torch object by object, here or in a pool, takes a second, and the system frees its memory anyway.
     """
     code = main()
     with contextlib.suppress(OSError):  # said already
         sys.stdout.flush()
+    for child in multiprocessing.active_children():  # of a pool: nothing that they still do is of use
+        child.kill()
     if "torch" in sys.modules:
         os._exit(code)
     sys.exit(code)

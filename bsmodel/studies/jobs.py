@@ -73,7 +73,10 @@ class _Hands:
 
 
 Recorded = Callable[[Tape | None, BaseException | None], None]
-_LOST = "the process that worked on it ended before it had an answer: no memory was left, or the code that is recorded ends its process"
+_LOST = (
+    "the process that worked on it ended before it had an answer: no memory was left, the code that is recorded ends its process, "
+    "or a script starts the study outside of `if __name__ == \"__main__\":`"
+)
 
 
 def worked(missing: Sequence[Cell], given: Executor | None, caching: bool | None, tell: Recorded) -> Iterator[tuple[Cell, Row]]:
