@@ -39,8 +39,8 @@ def run(options: argparse.Namespace) -> Answer:
     left_out = {row.gpu: _reason(row) for row in found.rows if not row.fits}
     recorded = next((row.recorded for row in found.rows if row.recorded and row.status != "refused"), None)
     if recorded is None:
-        reasons = set(left_out.values())
-        raise InvalidInputError(reasons.pop() if len(reasons) == 1 and len(gpus) > 1 else _together(left_out))
+        verdicts = {row.verdict for row in found.rows}  # one for all is about the model, not about cards
+        raise InvalidInputError(verdicts.pop() if len(verdicts) == 1 else _together(left_out))
     document = CompareDocument(command="compare", notes=tuple(notes), workload=recorded, gpus=found.plans, left_out=left_out)
     return Answer(document, _text(recorded, found, left_out, tuple(notes)), fits=bool(found.plans))
 

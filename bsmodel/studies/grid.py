@@ -44,10 +44,11 @@ class Recipe:
     changes: tuple[tuple[str, Any], ...] = ()
 
     @staticmethod
-    def of(given: Training | Mapping[str, Any]) -> Recipe:
+    def of(given: Training | Mapping[str, object]) -> Recipe:
         """A whole recipe, or only what it changes; refused here where no model could be trained so."""
-        Training(**dict(given))
-        return Recipe(tuple(sorted(dict(given).items())))
+        changes: dict[str, Any] = dict(given)
+        Training(**changes)
+        return Recipe(tuple(sorted(changes.items())))
 
     @property
     def document(self) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def _identity(subject: Subject) -> Any:
 
 def cells(
     workloads: Iterable[str | Subject],
-    trainings: Iterable[Training | Mapping[str, Any]],
+    trainings: Iterable[Training | Mapping[str, object]],
     gpus: Iterable[str | Gpu],
     devices: Iterable[int],
     goals: Iterable[Goal],

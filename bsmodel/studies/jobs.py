@@ -75,7 +75,7 @@ class _Hands:
 Recorded = Callable[[Tape | None, BaseException | None], None]
 _LOST = (
     "the process that worked on it ended before it had an answer: no memory was left, the code that is recorded ends its process, "
-    "or a script starts the study outside of `if __name__ == \"__main__\":`"
+    'or a script starts the study outside of `if __name__ == "__main__":`'
 )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bsmodel.hardware import Gpu, defaults
 from bsmodel.studies.grid import Goal, Subject, cells
@@ -33,7 +32,7 @@ Watch = Callable[[Progress], None]
 
 def study(
     workloads: Iterable[str | Subject],
-    trainings: Iterable[Training | Mapping[str, Any]] = (),
+    trainings: Iterable[Training | Mapping[str, object]] = (),
     gpus: Iterable[str | Gpu] | None = None,
     devices: Iterable[int] = (1,),
     goals: Iterable[Goal] = (Goal(),),

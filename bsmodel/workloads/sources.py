@@ -27,7 +27,7 @@ class Source:
     options: tuple[tuple[str, Any], ...] = ()
 
     @staticmethod
-    def of(name: str, **options: Any) -> Source:
+    def of(name: str, **options: object) -> Source:
         """A name with the options that are given; `None` is none."""
         return Source(name, tuple(sorted((option, value) for option, value in options.items() if value is not None)))
 

@@ -38,7 +38,7 @@ class Workload:
             raise InvalidInputError(f"workload {self.name!r} needs exactly one of loss=(model, batch) -> scalar and step=(model, optimizer, batch)")
 
     @staticmethod
-    def named(name: str, **options: Any) -> Workload:
+    def named(name: str, **options: object) -> Workload:
         """The workload called `name`.
 
         `name` is one of `bsmodel.workloads.NAMED`, `timm:NAME`, `torchvision:NAME`, a transformers or diffusers `config.json`,
