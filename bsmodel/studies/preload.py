@@ -2,9 +2,11 @@
 """Imported first by the server that a pool's processes are forked from."""
 
 import gc
+import os
 import sys
 from types import TracebackType
 
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its remarks on configurations would stand in the middle of progress
 gc.disable()  # collecting would take a tenth of the imports that follow
 
 

@@ -58,6 +58,7 @@ def study(
     ledger = Ledger.of(asked, out, caching)
     missing = [cell for cell in asked if cell.key not in ledger.rows]
     tell = watch or in_silence
+    tell(Progress(len(ledger.rows), len(ledger.asked)))
     for cell, row in worked(missing, executor, caching, lambda tape, reason: tell(Progress(len(ledger.rows), len(ledger.asked), tape, reason))):
         ledger.add(cell, row)
         tell(Progress(len(ledger.rows), len(ledger.asked)))
