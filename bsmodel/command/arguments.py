@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from bsmodel.command.watching import watching
+from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import DEFAULT_GPUS, Gpu, defaults
 from bsmodel.planning import Price
 from bsmodel.studies import Goal, tapes
 from bsmodel.tape import Tape
-from bsmodel.training import OPTIMIZERS, PRECISIONS, Training, require_arithmetic
+from bsmodel.training import OPTIMIZERS, PRECISIONS, Training
 from bsmodel.units import parse_bytes
 from bsmodel.workloads import NAMED, Source
 
@@ -146,7 +147,23 @@ def tapes_for(asked: Source | Tape, options: argparse.Namespace, gpus: Sequence[
     """The recording for each card, with a line of progress for each that is made."""
     if isinstance(asked, Tape):
         return [asked for _ in gpus]
-    for gpu in gpus:
-        require_arithmetic(Training(**changes(options)), gpu)
     with watching("recordings") as watch:
         return tapes(asked, changes(options), gpus, options.cache, watch)
+
+
+def changes_of(asked: Source | Tape, options: argparse.Namespace) -> dict[str, object]:
+    """What the command line changes of the recipe; a recording has its own."""
+    given = changes(options)
+    return {} if isinstance(asked, Tape) else given
+
+
+def saved(options: argparse.Namespace, gpus: Sequence[Gpu]) -> Source | Tape:
+    """What is asked about; its recording, once that has been written where `--save` says."""
+    asked = subject(options)
+    if not options.save:
+        return asked
+    if len({gpu.kernel_family for gpu in gpus}) > 1:
+        raise InvalidInputError("--save keeps one recording, and these GPUs need several; name GPUs of one architecture")
+    tape = tapes_for(asked, options, gpus)[0]
+    tape.save(options.save)
+    return tape

@@ -11,7 +11,6 @@ from rich.text import Text
 
 from bsmodel.command import arguments
 from bsmodel.command.documents import CompareDocument, Notes
-from bsmodel.command.plan import changes_of, saved
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import render, table
 from bsmodel.command.watching import watching
@@ -32,10 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Answer:
     """The GPUs that have a plan, cheapest first, and why the others have none; raises `InvalidInputError` where none can be answered for."""
     gpus, notes = arguments.gpus_asked(options, Gpu.all())
-    asked = saved(options, gpus)
+    asked = arguments.saved(options, gpus)
     with watching() as watch:
         goals = (arguments.goal(options),)
-        found = study([asked], [changes_of(asked, options)], gpus, [options.devices], goals, caching=options.cache, watch=watch)
+        found = study([asked], [arguments.changes_of(asked, options)], gpus, [options.devices], goals, caching=options.cache, watch=watch)
     left_out = {row.gpu: _reason(row) for row in found.rows if not row.fits}
     recorded = next((row.recorded for row in found.rows if row.recorded and row.status != "refused"), None)
     if recorded is None:

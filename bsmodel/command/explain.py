@@ -11,7 +11,6 @@ from rich.text import Text
 
 from bsmodel.command import arguments
 from bsmodel.command.documents import CountedForm, ExplainDocument, Explained, Notes
-from bsmodel.command.plan import saved
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import render, table
 from bsmodel.command.wording import title, uncounted
@@ -39,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Answer:
     """Bytes by category and module on each GPU, or the counts of the first one's recording."""
     gpus, notes = arguments.gpus_asked(options, (Gpu.named(DEFAULT_GPU),))
-    asked = saved(options, gpus)
+    asked = arguments.saved(options, gpus)
     tapes = arguments.tapes_for(asked, options, gpus if options.by == "category" else gpus[:1])
     recorded = Recorded.of(tapes[0])
     known = {"command": "explain", "notes": tuple(notes), "workload": recorded, "batch": options.batch}

@@ -16,12 +16,9 @@ from bsmodel.command.terminal import Cell, render, table, verdict
 from bsmodel.command.watching import watching
 from bsmodel.command.wording import closed_form, missing, short, split, time_table, title, uncounted
 from bsmodel.errors import InvalidInputError
-from bsmodel.hardware import Gpu
 from bsmodel.memory import Footprint
 from bsmodel.studies import Row, study
-from bsmodel.tape import Tape
 from bsmodel.units import GiB
-from bsmodel.workloads import Source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,34 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Answer:
     """A plan for each GPU; raises `InvalidInputError` where one of them cannot be answered for."""
     gpus, notes = arguments.gpus_asked(options)
-    asked = saved(options, gpus)
+    asked = arguments.saved(options, gpus)
     with watching() as watch:
         goals = (arguments.goal(options, ladder=options.json),)
-        rows = study([asked], [changes_of(asked, options)], gpus, [options.devices], goals, caching=options.cache, watch=watch).rows
+        rows = study([asked], [arguments.changes_of(asked, options)], gpus, [options.devices], goals, caching=options.cache, watch=watch).rows
     for row in rows:
         if row.status == "refused":
             raise InvalidInputError(row.verdict)
     assert rows[0].recorded is not None
     document = PlanDocument(command="plan", notes=tuple(notes), workload=rows[0].recorded, gpus=rows, uncounted=missing(rows))
     return Answer(document, _text(rows, tuple(notes)), fits=any(row.fits for row in rows))
-
-
-def changes_of(asked: Source | Tape, options: argparse.Namespace) -> dict[str, object]:
-    """What the command line changes of the recipe; a recording has its own."""
-    given = arguments.changes(options)
-    return {} if isinstance(asked, Tape) else given
-
-
-def saved(options: argparse.Namespace, gpus: Sequence[Gpu]) -> Source | Tape:
-    """What is asked about; its recording, once that has been written where `--save` says."""
-    asked = arguments.subject(options)
-    if not options.save:
-        return asked
-    if len({gpu.kernel_family for gpu in gpus}) > 1:
-        raise InvalidInputError("--save keeps one recording, and these GPUs need several; name GPUs of one architecture")
-    tape = arguments.tapes_for(asked, options, gpus)[0]
-    tape.save(options.save)
-    return tape
 
 
 def _text(rows: Sequence[Row], notes: Notes) -> str:

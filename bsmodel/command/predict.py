@@ -10,7 +10,6 @@ from rich.text import Text
 
 from bsmodel.command import arguments
 from bsmodel.command.documents import CardPeak, Notes, PredictDocument
-from bsmodel.command.plan import saved
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, render, table, verdict
 from bsmodel.command.wording import title, uncounted
@@ -30,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Answer:
     """The peak on each GPU."""
     gpus, notes = arguments.gpus_asked(options)
-    asked = saved(options, gpus)
+    asked = arguments.saved(options, gpus)
     tapes = arguments.tapes_for(asked, options, gpus)
     peaks = tuple(CardPeak(**vars(predict(tape, gpu, options.batch)), gpu=gpu.id, usable_bytes=gpu.usable_bytes) for gpu, tape in zip(gpus, tapes, strict=True))
     recorded, names = Recorded.of(tapes[0]), tuple(sorted({name for tape in tapes for name in tape.uncounted}))

@@ -88,8 +88,6 @@ class Timed(Protocol):
     """A plan, or a row of a study that has one."""
 
     @property
-    def split(self) -> Split | None: ...
-    @property
     def timing(self) -> Timing | None: ...
 
 
@@ -100,12 +98,11 @@ def ranked(plans: Iterable[_Timed]) -> tuple[_Timed, ...]:
     """Plans by what the run costs, or a sample where the run is not given, then by throughput; those without a price or a time come last."""
 
     def rank(plan: Timed) -> tuple[float, float]:
-        timing, split = plan.timing, plan.split
-        if timing is None or split is None:
+        timing = plan.timing
+        if timing is None:
             return math.inf, 0.0
-        if timing.price is None:
+        if timing.usd_per_million is None:
             return math.inf, -timing.samples_per_s
-        a_sample = timing.price.usd_per_hour * split.devices / timing.samples_per_s
-        return (a_sample if timing.cost_usd is None else timing.cost_usd), -timing.samples_per_s
+        return (timing.usd_per_million if timing.cost_usd is None else timing.cost_usd), -timing.samples_per_s
 
     return tuple(sorted(plans, key=rank))

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bsmodel.recording.cache import cache_folder, keep, kept_tape, key_of, new_tape, recorded, tape_path
+from bsmodel.recording.cache import cache_folder, keep, kept_as, kept_tape, key_of, new_tape, recorded, tape_path
 
 if TYPE_CHECKING:
     from bsmodel.recording.tracing import record, trace
 
-__all__ = ("cache_folder", "keep", "kept_tape", "key_of", "new_tape", "record", "recorded", "tape_path", "trace")
+__all__ = ("cache_folder", "keep", "kept_as", "kept_tape", "key_of", "new_tape", "record", "recorded", "tape_path", "trace")
 
 
 def __getattr__(name: str) -> Any:

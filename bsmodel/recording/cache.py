@@ -61,13 +61,19 @@ def keep(path: Path, content: bytes) -> None:
         partial.replace(path)
 
 
-def tape_path(source: Source, changes: Mapping[str, Any], family: tuple[int, int], own: bool = False) -> Path | None:
-    """Where the recording of this recipe on this family of cards is kept; None where it must not be.
+def kept_as(source: Source, changes: Mapping[str, Any], caching: bool | None) -> dict[str, Any] | None:
+    """What tells a workload and recipe from others in the cache; None where they must not be kept.
 
-    `changes` are the fields of the recipe that are not the workload's own. An optimizer that is no name cannot be told from another.
+    `caching`: False keeps nothing, True also what the user's own Python file makes. `changes` are the fields of the recipe that are not the
+    workload's own; an optimizer that is no name cannot be told from another.
     """
-    identity = source.identity(own)
-    if identity is None or callable(changes.get("optimizer")):
+    return None if caching is False or callable(changes.get("optimizer")) else source.identity(own=bool(caching))
+
+
+def tape_path(source: Source, changes: Mapping[str, Any], family: tuple[int, int], caching: bool | None = None) -> Path | None:
+    """Where the recording of this recipe on this family of cards is kept; None where it must not be."""
+    identity = kept_as(source, changes, caching)
+    if identity is None:
         return None
     capability = f"{family[0]}.{family[1]}"
     key = key_of(workload=identity, recipe=dict(changes), capability=capability)
@@ -97,9 +103,9 @@ def new_tape(workload: Workload, changes: Mapping[str, Any], gpu: Gpu) -> Tape:
 def recorded(source: Source, changes: Mapping[str, Any], gpu: Gpu, caching: bool | None = None) -> Tape:
     """The recording of a named workload for the kernels of this card: the one that is kept, else a new one, which is kept.
 
-    `caching`: True also keeps what the user's own Python file makes, False keeps and looks up nothing. Raises what `trace` raises.
+    `caching` as for `kept_as`. Raises what `trace` raises.
     """
-    path = None if caching is False else tape_path(source, changes, gpu.kernel_family, own=bool(caching))
+    path = tape_path(source, changes, gpu.kernel_family, caching)
     tape = kept_tape(path)
     if tape is None:
         tape = new_tape(source.workload(), changes, gpu)

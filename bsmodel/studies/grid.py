@@ -72,9 +72,11 @@ class Cell:
         return str(self.subject) if isinstance(self.subject, Source) else self.subject.name
 
     @property
-    def family(self) -> Family:
-        """What its recording is shared by."""
-        return Family(self.subject, self.recipe, self.gpu.kernel_family)
+    def recording(self) -> tuple[Any, ...]:
+        """Equal for cells that share a recording. A tape is one already, whatever card it is asked about."""
+        if isinstance(self.subject, Tape):
+            return (id(self.subject),)
+        return (self.subject if isinstance(self.subject, Source) else id(self.subject), repr(self.recipe), self.gpu.kernel_family)
 
     @cached_property
     def key(self) -> str:
@@ -86,22 +88,6 @@ class Cell:
             devices=self.devices,
             goal=asdict(self.goal),
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Family:
-    """A recording: one workload and recipe, and the cards that run the same kernels."""
-
-    subject: Subject
-    recipe: Recipe
-    capability: tuple[int, int]
-
-    @property
-    def identity(self) -> tuple[Any, ...]:
-        """Equal for cells that share the recording. A tape is one already, whatever card it is asked about."""
-        if isinstance(self.subject, Tape):
-            return (id(self.subject),)
-        return (self.subject if isinstance(self.subject, Source) else id(self.subject), repr(self.recipe), self.capability)
 
 
 def _identity(subject: Subject) -> Any:

@@ -15,7 +15,7 @@ from bsmodel.errors import BsmodelError
 from bsmodel.recording import kept_tape, tape_path
 from bsmodel.studies import executors
 from bsmodel.studies.answering import answer, record, refused
-from bsmodel.studies.grid import Cell, Family
+from bsmodel.studies.grid import Cell
 from bsmodel.studies.rows import Row
 from bsmodel.tape import Tape
 from bsmodel.workloads import Source
@@ -25,7 +25,6 @@ from bsmodel.workloads import Source
 class Job:
     """One piece of work: record a family, or answer for the cells of one card from its tape."""
 
-    family: Family
     cells: tuple[Cell, ...]
     tape: Tape | None = None
 
@@ -47,7 +46,7 @@ class Job:
         by_card: dict[str, list[Cell]] = {}
         for cell in self.cells:
             by_card.setdefault(cell.gpu.model_dump_json(), []).append(cell)
-        return [Job(self.family, tuple(same), tape) for same in by_card.values()]
+        return [Job(tuple(same), tape) for same in by_card.values()]
 
 
 @dataclass(frozen=True)
@@ -96,17 +95,17 @@ def _jobs(missing: Sequence[Cell], caching: bool | None) -> Iterator[Job]:
     """What there is to do first: a recording for each family, or its answers where that is there already."""
     families: dict[Any, list[Cell]] = {}
     for cell in missing:
-        families.setdefault(cell.family.identity, []).append(cell)
+        families.setdefault(cell.recording, []).append(cell)
     for same in families.values():
-        job, subject = Job(same[0].family, tuple(same)), same[0].subject
+        job, subject = Job(tuple(same)), same[0].subject
         tape = subject if isinstance(subject, Tape) else _kept(same[0], caching)
         yield from [job] if tape is None else job.answers(tape)
 
 
 def _kept(cell: Cell, caching: bool | None) -> Tape | None:
-    if caching is False or not isinstance(cell.subject, Source):
+    if not isinstance(cell.subject, Source):
         return None
-    return kept_tape(tape_path(cell.subject, dict(cell.recipe.changes), cell.gpu.kernel_family, own=bool(caching)))
+    return kept_tape(tape_path(cell.subject, dict(cell.recipe.changes), cell.gpu.kernel_family, caching))
 
 
 def _own_executor(jobs: Sequence[Job]) -> Executor:
@@ -114,7 +113,7 @@ def _own_executor(jobs: Sequence[Job]) -> Executor:
     answers = sum(len({cell.gpu.id for cell in job.cells}) for job in jobs)
     if not executors.pays(len(recordings), answers):
         return executors.Here()
-    libraries = {job.family.subject.library for job in recordings if isinstance(job.family.subject, Source)}
+    libraries = {job.cells[0].subject.library for job in recordings if isinstance(job.cells[0].subject, Source)}
     return executors.pool(sorted(filter(None, libraries)))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from bsmodel.errors import InvalidInputError
-from bsmodel.recording import cache_folder, keep
+from bsmodel.recording import cache_folder, keep, kept_as
 from bsmodel.studies.grid import Cell
 from bsmodel.studies.rows import Row
 from bsmodel.workloads import Source
@@ -57,10 +57,9 @@ class Ledger:
 
 def _place(cell: Cell, caching: bool | None) -> Path | None:
     """Where the answer is kept; None where it must not be."""
-    subject = cell.subject
-    if caching is False or not isinstance(subject, Source) or subject.identity(own=bool(caching)) is None:
+    if not isinstance(cell.subject, Source) or kept_as(cell.subject, dict(cell.recipe.changes), caching) is None:
         return None
-    return None if callable(dict(cell.recipe.changes).get("optimizer")) else cache_folder() / "answers" / f"{cell.key}.json"
+    return cache_folder() / "answers" / f"{cell.key}.json"
 
 
 def _kept(path: Path) -> Row | None:

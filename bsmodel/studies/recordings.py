@@ -21,8 +21,7 @@ def tapes(source: Source, changes: Mapping[str, Any], gpus: Sequence[Gpu], cachi
     found: dict[tuple[int, int], Tape] = {}
     missing: dict[tuple[int, int], Gpu] = {}
     for gpu in gpus:
-        path = None if caching is False else tape_path(source, changes, gpu.kernel_family, own=bool(caching))
-        tape = None if gpu.kernel_family in found else kept_tape(path)
+        tape = None if gpu.kernel_family in found else kept_tape(tape_path(source, changes, gpu.kernel_family, caching))
         if tape is not None:
             found[gpu.kernel_family] = tape
         elif gpu.kernel_family not in found:
