@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.metadata
 import sys
 import threading
 from collections.abc import Iterator
@@ -218,7 +219,7 @@ def _tape(run: _Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[
         optimizer_family=run.loop.training.optimizer_family,
         gpu=gpu,
         accumulation=run.loop.training.accumulation,
-        torch_version=torch.__version__.split("+")[0],
+        versions=_versions(run.loop.model),
         recorded_batches=batches,
         parameter_count=sum(p.numel() for p in parameters),
         trained_parameter_count=sum(p.numel() for p in parameters if p.requires_grad),
@@ -238,4 +239,14 @@ def _tape(run: _Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[
         recipe=run.loop.training.model_dump(mode="json", exclude={"optimizer"}),
         base_lr=run.loop.workload.base_lr,
         base_batch=run.loop.workload.base_batch,
+        own_step=run.loop.workload.step is not None,
     )
+
+
+def _versions(model: torch.nn.Module) -> dict[str, str]:
+    """Versions of torch and of the libraries that the model's modules come from: their code decides what is allocated."""
+    found = {"torch": torch.__version__.split("+")[0]}
+    for root in sorted({type(module).__module__.partition(".")[0] for module in model.modules()} - {"torch"}):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[root] = importlib.metadata.version(root)
+    return found

@@ -21,14 +21,20 @@ class Recorded:
     precision: str
     optimizer: str
     recipe: dict[str, Any]
-    torch_version: str
+    versions: dict[str, str]
     uncounted: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def torch_version(self) -> str:
+        """The version of torch that recorded it."""
+        return self.versions["torch"]
 
     @staticmethod
     def of(tape: Tape) -> Recorded:
         """The head of a tape."""
         counts = (tape.parameter_count, tape.trained_parameter_count)
-        return Recorded(tape.name, *counts, tape.precision, tape.optimizer, dict(tape.recipe), tape.torch_version, tape.uncounted)
+        return Recorded(tape.name, *counts, tape.precision, tape.optimizer, dict(tape.recipe), dict(tape.versions), tape.uncounted, tape.remarks)
 
 
 @dataclass(frozen=True)

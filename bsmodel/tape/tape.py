@@ -20,7 +20,7 @@ from bsmodel.hardware import Gpu
 from bsmodel.tape.operations import Operations
 from bsmodel.tape.workspaces import size_bytes
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 BLOCKS = ("init", "first", "first_step", "micro", "accumulate", "step")
 
 
@@ -52,7 +52,7 @@ class Tape:
     optimizer_family: str
     gpu: Gpu
     accumulation: int
-    torch_version: str
+    versions: dict[str, str]  # of torch and of the libraries that the model's modules come from
     recorded_batches: tuple[int, ...]
     parameter_count: int
     trained_parameter_count: int
@@ -72,6 +72,9 @@ class Tape:
     recipe: dict[str, Any] = field(default_factory=dict)
     base_lr: float | None = None  # known to train it, at an effective batch of base_batch
     base_batch: int | None = None
+    remarks: tuple[str, ...] = ()  # what an answer rests on that nobody asked for, a sentence each
+    own_step: bool = False  # whether the workload's own step does all that a loop would
+    same_path_up_to: int | None = None  # a batch up to which recordings agree, where one near the largest was made
 
     def sizes(self, batch: int, gpu: Gpu | None = None) -> NDArray[np.int64]:
         """Requested bytes of every allocation at micro-batch `batch`; buffers inside kernels as `gpu` (default: the recorded one) has them."""
@@ -152,7 +155,7 @@ class Tape:
         document["gpu"] = Gpu.model_validate_json(json.dumps(document["gpu"]))
         document["terms"] = {number: Term(formula, tuple(map(tuple, lines))) for number, formula, lines in document["terms"]}
         document["excess"] = {number: (fixed, per_sample) for number, fixed, per_sample in document["excess"]}
-        for name in ("recorded_batches", "uncounted", "uncounted_operators"):
+        for name in ("recorded_batches", "uncounted", "uncounted_operators", "remarks"):
             document[name] = tuple(document[name])
         document["blocks"] = {name: tuple(events) for name, events in document["blocks"].items()}
         return Tape(**document)
