@@ -1,5 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes, seconds and FLOPs: multiply by a unit on the way in, divide on the way out."""
+"""Bytes, seconds and FLOPs: multiply by a unit on the way in, divide on the way out. Numbers that callers give are read here."""
+
+import contextlib
+import math
+from numbers import Integral, Real
+from typing import Any
+
+from bsmodel.errors import InvalidInputError
 
 KiB = 1024
 MiB = 1024 * KiB
@@ -35,3 +42,42 @@ def parse_bytes(text: str) -> int:
     if size_bytes <= 0:
         raise ValueError(f"cannot read {text!r} as a size: expected a positive number with B, KiB, MiB, GiB, KB, MB or GB, e.g. 24GiB")
     return size_bytes
+
+
+def whole(name: str, value: object, least: int = 1, most: int = 1 << 53) -> int:
+    """`value` as an `int`: whole numbers of Python and numpy, and floats that are whole, from `least` to `most`.
+
+    `most` is by default the largest count up to which a double holds every whole number.
+    Raises `InvalidInputError`, one line that names `name`, for everything else: fractions, NaN, booleans, text.
+    """
+    number: Any = value
+    if not isinstance(value, bool) and isinstance(value, Real) and (isinstance(number, Integral) or math.isfinite(number)):
+        if number == int(number) and least <= number <= most:
+            return int(number)
+        if number > most:
+            raise InvalidInputError(f"{name} is {shown(value)}; expected a whole number from {least} to {most}")
+    limit = f"of at least {least}" if most == 1 << 53 else f"from {least} to {most}"
+    raise InvalidInputError(f"{name} is {shown(value)}; expected a whole number {limit}")
+
+
+def finite(name: str, value: object, least: float | None = None, above: float | None = None) -> float:
+    """`value` as a `float`: a finite number of Python or numpy, of at least `least` and greater than `above`.
+
+    Raises `InvalidInputError`, one line that names `name`, for everything else: infinities, NaN, booleans, text.
+    """
+    if not isinstance(value, bool) and isinstance(value, Real):
+        with contextlib.suppress(OverflowError):
+            number = float(value)
+            if math.isfinite(number) and (least is None or number >= least) and (above is None or number > above):
+                return number
+    limit = (f" of at least {least:g}" if least is not None else "") + (f" above {above:g}" if above is not None else "")
+    raise InvalidInputError(f"{name} is {shown(value)}; expected a finite number{limit}")
+
+
+def shown(value: object) -> str:
+    """A value as an error quotes it: on one line, and cut where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # numbers of thousands of digits refuse to be text
+        text = f"a {type(value).__name__} that cannot be printed"
+    return text if len(text) <= 60 else f"{text[:57]}..."
