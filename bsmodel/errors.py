@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 
@@ -43,6 +44,25 @@ class UntraceableError(BsmodelError):
 
 class UnreachableTargetError(InvalidInputError):
     """A target batch that needs accumulation where its gradients leave no room for a sample."""
+
+
+class InternalError(RuntimeError):
+    """A defect of this package, in one line; `where` is the traceback as text, for it may come from another process."""
+
+    def __init__(self, what: str, where: str = "") -> None:
+        super().__init__(f"internal error: {what}; this is a bug of bsmodel, --debug shows where")
+        self.what, self.where = what, where
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return InternalError, (self.what, self.where)
+
+    @staticmethod
+    def of(error: BaseException) -> InternalError:
+        """This error, once something has gone wrong that no question can be blamed for."""
+        if isinstance(error, InternalError):
+            return error
+        message = (str(error).strip().splitlines() or [""])[0]
+        return InternalError(f"{type(error).__name__}: {message}".removesuffix(": "), "".join(traceback.format_exception(error)))
 
 
 for _error in (BsmodelError, UnknownNameError, InvalidInputError, UntraceableError):

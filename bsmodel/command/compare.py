@@ -6,13 +6,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 
-from rich.console import RenderableType
-from rich.text import Text
-
 from bsmodel.command import arguments
 from bsmodel.command.documents import CompareDocument, Notes
 from bsmodel.command.report import Answer
-from bsmodel.command.terminal import render, table
+from bsmodel.command.terminal import Part, render, table
 from bsmodel.command.watching import watching
 from bsmodel.command.wording import amount, money, seconds, split, title
 from bsmodel.errors import InvalidInputError
@@ -56,12 +53,12 @@ def _reason(row: Row) -> str:
 def _text(recorded: Recorded, found: Study, left_out: Mapping[str, str], notes: Notes) -> str:
     rows = found.plans
     priced = sorted({row.timing.price.source for row in rows if row.timing and row.timing.price})
-    parts: list[RenderableType] = [title(recorded), Text(""), _table(rows), Text("")]
-    parts += [Text(f"Prices, on demand and per card: {'; '.join(priced)}."), Text("")] if priced else []
-    return render(*parts, *(Text(f"{name} {reason}") for name, reason in left_out.items()), *map(Text, notes))
+    parts: list[Part] = [title(recorded), "", _table(rows), ""]
+    parts += [f"Prices, on demand and per card: {'; '.join(priced)}.", ""] if priced else []
+    return render(*parts, *(f"{name} {reason}" for name, reason in left_out.items()), *notes)
 
 
-def _table(rows: Sequence[Row]) -> RenderableType:
+def _table(rows: Sequence[Row]) -> Part:
     by_time = sorted((row for row in rows if row.timing), key=lambda row: -row.timing.samples_per_s if row.timing else 0.0)
     places = {row.gpu: str(place) for place, row in enumerate(by_time, 1)}
     right = ("step", "samples per s", "MFU", "by time", "hours", "USD per million", "cost")

@@ -6,13 +6,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from rich.console import RenderableType
-from rich.text import Text
-
 from bsmodel.command import arguments
 from bsmodel.command.documents import CountedForm, ExplainDocument, Explained, Notes
 from bsmodel.command.report import Answer
-from bsmodel.command.terminal import render, table
+from bsmodel.command.terminal import Part, render, table
 from bsmodel.command.wording import title, uncounted
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Share, breakdown, footprint, predict
@@ -51,9 +48,9 @@ def run(options: argparse.Namespace) -> Answer:
         return Answer(ExplainDocument(**known, operators=operators), _operators_text(head, operators, tuple(notes)))
     found = tuple(_explained(tape, gpu, options.batch) for gpu, tape in zip(gpus, tapes, strict=True))
     names = {name for tape in tapes for name in tape.uncounted}
-    parts: list[RenderableType] = [] if len(found) == 1 else [Text("")]
+    parts: list[Part] = [] if len(found) == 1 else [""]
     parts += [part for explained in found for part in _parts(explained, options.batch, alone=len(found) == 1)]
-    return Answer(ExplainDocument(**known, gpus=found), render(head, *parts, uncounted(names), *map(Text, notes)))
+    return Answer(ExplainDocument(**known, gpus=found), render(head, *parts, uncounted(names), *notes))
 
 
 def _explained(tape: Tape, gpu: Gpu, batch: int) -> Explained:
@@ -79,7 +76,7 @@ def totals(shares: Sequence[Share], key: str) -> dict[str, int]:
     return dict(sorted(sums.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _parts(found: Explained, batch: int, alone: bool) -> list[RenderableType]:
+def _parts(found: Explained, batch: int, alone: bool) -> list[Part]:
     """Bytes at the binding moment by category, then by module, then both closed forms."""
     total = found.total_bytes
     rows = [[name, format_bytes(size), f"{size:,}", f"{size / total:.1%}"] for name, size in found.by_category.items()]
@@ -90,18 +87,18 @@ def _parts(found: Explained, batch: int, alone: bool) -> list[RenderableType]:
         modules[_MOST_MODULES:] = [[f"{len(modules) - _MOST_MODULES} more", format_bytes(rest), f"{rest / total:.1%}"]]
     moment = f"Binding moment: {found.moment}" if alone else f"{found.gpu}, binding moment: {found.moment}"
     return [
-        Text(moment),
-        Text(""),
+        moment,
+        "",
         table(("category", ""), ("size", "right"), ("bytes", "right"), ("share", "right"), rows=rows),
-        Text(""),
+        "",
         table(("module", ""), ("size", "right"), ("share", "right"), rows=modules),
-        Text(""),
+        "",
         _forms(found, batch),
-        Text(""),
+        "",
     ]
 
 
-def _forms(found: Explained, batch: int) -> RenderableType:
+def _forms(found: Explained, batch: int) -> Part:
     """The counted closed form beside the traced one, each against the replay at this batch."""
     states, activations = found.counted_form.states_bytes, found.counted_form.activation_bytes
     rows = []
@@ -113,7 +110,7 @@ def _forms(found: Explained, batch: int) -> RenderableType:
     return table(("closed form", ""), ("at this batch", "right"), ("against the replay", "right"), ("", ""), rows=rows)
 
 
-def _modules_text(head: Text, tape: Tape, rows: Sequence[ModuleRow], depth: int, notes: Notes) -> str:
+def _modules_text(head: str, tape: Tape, rows: Sequence[ModuleRow], depth: int, notes: Notes) -> str:
     """The tree of modules down to `depth`."""
     cells = [
         [
@@ -127,12 +124,12 @@ def _modules_text(head: Text, tape: Tape, rows: Sequence[ModuleRow], depth: int,
         if row.depth <= depth
     ]
     columns = (("module", ""), *((heading, "right") for heading in ("parameters", "forward FLOPs", "activations", "saved for backward")))
-    counts = Text(f"{_COUNTS}; activations are outputs of matmuls and convolutions.")
-    unknown = Text(f"Operators without a formula: {'; '.join(tape.uncounted_operators) or 'none'}.")
-    return render(head, Text(""), table(*columns, rows=cells), Text(""), counts, unknown, *map(Text, notes))
+    counts = f"{_COUNTS}; activations are outputs of matmuls and convolutions."
+    unknown = f"Operators without a formula: {'; '.join(tape.uncounted_operators) or 'none'}."
+    return render(head, "", table(*columns, rows=cells), "", counts, unknown, *notes)
 
 
-def _operators_text(head: Text, rows: Sequence[OperatorRow], notes: Notes) -> str:
+def _operators_text(head: str, rows: Sequence[OperatorRow], notes: Notes) -> str:
     cells = [
         [
             row.operator,
@@ -144,5 +141,5 @@ def _operators_text(head: Text, rows: Sequence[OperatorRow], notes: Notes) -> st
         for row in rows
     ]
     columns = (("operator", ""), *((heading, "right") for heading in ("calls", "forward FLOPs", "activations", "read and written")))
-    counts = Text(f"{_COUNTS}; - where it has no formula.")
-    return render(head, Text(""), table(*columns, rows=cells), Text(""), counts, *map(Text, notes))
+    counts = f"{_COUNTS}; - where it has no formula."
+    return render(head, "", table(*columns, rows=cells), "", counts, *notes)

@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import multiprocessing
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import bsmodel
 from bsmodel.command import compare, documents, explain, gpus, plan, predict, schema, study, validate
 from bsmodel.command.report import Answer
-from bsmodel.errors import BsmodelError
+from bsmodel.command.terminal import escaped, in_letters_of
+from bsmodel.errors import BsmodelError, InternalError, InvalidInputError
 
-FITS, DOES_NOT_FIT, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+FITS, DOES_NOT_FIT, BAD_USAGE, DEFECT, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 _COMMANDS: dict[str, tuple[Any, str]] = {
     "plan": (plan, "largest batch per GPU, and how to reach a target batch"),
     "compare": (compare, "GPUs ranked by what a run costs and how long it takes"),
@@ -31,31 +35,61 @@ _COMMANDS: dict[str, tuple[Any, str]] = {
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_USAGE, f"bsmodel: {message}; see {self.prog} --help\n")
+        self.exit(BAD_USAGE, f"bsmodel: {escaped(message)}; see {self.prog} --help\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 fits, 1 fits on none of the GPUs asked for, 2 bad usage or untraceable."""
-    options = _parser().parse_args(arguments)
+    """Run one command; returns the exit code, or raises `SystemExit` as argparse does.
+
+    0: it fits; 1: on none of the GPUs asked for; 2: bad usage, or what cannot be answered; 3: a defect of this package; 130: interrupted.
+    """
+    given = [*(sys.argv[1:] if arguments is None else arguments)]
     try:
+        options = _parser().parse_args(given)
         code = _answered(options.run(options), options)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("bsmodel: interrupted", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:  # whoever read the answer has left
         return FITS
-    except (BsmodelError, OSError) as error:
-        print(f"bsmodel: {error}", file=sys.stderr)
-        return BAD_USAGE
+    except (Exception, KeyboardInterrupt) as error:
+        return _failed(error, debug="--debug" in given)
+    return code
+
+
+def _failed(error: BaseException, debug: bool) -> int:
+    """Say in one line what went wrong, before it where if that is asked for; returns the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        line, code = ("terminated", TERMINATED) if isinstance(error, _Terminated) else ("interrupted", INTERRUPTED)
+    elif isinstance(error, BsmodelError | OSError):
+        line, code = str(error), BAD_USAGE
+    else:
+        error = InternalError.of(error)
+        line, code = str(error), DEFECT
+    if debug:
+        sys.stderr.write(error.where if isinstance(error, InternalError) else "".join(traceback.format_exception(error)))
+    print(f"bsmodel: {escaped(line)}", file=sys.stderr)
     return code
 
 
 def _answered(found: Answer | int, options: argparse.Namespace) -> int:
     if isinstance(found, int):
         return found
-    sys.stdout.write(documents.text(found.document) if options.json and not found.plain else found.text)
+    text = documents.text(found.document) if options.json and not found.plain else found.text
+    try:
+        sys.stdout.write(in_letters_of(sys.stdout.encoding, text))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InvalidInputError(f"cannot write the answer: {error.strerror}") from None
     return FITS if found.fits else DOES_NOT_FIT
+
+
+class _Terminated(KeyboardInterrupt):
+    """Somebody wants this process to end: it cleans up as after Ctrl-C."""
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise _Terminated
 
 
 def run() -> NoReturn:
@@ -63,19 +97,48 @@ def run() -> NoReturn:
 
     It ends at once: taking down torch object by object, here or in a pool, takes a second, and the system frees its memory anyway.
     """
-    code = main()
-    with contextlib.suppress(OSError):  # said already
+    _open_standard_streams()
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = main()
+    except SystemExit as stop:  # argparse's: help, or bad usage
+        code = stop.code if isinstance(stop.code, int) else BAD_USAGE
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    try:
         sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        code = code or _failed(InvalidInputError(f"cannot write the answer: {error.strerror}"), debug=False)
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
     for child in multiprocessing.active_children():  # of a pool: nothing that they still do is of use
         child.kill()
-    if "torch" in sys.modules:
-        os._exit(code)
-    sys.exit(code)
+    os._exit(code)
+
+
+def _open_standard_streams() -> None:
+    """See that no file of ours gets the number of a stream that is closed; without stdout there is nowhere to answer."""
+    silent = sys.stdout is None
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - for as long as the process lives
+    if silent:
+        print("bsmodel: stdout is closed: there is nowhere to write the answer", file=sys.stderr)
+        os._exit(BAD_USAGE)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _parser() -> _Parser:
     parser = _Parser(prog="bsmodel", description="Which batch trains on which GPU, before you rent it.")
     parser.add_argument("--version", action="version", version=f"bsmodel {bsmodel.__version__}")
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from (default: one line that says what it is)")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, (module, summary) in _COMMANDS.items():
         _add(commands, name, module.add_arguments, module.run, summary)
@@ -85,6 +148,7 @@ def _parser() -> _Parser:
 def _add(commands: Any, name: str, add_arguments: Callable[[argparse.ArgumentParser], None], run: Any, summary: str) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     parser.set_defaults(run=run)
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show where an error comes from (default: one line)")
     if name != "schema":
         parser.add_argument("--json", action="store_true", help="print JSON, nothing else (default: tables)")
     add_arguments(parser)

@@ -6,13 +6,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from rich.console import RenderableType
-from rich.text import Text
-
 from bsmodel.command import arguments
 from bsmodel.command.documents import Notes, PlanDocument
 from bsmodel.command.report import Answer
-from bsmodel.command.terminal import Cell, render, table, verdict
+from bsmodel.command.terminal import Cell, Part, render, table, verdict
 from bsmodel.command.watching import watching
 from bsmodel.command.wording import closed_form, missing, short, split, time_table, title, uncounted
 from bsmodel.errors import InvalidInputError
@@ -49,15 +46,15 @@ def run(options: argparse.Namespace) -> Answer:
 def _text(rows: Sequence[Row], notes: Notes) -> str:
     head = rows[0].recorded
     assert head is not None
-    parts: list[RenderableType] = [title(head), Text(""), _table(rows), Text("")]
+    parts: list[Part] = [title(head), "", _table(rows), ""]
     for row in rows:
-        parts += [] if row.fits else [Text(row.verdict), Text("")]
+        parts += [] if row.fits else [row.verdict, ""]
     fitting = [row for row in rows if row.fits]
     if fitting:
-        parts += [time_table(fitting), Text(""), *_schedule(fitting[0], _several_rates(fitting))]
-        parts += [*(Text(f"Note: {advice}.") for advice in fitting[0].advice), Text("")]
-    parts += [closed_form(label, form) for label, form in _forms(rows)]
-    return render(*parts, Text(""), uncounted(missing(rows)), *map(Text, notes))
+        parts += [*time_table(fitting), "", *_schedule(fitting[0], _several_rates(fitting))]
+        parts += [*(f"Note: {advice}." for advice in fitting[0].advice), ""]
+    parts += [part for label, form in _forms(rows) for part in closed_form(label, form)]
+    return render(*parts, "", uncounted(missing(rows)), *notes)
 
 
 def _forms(rows: Sequence[Row]) -> list[tuple[str, Footprint]]:
@@ -68,7 +65,7 @@ def _forms(rows: Sequence[Row]) -> list[tuple[str, Footprint]]:
     return [(", ".join(row.gpu for row in same), same[0].closed_form) for same in groups.values() if same[0].closed_form]
 
 
-def _table(rows: Sequence[Row]) -> RenderableType:
+def _table(rows: Sequence[Row]) -> Part:
     """One line per GPU: the largest micro-batch, what binds it, its memory, and the split for the target."""
     several = _several_rates(rows)  # one for all is said below
     columns = (
@@ -104,11 +101,11 @@ def _cells(row: Row) -> list[Cell]:
     ]
 
 
-def _schedule(row: Row, several: bool) -> list[RenderableType]:
-    parts: list[RenderableType] = []
+def _schedule(row: Row, several: bool) -> list[Part]:
+    parts: list[Part] = []
     if row.learning_rate is not None:
-        parts.append(Text(f"Learning rate {'' if several else f'{row.learning_rate:.3g} '}by the {row.learning_rate_rule} rule for the effective batch."))
+        parts.append(f"Learning rate {'' if several else f'{row.learning_rate:.3g} '}by the {row.learning_rate_rule} rule for the effective batch.")
     if row.steps_per_epoch is not None:
         total = f", {row.total_steps:,} in all" if row.total_steps is not None else ""
-        parts.append(Text(f"Steps on {row.gpu}: {row.steps_per_epoch:,} per epoch{total}; warm up over the first {row.warmup_steps:,}."))
+        parts.append(f"Steps on {row.gpu}: {row.steps_per_epoch:,} per epoch{total}; warm up over the first {row.warmup_steps:,}.")
     return parts

@@ -6,8 +6,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from rich.text import Text
-
 from bsmodel.command import arguments
 from bsmodel.command.documents import CardPeak, Notes, PredictDocument
 from bsmodel.command.report import Answer
@@ -41,11 +39,10 @@ def _text(recorded: Recorded, peaks: Sequence[CardPeak], names: Sequence[str], n
     headings = ("requested", "allocated", "reserved", "with context", "usable")
     columns = (("GPU", ""), ("verdict", ""), *((heading, "right") for heading in headings), ("peak in", ""))
     whole = table(*columns, rows=[_cells(peak) for peak in peaks])
-    return render(title(recorded, f", batch {peaks[0].batch}"), Text(""), whole, Text(""), uncounted(names), *map(Text, notes))
+    return render(title(recorded, f", batch {peaks[0].batch}"), "", whole, "", uncounted(names), *notes)
 
 
 def _cells(peak: CardPeak) -> list[Cell]:
     sizes = (peak.requested_bytes, peak.allocated_bytes, peak.reserved_bytes, peak.device_bytes, peak.usable_bytes)
-    room = verdict(peak.fits, peak.usable_bytes - peak.reserved_upper_bytes, peak.usable_bytes)
-    word = Text(f"fits, {room.plain}", style=room.style) if peak.fits else room
-    return [peak.gpu, word, *(f"{size / GiB:.2f} GiB" for size in sizes), peak.moment]
+    room = verdict(peak.fits, peak.usable_bytes - peak.reserved_upper_bytes, peak.usable_bytes, before="fits, ")
+    return [peak.gpu, room, *(f"{size / GiB:.2f} GiB" for size in sizes), peak.moment]

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from rich.console import RenderableType
-from rich.text import Text
 
 from bsmodel.command import arguments
 from bsmodel.command.documents import StudyDocument
 from bsmodel.command.report import Answer
-from bsmodel.command.terminal import Cell, render, table, verdict
+from bsmodel.command.terminal import Cell, Part, render, table, verdict
 from bsmodel.command.watching import watching
 from bsmodel.command.wording import amount, money, seconds, split
 from bsmodel.errors import InvalidInputError, UnknownNameError
@@ -153,9 +151,9 @@ def _text(found: Study) -> str:
     columns = [("workload", ""), *((name.replace("_", " "), "") for name in several), ("GPU", ""), ("largest", "right")]
     columns += [("micro x accumulation x devices", ""), ("room", ""), ("reserved of usable", "right"), ("step", "right"), ("samples per s", "right")]
     columns += [("hours", "right"), ("cost", "right")]
-    parts: list[RenderableType] = [table(*columns, rows=[_cells(row, several) for row in found.rows], repeated=len(several) + 2), Text("")]
+    parts: list[Part] = [table(*columns, rows=[_cells(row, several) for row in found.rows], repeated=len(several) + 2), ""]
     reasons = {row.verdict: None for row in found.rows if row.status == "refused"}
-    return render(*parts, *(Text(f"Refused: {reason}") for reason in reasons))
+    return render(*parts, *(f"Refused: {reason}" for reason in reasons))
 
 
 def _word(value: Any) -> str:

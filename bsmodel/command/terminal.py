@@ -3,20 +3,54 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:  # rich is imported by what it renders: help needs none of it
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
 
 PIPE_COLUMNS = 140  # where nobody says how wide the output is read
 _GAP = 2
 _LEAST_TEXT = 26  # columns that a longer text is folded to, rather than that the table goes on below
 _STYLES = {"out of memory": "bold red", "tight": "yellow", "roomy": "green"}
 
-Cell = str | Text
+Cell: TypeAlias = "str | Text"
+Part: TypeAlias = "str | RenderableType"
+
+
+def escaped(text: str) -> str:
+    """Text in which nothing steers a terminal: names come from users' files, and may hold line ends and escape sequences."""
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def in_letters_of(encoding: str | None, text: str) -> str:
+    """The text, with letters that the encoding has not as JSON writes them: JSON stays JSON."""
+    try:
+        text.encode(encoding or "ascii")
+    except UnicodeEncodeError:
+        return "".join(letter if letter.isascii() else json.dumps(letter)[1:-1] for letter in text)
+    return text
+
+
+def styled(text: str, style: str = "") -> Text:
+    """Escaped text in a style."""
+    from rich.text import Text
+
+    return Text(escaped(text), style=style)
+
+
+def ellipsis() -> str:
+    """What stands for text that is cut, in letters that the output has."""
+    try:
+        "\u2026".encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return "..."
+    return "\u2026"
 
 
 def width() -> int:
@@ -27,24 +61,28 @@ def width() -> int:
     return max(40, os.get_terminal_size(sys.stdout.fileno()).columns) if sys.stdout.isatty() else PIPE_COLUMNS
 
 
-def render(*parts: RenderableType) -> str:
+def render(*parts: Part) -> str:
     """Text of tables and lines; plain where the output is no terminal or `NO_COLOR` is set."""
+    from rich.console import Console, Group
+
     in_window = sys.stdout.isatty()
     console = Console(width=width(), force_terminal=in_window, color_system="auto" if in_window else None, highlight=False)
     with console.capture() as capture:
-        console.print(Group(*parts))
+        console.print(Group(*(styled(part) if isinstance(part, str) else part for part in parts)))
     return "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip() + "\n"
 
 
 def table(*columns: tuple[str, str], rows: Iterable[Sequence[Cell]], repeated: int = 1) -> RenderableType:
     """A table, each column a heading and "right" or ""; one too wide for the window continues below, its first columns repeated."""
-    cells = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
+    from rich.console import Group
+
+    cells = [[styled(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
     wide = [max(len(heading), *(cell.cell_len for cell in column), 0) for (heading, _), column in zip(columns, zip(*cells, strict=True), strict=True)]
     wide = wide or [len(heading) for heading, _ in columns]
     least = [size if side == "right" else max(len(heading), min(size, _LEAST_TEXT)) for size, (heading, side) in zip(wide, columns, strict=True)]
     parts: list[RenderableType] = []
     for group in _groups(least, repeated):
-        parts += [Text("")] if parts else []
+        parts += [""] if parts else []
         parts.append(_table([columns[i] for i in group], [[row[i] for i in group] for row in cells]))
     return Group(*parts)
 
@@ -64,6 +102,8 @@ def _groups(wide: Sequence[int], repeated: int) -> list[list[int]]:
 
 
 def _table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[Text]]) -> Table:
+    from rich.table import Table
+
     made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="")
     for heading, side in columns:
         made.add_column(heading, justify="right" if side == "right" else "left", overflow="fold", no_wrap=side == "right")
@@ -72,7 +112,7 @@ def _table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[Text]]) -
     return made
 
 
-def verdict(fits: bool, headroom_bytes: int, usable_bytes: int) -> Text:
-    """OUT OF MEMORY, tight (less than a twentieth of the card is left) or roomy."""
+def verdict(fits: bool, headroom_bytes: int, usable_bytes: int, before: str = "") -> Text:
+    """OUT OF MEMORY, tight (less than a twentieth of the card is left) or roomy, the last two after what stands `before`."""
     word = "out of memory" if not fits else "tight" if headroom_bytes < usable_bytes / 20 else "roomy"
-    return Text(word.upper() if not fits else word, style=_STYLES[word])
+    return styled(f"{before}{word}" if fits else word.upper(), _STYLES[word])

@@ -5,12 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
-
-from bsmodel.command.terminal import table, width
+from bsmodel.command.terminal import Part, ellipsis, styled, table, width
 from bsmodel.memory import Footprint
 from bsmodel.studies import Recorded, Row
 from bsmodel.units import format_bytes
@@ -18,29 +13,32 @@ from bsmodel.units import format_bytes
 _NARROW = 110  # columns, below which module paths are cut to their end
 
 
-def title(recorded: Recorded, target: str = "") -> Text:
+def title(recorded: Recorded, target: str = "") -> str:
     """One line that says what was recorded."""
     recipe = [recorded.precision, recorded.optimizer]
     recipe += [name.replace("_", " ") for name in ("checkpointing", "channels_last", "ema", "keep_outputs") if recorded.recipe.get(name)]
     if recorded.recipe.get("lora_rank"):
         recipe.append(f"LoRA rank {recorded.recipe['lora_rank']}")
-    return Text(f"{recorded.name}: {recorded.parameters / 1e6:,.1f} M parameters, {', '.join(recipe)}{target}")
+    return f"{recorded.name}: {recorded.parameters / 1e6:,.1f} M parameters, {', '.join(recipe)}{target}"
 
 
-def closed_form(label: str, form: Footprint) -> Group:
+def closed_form(label: str, form: Footprint) -> list[Part]:
     """The formula for a group of GPUs, and the moment each of its lines belongs to."""
+    from rich.padding import Padding
+    from rich.table import Table
+
     lines = Table.grid(padding=(0, 3, 0, 0))
     lines.add_column(no_wrap=True)
     lines.add_column(overflow="fold")
     for line, moment in zip(form.envelope.lines, form.moments, strict=True):
         where = short(str(moment)) if width() < _NARROW else str(moment)
-        lines.add_row(f"    {format_bytes(line.fixed):>11} + {format_bytes(line.per_sample):>11} b", Text(where))
-    return Group(Text(f"Closed form, bytes requested at micro-batch b ({label}):"), Padding(Text(str(form)), (0, 0, 0, 2)), lines)
+        lines.add_row(f"    {format_bytes(line.fixed):>11} + {format_bytes(line.per_sample):>11} b", styled(where))
+    return [f"Closed form, bytes requested at micro-batch b ({label}):", Padding(styled(str(form)), (0, 0, 0, 2)), lines]
 
 
-def uncounted(names: Iterable[str]) -> Text:
+def uncounted(names: Iterable[str]) -> str:
     """What the recording could not count, or that there is nothing."""
-    return Text("Not counted: " + ("; ".join(sorted(set(names))) or "nothing the recording saw"))
+    return "Not counted: " + ("; ".join(sorted(set(names))) or "nothing the recording saw")
 
 
 def missing(rows: Iterable[Row]) -> tuple[str, ...]:
@@ -51,7 +49,7 @@ def missing(rows: Iterable[Row]) -> tuple[str, ...]:
 def short(moment: str) -> str:
     """A moment in one table cell: of a long module path only the end."""
     words, separator, module = moment.partition(", at ")
-    return moment if len(module) <= 24 else f"{words}{separator}…{module[-24:].partition('.')[2]}"
+    return moment if len(module) <= 24 else f"{words}{separator}{ellipsis()}{module[-24:].partition('.')[2]}"
 
 
 def split(row: Row) -> str:
@@ -78,14 +76,13 @@ def money(row: Row) -> str:
     return f"{timing.price.usd_per_hour:.2f} USD/h" if timing.cost_usd is None else f"{amount(timing.cost_usd)} USD"
 
 
-def time_table(rows: Sequence[Row]) -> RenderableType:
+def time_table(rows: Sequence[Row]) -> list[Part]:
     """One line per GPU: step time, throughput and utilisation of the plan, the knee, hours and money."""
     cells = [_time_cells(row) for row in rows]
     headings = ("samples per s", "MFU", "bound by", "knee / fastest batch", "h per epoch", "h in all", "cost")
     columns = (("GPU", ""), ("step", ""), *((heading, "" if heading == "bound by" else "right") for heading in headings))
     prices = sorted({f"{row.gpu}: {row.timing.price.source}" for row in rows if row.timing and row.timing.price})
-    note = [Text("")] if prices else []
-    return Group(table(*columns, rows=cells), *note, *(Text(f"Price of {price}.") for price in prices))
+    return [table(*columns, rows=cells), *([""] if prices else []), *(f"Price of {price}." for price in prices)]
 
 
 def _time_cells(row: Row) -> list[str]:

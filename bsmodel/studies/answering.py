@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bsmodel.errors import BsmodelError, UnreachableTargetError
+from bsmodel.errors import BsmodelError, InternalError, UnreachableTargetError
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Fit, fit, footprint
 from bsmodel.planning import ladder, plan
@@ -29,7 +29,7 @@ def record(subject: Source | Workload, changes: Mapping[str, Any], gpu: Gpu, cac
     except BsmodelError:
         raise
     except Exception as error:
-        raise RuntimeError(f"{type(error).__name__}: {error}") from None
+        raise InternalError.of(error) from None
 
 
 def answer(label: str, recipe: Recipe, tape: Tape, gpu: Gpu, asks: Sequence[Ask]) -> list[Row]:

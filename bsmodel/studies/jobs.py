@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from dataclasses import dataclass
 from typing import Any
 
-from bsmodel.errors import BsmodelError
+from bsmodel.errors import BsmodelError, InternalError
 from bsmodel.recording import kept_tape, tape_path
 from bsmodel.studies import executors
 from bsmodel.studies.answering import answer, record, refused
@@ -72,10 +72,6 @@ class _Hands:
 
 
 Recorded = Callable[[Tape | None, BaseException | None], None]
-_LOST = (
-    "the process that worked on it ended before it had an answer: no memory was left, the code that is recorded ends its process, "
-    'or a script starts the study outside of `if __name__ == "__main__":`'
-)
 
 
 def worked(missing: Sequence[Cell], given: Executor | None, caching: bool | None, tell: Recorded) -> Iterator[tuple[Cell, Row]]:
@@ -88,7 +84,7 @@ def worked(missing: Sequence[Cell], given: Executor | None, caching: bool | None
         with _Hands.of(given, caching, executors.pool) as hands:
             yield from _run([job], hands, tell, alone)
         for lost in alone:
-            yield from lost.refused(_LOST)
+            yield from lost.refused(executors.LOST)
 
 
 def _jobs(missing: Sequence[Cell], caching: bool | None) -> Iterator[Job]:
@@ -132,8 +128,9 @@ def _run(jobs: Iterable[Job], hands: _Hands, tell: Recorded, broken: list[Job]) 
             if isinstance(error, BrokenExecutor):
                 broken.append(job)
             elif error is not None:
-                tell(None, error)
-                yield from job.refused(error)
+                reason = error if isinstance(error, BsmodelError) else InternalError.of(error)
+                tell(None, reason)
+                yield from job.refused(reason)
             elif job.tape is None:
                 tell(future.result(), None)
                 waiting.extendleft(reversed(job.answers(future.result())))  # before other recordings
