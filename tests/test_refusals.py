@@ -156,7 +156,7 @@ def test_a_tape_of_another_version_or_none_at_all(tape, a100, tmp_path, capsys):
         json.dump({**document, "schema_version": 99}, stream)
     (tmp_path / "no.json.gz").write_text("hello")
 
-    assert "has schema version 99, this bsmodel reads 4: record it again" in refused(capsys, "plan", str(path))
+    assert "has schema version 99, this bsmodel reads 6: record it again" in refused(capsys, "plan", str(path))
     assert "cannot read the tape" in refused(capsys, "plan", str(tmp_path / "no.json.gz"))
     assert "cannot write the tape" in line_of(tape.save, tmp_path / "missing" / "tape.json.gz")
     assert "trace again with this GPU" in line_of(bsmodel.predict, tape, bsmodel.Gpu.named("h100-80gb"), 4)
@@ -217,7 +217,7 @@ def test_an_answer_that_cannot_be_written():
     with open("/dev/full", "w") as full:
         answer = subprocess.run([sys.executable, "-m", "bsmodel", "gpus"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
 
-    assert (answer.returncode, answer.stderr) == (2, "bsmodel: [Errno 28] No space left on device\n")
+    assert (answer.returncode, answer.stderr) == (2, "bsmodel: cannot write the answer: No space left on device\n")
 
 
 def test_a_reader_who_leaves_early_is_no_error():

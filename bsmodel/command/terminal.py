@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:  # rich is imported by what it renders: help needs none of it
     from rich.console import RenderableType
@@ -65,11 +66,11 @@ def render(*parts: Part) -> str:
     """Text of tables and lines; plain where the output is no terminal or `NO_COLOR` is set."""
     from rich.console import Console, Group
 
-    in_window = sys.stdout.isatty()
-    console = Console(width=width(), force_terminal=in_window, color_system="auto" if in_window else None, highlight=False)
-    with console.capture() as capture:
-        console.print(Group(*(styled(part) if isinstance(part, str) else part for part in parts)))
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip() + "\n"
+    in_window, text = sys.stdout.isatty(), io.StringIO()
+    colours: Literal["auto"] | None = "auto" if in_window else None
+    console = Console(file=text, width=width(), force_terminal=in_window, color_system=colours, highlight=False)
+    console.print(Group(*(styled(part) if isinstance(part, str) else part for part in parts)))
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).rstrip() + "\n"
 
 
 def table(*columns: tuple[str, str], rows: Iterable[Sequence[Cell]], repeated: int = 1) -> RenderableType:

@@ -9,10 +9,10 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from bsmodel.tape import Envelope, Integer, Integers, Line, Tape, upper_envelope
+from bsmodel.tape import CATEGORIES, Envelope, Integer, Integers, Line, Tape, upper_envelope
 from bsmodel.units import format_bytes
 
-CATEGORIES = ("parameter", "buffer", "gradient", "optimizer state", "batch", "saved", "temporary", "workspace")
+CATEGORIES = ("parameter", "buffer", "gradient", "gradient bucket", "optimizer state", "batch", "saved", "temporary", "workspace")
 STEPS = 3  # the optimizer's state exists from the second step on: the third repeats it, in bytes requested
 
 
@@ -30,6 +30,8 @@ class Moment:
             return "loading the model"
         if self.phase == "step":
             return "optimizer step"
+        if self.phase == "gradient buckets":
+            return "rebuilding the gradient buckets"
         return f"{self.phase}, at {self.module or 'the loss'}"
 
 

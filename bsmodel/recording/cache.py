@@ -11,12 +11,14 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
 from bsmodel.errors import InvalidInputError
+from bsmodel.files import write_whole
 from bsmodel.hardware import Gpu
 from bsmodel.tape import Tape
 from bsmodel.training import Training
@@ -54,11 +56,9 @@ def key_of(**facts: Any) -> str:
 
 def keep(path: Path, content: bytes) -> None:
     """Write a file of the cache, whole or not at all; where the folder cannot be written, nothing is kept."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, InvalidInputError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_whole(path, content, "what is kept")
 
 
 def kept_as(source: Source, changes: Mapping[str, Any], caching: bool | None) -> dict[str, Any] | None:
@@ -87,7 +87,7 @@ def kept_tape(path: Path | None) -> Tape | None:
         return None
     try:
         return Tape.load(path)
-    except (InvalidInputError, ValueError, KeyError, TypeError):
+    except InvalidInputError:
         return None
 
 
@@ -97,7 +97,8 @@ def new_tape(workload: Workload, changes: Mapping[str, Any], gpu: Gpu) -> Tape:
 
     major, minor = gpu.kernel_family
     training = Training(**{**dict(workload.training), **changes})
-    return trace(workload, training, gpu.model_copy(update={"compute_capability": f"{major}.{minor}"}))
+    tape = trace(workload, training, gpu.model_copy(update={"compute_capability": f"{major}.{minor}"}))
+    return replace(tape, gpu=gpu)  # the card itself, whose buffers may have other sizes than those of the one that stands for its family
 
 
 def recorded(source: Source, changes: Mapping[str, Any], gpu: Gpu, caching: bool | None = None) -> Tape:
@@ -108,7 +109,7 @@ def recorded(source: Source, changes: Mapping[str, Any], gpu: Gpu, caching: bool
     path = tape_path(source, changes, gpu.kernel_family, caching)
     tape = kept_tape(path)
     if tape is None:
-        tape = new_tape(source.workload(), changes, gpu)
+        tape = replace(new_tape(source.workload(), changes, gpu), options=dict(source.options))
         if path is not None:
             with contextlib.suppress(OSError, InvalidInputError):
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recorded step as plain data: lines, allocations, operations, formulas of buffers, tables by module."""
 
+from bsmodel.tape.agreement import require_agreement
 from bsmodel.tape.lines import Envelope, Integer, Integers, Line, upper_envelope
 from bsmodel.tape.operations import Operations, Row, fixed, joined, through
+from bsmodel.tape.saved import is_tape, load_all, save_all
 from bsmodel.tape.tables import ModuleRow, OperatorRow, by_module, by_operator, counted
-from bsmodel.tape.tape import BLOCKS, Tape, Term, require_same_kernels
+from bsmodel.tape.tape import BLOCKS, CATEGORIES, Tape, Term, require_same_kernels
 
 __all__ = (
     "BLOCKS",
+    "CATEGORIES",
     "Envelope",
     "Integer",
     "Integers",
@@ -22,8 +25,12 @@ __all__ = (
     "by_operator",
     "counted",
     "fixed",
+    "is_tape",
     "joined",
+    "load_all",
+    "require_agreement",
     "require_same_kernels",
+    "save_all",
     "through",
     "upper_envelope",
 )

@@ -3,12 +3,8 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
-import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +16,8 @@ from bsmodel.hardware import Gpu
 from bsmodel.tape.operations import Operations
 from bsmodel.tape.workspaces import size_bytes
 
-SCHEMA_VERSION = 5
 BLOCKS = ("init", "first", "first_step", "micro", "accumulate", "step")
+CATEGORIES = ("parameter", "buffer", "gradient", "optimizer state", "batch", "saved", "temporary", "workspace")
 
 
 @dataclass(frozen=True)
@@ -70,6 +66,7 @@ class Tape:
     uncounted_operators: tuple[str, ...] = ()
     uncounted: tuple[str, ...] = ()
     recipe: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)  # of the workload, as they were given when it was recorded
     base_lr: float | None = None  # known to train it, at an effective batch of base_batch
     base_batch: int | None = None
     remarks: tuple[str, ...] = ()  # what an answer rests on that nobody asked for, a sentence each
@@ -112,53 +109,21 @@ class Tape:
             yield from (("micro", self.blocks["micro"]), *again, ("step", self.blocks["step"]))
 
     def save(self, path: str | Path) -> None:
-        """Write the tape as gzipped JSON, all or nothing."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        document = {"schema_version": SCHEMA_VERSION, **plain, "gpu": self.gpu.model_dump(mode="json")}
-        document["excess"] = [[number, *line] for number, line in self.excess.items()]
-        document["terms"] = [[number, term.formula, term.parameters] for number, term in self.terms.items()]
-        document["operations"] = self.operations.document()
-        document["fixed_bytes"], document["per_sample_bytes"] = self.fixed_bytes.tolist(), self.per_sample_bytes.tolist()
-        for name in ("operators", "modules", "phases", "categories"):
-            words = sorted(set(document[name]))
-            index = {word: position for position, word in enumerate(words)}
-            document[name] = {"words": words, "index": [index[word] for word in document[name]]}
-        target = Path(path)
-        partial = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.part")
-        content = json.dumps(document, separators=(",", ":")).encode()
-        try:
-            partial.write_bytes(gzip.compress(content, compresslevel=6, mtime=0))
-            partial.replace(target)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise InvalidInputError(f"cannot write the tape {str(path)!r}: {error.strerror or error}") from None
+        """Write the tape as gzipped JSON, all or nothing, whatever else writes there; `InvalidInputError` where it cannot be written."""
+        from bsmodel.tape.saved import save_all
+
+        save_all([self], path)
 
     @staticmethod
     def load(path: str | Path) -> Tape:
-        """Read a saved tape; raises `InvalidInputError` for a file that is none, or one of another schema version."""
-        try:
-            with gzip.open(path, "rt", encoding="utf-8") as stream:
-                document = json.load(stream)
-            version = document.pop("schema_version")
-        except OSError as error:
-            raise InvalidInputError(f"cannot read the tape {str(path)!r}: {error.strerror or error}") from None
-        except (ValueError, KeyError, EOFError, AttributeError):
-            raise InvalidInputError(f"{str(path)!r} is not a saved tape: expected the file written by Tape.save") from None
-        if version != SCHEMA_VERSION:
-            raise InvalidInputError(f"the tape {str(path)!r} has schema version {version}, this bsmodel reads {SCHEMA_VERSION}: record it again")
-        for name in ("operators", "modules", "phases", "categories"):
-            words = document[name]["words"]
-            document[name] = tuple(words[position] for position in document[name]["index"])
-        document["fixed_bytes"] = np.asarray(document["fixed_bytes"], np.int64)
-        document["per_sample_bytes"] = np.asarray(document["per_sample_bytes"], np.int64)
-        document["operations"] = Operations.of(document["operations"])
-        document["gpu"] = Gpu.model_validate_json(json.dumps(document["gpu"]))
-        document["terms"] = {number: Term(formula, tuple(map(tuple, lines))) for number, formula, lines in document["terms"]}
-        document["excess"] = {number: (fixed, per_sample) for number, fixed, per_sample in document["excess"]}
-        for name in ("recorded_batches", "uncounted", "uncounted_operators", "remarks"):
-            document[name] = tuple(document[name])
-        document["blocks"] = {name: tuple(events) for name, events in document["blocks"].items()}
-        return Tape(**document)
+        """Read a saved tape; raises `InvalidInputError` for a file that is none, breaks the schema, or holds several (see `load_all`)."""
+        from bsmodel.tape.saved import load_all
+
+        found = load_all(path)
+        if len(found) > 1:
+            families = " and ".join(tape.gpu.compute_capability for tape in found)
+            raise InvalidInputError(f"the tape {str(path)!r} holds recordings for compute capability {families}: read them with bsmodel.tape.load_all")
+        return found[0]
 
 
 def require_same_kernels(tape: Tape, gpu: Gpu) -> None:

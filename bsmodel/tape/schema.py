@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a saved tape holds, as a strict schema, and what its fields must have to do with one another."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError
+from bsmodel.hardware import Gpu
+from bsmodel.tape.operations import COLUMNS, PHASES
+from bsmodel.tape.tape import BLOCKS, CATEGORIES
+from bsmodel.tape.workspaces import FORMULAS
+from bsmodel.training import PRECISIONS, Training
+
+SCHEMA_VERSION = 6
+MOST = 1 << 53  # bytes, and counts: what a double holds exactly
+_PROGRAM = (("init", "first", "accumulate", "first_step", "micro", "accumulate", "step"), ("init", "first", "first_step", "micro", "step", "micro", "step"))
+
+Size = Annotated[int, Field(ge=-MOST, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Positive = Annotated[int, Field(ge=1, le=MOST)]
+Numbers = tuple[tuple[float, ...], ...]
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
+
+
+class Words(_Checked):
+    """Text as positions in a list of words."""
+
+    words: tuple[str, ...]
+    index: tuple[Count, ...]
+
+
+class SavedOperations(_Checked):
+    """`Operations`, row by row."""
+
+    operators: tuple[str, ...]
+    modules: tuple[str, ...]
+    phases: tuple[str, ...]
+    kinds: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    fixed: Numbers
+    per_sample: Numbers
+
+
+class SavedTape(_Checked):
+    """`Tape`, field by field."""
+
+    name: str
+    precision: str
+    optimizer: str
+    optimizer_family: Literal["sgd", "adam", "layerwise"]
+    gpu: Gpu
+    accumulation: Positive
+    versions: dict[str, str]
+    recorded_batches: tuple[Positive, ...] = Field(min_length=1)
+    parameter_count: Count
+    trained_parameter_count: Count
+    tokens_per_sample: Positive
+    fixed_bytes: tuple[Size, ...]
+    per_sample_bytes: tuple[Size, ...]
+    operators: Words
+    modules: Words
+    phases: Words
+    categories: Words
+    terms: tuple[tuple[Count, str, tuple[tuple[Size, Size], ...]], ...]
+    excess: tuple[tuple[Count, Size, Size], ...]
+    blocks: dict[str, tuple[int, ...]]
+    operations: SavedOperations
+    uncounted_operators: tuple[str, ...]
+    uncounted: tuple[str, ...]
+    recipe: dict[str, JsonValue]
+    options: dict[str, JsonValue]
+    base_lr: Annotated[float, Field(gt=0)] | None
+    base_batch: Positive | None
+    remarks: tuple[str, ...]
+    own_step: bool
+    same_path_up_to: Positive | None
+
+
+class SavedTapes(_Checked):
+    """A file: the recordings of one workload and recipe, one for each family of kernels."""
+
+    schema_version: Literal[6]
+    tapes: tuple[SavedTape, ...] = Field(min_length=1)
+
+
+def require_sound(saved: SavedTape, where: str) -> None:
+    """Raises `InvalidInputError`, one line that names the field, where fields contradict one another or name what is not known."""
+    for field, problem in _problems(saved):
+        raise InvalidInputError(f"{where}: {field} {problem}")
+
+
+Problems = Iterator[tuple[str, str]]
+
+
+def _problems(saved: SavedTape) -> Problems:
+    yield from _recipe(saved)
+    yield from _allocations(saved)
+    yield from _buffers(saved)
+    yield from _events(saved)
+    yield from _operations(saved.operations)
+
+
+def _recipe(saved: SavedTape) -> Problems:
+    if saved.precision not in PRECISIONS:
+        yield "precision", str(UnknownNameError("precision", saved.precision, PRECISIONS))
+    if "torch" not in saved.versions:
+        yield "versions", "has no torch; expected the version that recorded it"
+    if saved.trained_parameter_count > saved.parameter_count:
+        yield "trained_parameter_count", f"is {saved.trained_parameter_count}; expected at most the {saved.parameter_count} parameters there are"
+    try:
+        Training(**dict[str, Any](saved.recipe))
+    except BsmodelError as error:
+        yield "recipe", f"is none: {error}"
+    for name in ("precision", "accumulation"):
+        if saved.recipe.get(name, getattr(saved, name)) != getattr(saved, name):
+            yield f"recipe.{name}", f"is {saved.recipe[name]!r}; expected {getattr(saved, name)!r}, as {name} says"
+
+
+def _allocations(saved: SavedTape) -> Problems:
+    count = len(saved.fixed_bytes)
+    if len(saved.per_sample_bytes) != count:
+        yield "per_sample_bytes", f"has {len(saved.per_sample_bytes)} numbers; expected {count}, as fixed_bytes"
+    for name in ("operators", "modules", "phases", "categories"):
+        words: Words = getattr(saved, name)
+        if len(words.index) != count:
+            yield f"{name}.index", f"has {len(words.index)} numbers; expected {count}, as fixed_bytes"
+        if max(words.index, default=-1) >= len(words.words):
+            yield f"{name}.index", f"goes up to {max(words.index)}; expected at most {len(words.words) - 1}, the last of its words"
+    for name, known in (("phases", PHASES), ("categories", CATEGORIES)):
+        for word in getattr(saved, name).words:
+            if word not in known:
+                yield f"{name}.words", str(UnknownNameError(name, word, known))
+    for number, (fixed, per_sample) in enumerate(zip(saved.fixed_bytes, saved.per_sample_bytes, strict=False)):
+        if per_sample < 0 or fixed + per_sample < 0:
+            yield f"per_sample_bytes.{number}", f"gives {fixed} + {per_sample} b bytes; expected none below zero from batch 1 on"
+    for name in ("fixed_bytes", "per_sample_bytes"):
+        if sum(map(abs, getattr(saved, name))) > MOST:
+            yield name, f"adds up to more than {MOST}"
+
+
+def _buffers(saved: SavedTape) -> Problems:
+    count = len(saved.fixed_bytes)
+    for name, numbers in (("terms", [term[0] for term in saved.terms]), ("excess", [line[0] for line in saved.excess])):
+        if len(set(numbers)) < len(numbers) or max(numbers, default=-1) >= count:
+            yield name, f"is of allocations {max(numbers)} and below; expected each of the {count} at most once"
+    for position, (_, formula, parameters) in enumerate(saved.terms):
+        if formula not in FORMULAS:
+            yield f"terms.{position}", str(UnknownNameError("formula", formula, FORMULAS))
+        elif len(parameters) != (wanted := len(inspect.signature(FORMULAS[formula].size_bytes).parameters) - 1):
+            yield f"terms.{position}", f"gives {formula!r} {len(parameters)} parameters; expected {wanted}"
+    for position, (_, fixed, per_sample) in enumerate(saved.excess):
+        if per_sample < 0 or fixed + per_sample < 0:
+            yield f"excess.{position}", f"is {fixed} + {per_sample} b bytes; expected none below zero from batch 1 on"
+
+
+def _events(saved: SavedTape) -> Problems:
+    count = len(saved.fixed_bytes)
+    if set(saved.blocks) != set(BLOCKS):
+        yield "blocks", f"are {', '.join(sorted(saved.blocks))}; expected {', '.join(BLOCKS)}"
+        return
+    for name, events in saved.blocks.items():
+        if events and not (-count <= min(events) and max(events) < count):
+            yield f"blocks.{name}", f"goes from {min(events)} to {max(events)}; expected events of the {count} allocations there are"
+            return
+    for program in _PROGRAM:
+        yield from _released_too_early(saved.blocks, program, count)
+
+
+def _released_too_early(blocks: dict[str, tuple[int, ...]], program: Sequence[str], count: int) -> Problems:
+    alive = [0] * count
+    for name in program:
+        for position, event in enumerate(blocks[name]):
+            if event >= 0:
+                alive[event] += 1
+            elif alive[~event]:
+                alive[~event] -= 1
+            else:
+                yield f"blocks.{name}.{position}", f"releases allocation {~event}, which is not there then"
+                return
+
+
+def _operations(saved: SavedOperations) -> Problems:
+    count = len(saved.operators)
+    for name in ("modules", "phases", "kinds", "dtypes", "fixed", "per_sample"):
+        if len(getattr(saved, name)) != count:
+            yield f"operations.{name}", f"has {len(getattr(saved, name))} rows; expected {count}, as operators"
+    for word in sorted(set(saved.phases) - set(PHASES)):
+        yield "operations.phases", str(UnknownNameError("phase", word, PHASES))
+    for name in ("fixed", "per_sample"):
+        for number, row in enumerate(getattr(saved, name)):
+            if len(row) != len(COLUMNS):
+                yield f"operations.{name}.{number}", f"has {len(row)} numbers; expected {len(COLUMNS)}: {', '.join(COLUMNS)}"
+                return
+    for number, (fixed, per_sample) in enumerate(zip(saved.fixed, saved.per_sample, strict=False)):
+        for column, start, slope in zip(COLUMNS, fixed, per_sample, strict=True):
+            if start + slope < 0 or slope < 0:
+                yield f"operations.per_sample.{number}", f"gives {start:g} + {slope:g} b {column}; expected none below zero from batch 1 on"
+                return

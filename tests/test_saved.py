@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Saved tapes: whatever is broken in a file is one line that names the field, and nobody ever sees half a file."""
+
+import gzip
+import json
+import math
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+import bsmodel
+from bsmodel.tape import is_tape, load_all, save_all
+from bsmodel.tape.saved import LIMIT_BYTES
+from bsmodel.tape.schema import SavedTape
+from tests.models import SGD, attention, workload
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def families():
+    """The recordings of one workload for two families of kernels."""
+    return tuple(bsmodel.trace(workload(), SGD, bsmodel.Gpu.named(name)) for name in ("a100-40gb", "h100-80gb"))
+
+
+@pytest.fixture(scope="module")
+def document(tape, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "tape"
+    replace(tape, base_lr=0.1, base_batch=256).save(path)
+    return gzip.decompress(path.read_bytes())
+
+
+def line_of(call, *arguments):
+    with pytest.raises(bsmodel.InvalidInputError) as refusal:
+        call(*arguments)
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
+
+
+def changed(document, path, value):
+    """The document with another value in one place."""
+    whole = json.loads(document)
+    place = whole["tapes"][0]
+    *parents, last = path
+    for part in parents:
+        place = place[part]
+    if value is _MISSING:
+        del place[last]
+    else:
+        place[last] = value(place[last]) if callable(value) else value
+    return whole
+
+
+_MISSING = object()
+CORRUPTIONS = [
+    (("name",), 3, "name is 3"),
+    (("name",), _MISSING, "name is missing"),
+    (("nme",), "x", "nme is 'x': extra inputs are not permitted"),
+    (("precision",), "fp33", "precision unknown precision 'fp33'; nearest: fp32"),
+    (("precision",), "bf16", "recipe.precision is 'fp32'; expected 'bf16'"),
+    (("optimizer_family",), "newton", "optimizer_family is 'newton'"),
+    (("gpu", "memory_bytes"), -1, "gpu.memory_bytes is -1"),
+    (("gpu", "compute_capability"), "nine", "gpu.compute_capability is 'nine'"),
+    (("accumulation",), 0, "accumulation is 0"),
+    (("accumulation",), True, "accumulation is True"),
+    (("accumulation",), 2, "recipe.accumulation is 1; expected 2"),
+    (("versions",), {}, "versions has no torch"),
+    (("recorded_batches",), [], "recorded_batches is []"),
+    (("parameter_count",), 1.5, "parameter_count is 1.5"),
+    (("trained_parameter_count",), 1 << 50, "trained_parameter_count is 1125899906842624; expected at most"),
+    (("tokens_per_sample",), -4, "tokens_per_sample is -4"),
+    (("fixed_bytes", 3), "many", "fixed_bytes.3 is 'many'"),
+    (("fixed_bytes", 3), 1e400, "fixed_bytes.3"),
+    (("fixed_bytes", 3), 10**26, "fixed_bytes.3 is 100000000000000000000000000"),
+    (("fixed_bytes", 3), -(10**6), "per_sample_bytes.3 gives -1000000 + "),
+    (("fixed_bytes",), lambda sizes: sizes[:-1], "per_sample_bytes has"),
+    (("fixed_bytes",), lambda sizes: [1 << 52] * len(sizes), "fixed_bytes adds up to more than"),
+    (("per_sample_bytes", 0), -5, "per_sample_bytes.0 gives"),
+    (("operators", "index"), lambda index: index[1:], "operators.index has"),
+    (("modules", "index", 0), 10**6, "modules.index goes up to 1000000"),
+    (("modules", "index", 0), -1, "modules.index.0 is -1"),
+    (("categories", "words", 0), "parmeter", "categories.words unknown categories 'parmeter'; nearest: parameter"),
+    (("phases", "words", 0), "backwards", "phases.words unknown phases 'backwards'; nearest: backward"),
+    (("terms",), [[0, "magic", []]], "terms.0 unknown formula 'magic'"),
+    (("terms",), [[0, "reduction", [[1, 1]]]], "terms.0 gives 'reduction' 1 parameters; expected 4"),
+    (("terms",), [[10**6, "reduction", [[1, 1]] * 4]], "terms is of allocations 1000000"),
+    (("excess",), [[0, -9, 0]], "excess.0 is -9 + 0 b bytes"),
+    (("excess",), [[0, 1, 1], [0, 1, 1]], "excess is of allocations 0 and below; expected each of the"),
+    (("blocks", "micro"), _MISSING, "blocks are accumulate, first"),
+    (("blocks", "micro", 0), 10**6, "blocks.micro goes from"),
+    (("blocks", "micro", 0), 0.5, "blocks.micro.0 is 0.5"),
+    (("blocks", "init", 0), -1, "blocks.init.0 releases allocation 0, which is not there then"),
+    (("operations", "phases", 0), "later", "operations.phases unknown phase 'later'"),
+    (("operations", "kinds"), lambda kinds: kinds[1:], "operations.kinds has"),
+    (("operations", "fixed", 0), [1.0], "operations.fixed.0 has 1 numbers; expected 8"),
+    (("operations", "fixed", 0, 0), math.nan, "operations.fixed.0.0 is nan"),
+    (("operations", "per_sample", 0, 4), -1e9, "operations.per_sample.0 gives"),
+    (("recipe", "precison"), "fp32", "recipe is none: unknown training field 'precison'"),
+    (("base_lr",), -0.1, "base_lr is -0.1"),
+    (("base_lr",), math.inf, "base_lr is inf"),
+    (("base_batch",), 0, "base_batch is 0"),
+    (("own_step",), 1, "own_step is 1"),
+    (("remarks",), "none", "remarks is 'none'"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "said"), CORRUPTIONS, ids=[f"{'.'.join(map(str, path))} {number}" for number, (path, *_) in enumerate(CORRUPTIONS)])
+def test_a_corrupted_field_is_one_line_that_names_it(path, value, said, document, tmp_path):
+    file = tmp_path / "tape"
+    file.write_bytes(gzip.compress(json.dumps(changed(document, path, value)).encode()))
+
+    assert line_of(bsmodel.Tape.load, file).startswith(f"the tape {str(file)!r}: {said}")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 9, 100, -1, -9])
+def test_a_file_that_is_cut_off_is_one_line(cut, document, tmp_path):
+    file, content = tmp_path / "tape", gzip.compress(document)
+    file.write_bytes(content[:cut])
+
+    assert str(file) in line_of(bsmodel.Tape.load, file)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"null", b"[]", b"3", b"{}", b"\xff\xfe", b"[" * 10**5, b'{"schema_version": true, "tapes": []}', b'{"schema_version": 6, "tapes": []}']
+)
+def test_what_is_no_tape_is_one_line(content, tmp_path):
+    file = tmp_path / "tape"
+    file.write_bytes(gzip.compress(content))
+
+    assert str(file) in line_of(bsmodel.Tape.load, file)
+    file.write_bytes(b"\x1f\x8b\x08\x00" + content * 20)
+    assert str(file) in line_of(bsmodel.Tape.load, file)
+
+
+def test_a_small_file_that_becomes_a_large_one_is_not_read_to_its_end(tmp_path):
+    file = tmp_path / "tape"
+    with gzip.open(file, "wb", compresslevel=1) as stream:
+        for _ in range(4 * LIMIT_BYTES // (1 << 26)):
+            stream.write(bytes(1 << 26))
+    program = (
+        "import resource, sys, bsmodel\n"
+        "try: bsmodel.Tape.load(sys.argv[1])\n"
+        "except bsmodel.InvalidInputError as error: print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+    )
+    said, peak = subprocess.run([sys.executable, "-c", program, file], capture_output=True, text=True, check=True, cwd=ROOT).stdout.splitlines()
+
+    assert said.endswith("holds more than 256 MiB, which no recording does")
+    assert int(peak) < 3 * LIMIT_BYTES
+
+
+def test_the_schema_knows_every_field_of_a_tape():
+    assert set(SavedTape.model_fields) == {field.name for field in fields(bsmodel.Tape)}
+
+
+def test_several_families_are_one_file_that_keeps_everything(families, tmp_path):
+    file = tmp_path / "any name"
+    save_all([replace(tape, base_lr=0.1, base_batch=256, remarks=("a remark",), options={"seq_len": 64}) for tape in families], file)
+    found = load_all(file)
+
+    assert is_tape(file) and not is_tape(tmp_path) and not is_tape(__file__) and not is_tape("gpt2")
+    assert [tape.gpu for tape in found] == [tape.gpu for tape in families]
+    assert {(tape.base_lr, tape.base_batch, tape.remarks, tape.options["seq_len"]) for tape in found} == {(0.1, 256, ("a remark",), 64)}
+    assert [tape.blocks for tape in found] == [tape.blocks for tape in families]
+    assert "holds recordings for compute capability 8.0 and 9.0" in line_of(bsmodel.Tape.load, file)
+
+
+def test_recordings_of_different_things_are_no_file(families, tmp_path):
+    other = bsmodel.trace(attention(), SGD, bsmodel.Gpu.named("h100-80gb"))
+
+    assert "name is 'small' in one recording and 'attention' in another" in line_of(save_all, [families[0], other], tmp_path / "tape")
+    assert "two recordings are for compute capability 8.6" in line_of(save_all, [families[0], families[0]], tmp_path / "tape")
+    assert "there is none" in line_of(save_all, [], tmp_path / "tape")
+    assert not list(tmp_path.iterdir())
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_no_regular_file_is_not_replaced(tape, tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link to a folder").symlink_to(tmp_path / "folder")
+    for name in ("folder", "fifo", "link to a folder"):
+        assert "it is there, and no regular file" in line_of(tape.save, tmp_path / name)
+    assert "no regular file" in line_of(tape.save, os.devnull)
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode) and len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_link_keeps_pointing_at_the_file_it_names(tape, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    tape.save(tmp_path / "link")
+
+    assert (tmp_path / "link").is_symlink() and is_tape(tmp_path / "file")
+
+
+WRITER = """
+import sys, bsmodel
+from dataclasses import replace
+tape = bsmodel.Tape.load(sys.argv[1])
+while True:
+    replace(tape, name=sys.argv[3], recipe={}).save(sys.argv[2])
+"""
+
+
+def test_writers_and_a_reader_of_one_file_never_see_half_of_it(tape, tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    tape.save(source)
+    tape.save(target)
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, source, target, name], cwd=ROOT) for name in ("one", "two")]
+    seen, reads, end = {tape.name}, 0, time.monotonic() + 20
+    while len(seen) < 3 or reads < 200:
+        seen.add(bsmodel.Tape.load(target).name)
+        reads += 1
+        assert time.monotonic() < end
+    for writer in writers:
+        writer.kill()
+        writer.wait()
+
+    assert seen == {tape.name, "one", "two"}
+
+
+def test_a_command_that_is_told_to_end_leaves_no_part_of_a_file(tape, tmp_path):
+    """SIGTERM in the middle of writing: the command cleans up, in one line."""
+    program = (
+        "import os, signal, sys, bsmodel.files\n"
+        "from bsmodel.command import run\n"
+        "def replace(self, target): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "bsmodel.files.Path.replace = replace\n"
+        "run()\n"
+    )
+    tape.save(tmp_path / "tape")
+    command = [sys.executable, "-c", program, "predict", str(tmp_path / "tape"), "--batch", "8", "--gpu", "a100-40gb", "--save", str(tmp_path / "copy")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + signal.SIGTERM, "", "bsmodel: terminated\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["tape"]
