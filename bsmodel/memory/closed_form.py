@@ -9,7 +9,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from bsmodel.tape import CATEGORIES, Envelope, Integer, Integers, Line, Tape, upper_envelope
+from bsmodel.tape import Envelope, Integer, Integers, Line, Tape, upper_envelope
 from bsmodel.units import format_bytes
 
 CATEGORIES = ("parameter", "buffer", "gradient", "gradient bucket", "optimizer state", "batch", "saved", "temporary", "workspace")
