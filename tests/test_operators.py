@@ -24,7 +24,8 @@ SMALL = 4096
 
 @pytest.fixture(scope="module")
 def recorder(a100):
-    with pretend_cuda(a100.name, a100.capability, a100.memory_bytes, a100.sm_count), Recorder(a100.capability) as found:
+    found = Recorder(a100.capability)
+    with pretend_cuda(a100, found.follows), found:
         warm = torch.randn(8, 8, device="cuda", requires_grad=True)
         (torch.nn.functional.linear(warm, warm, warm[0]) @ warm).sum().backward()  # the workspaces of libraries come with their first use
         yield found

@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from bsmodel.errors import UntraceableError
 
@@ -107,11 +107,24 @@ def lines_of_steps(steps: Sequence[Allocated], released: set[int], batches: Sequ
     return found
 
 
-def periodic(events: dict[str, list[int]], allocations: Sequence[Any]) -> tuple[dict[str, tuple[int, ...]], list[int]]:
+class Period(NamedTuple):
+    """Blocks that can be repeated, and the numbers they keep from the recording.
+
+    `twins` are numbers that share another's, being the same variable of the loop a micro-step later; `left` is what the second step
+    allocates, never releases, and has no twin for.
+    """
+
+    blocks: dict[str, tuple[int, ...]]
+    kept: list[int]
+    twins: dict[int, int]
+    left: list[int]
+
+
+def periodic(events: dict[str, list[int]], allocations: Sequence[Any]) -> Period:
     """Make the blocks of a recording repeatable, and number what they allocate from zero.
 
     A loop's variables (batch, loss, outputs) made in one micro-step die in the next, whichever that is; so the three recorded
-    micro-steps share one number for each of them, and the two optimizer steps likewise. Returns the blocks and the kept numbers.
+    micro-steps share one number for each of them, and the two optimizer steps likewise.
     """
     alias: dict[int, int] = {}
     _share(alias, events, "first", ("micro",), {"micro": ("accumulate",), "accumulate": ()}, allocations)
@@ -126,7 +139,8 @@ def periodic(events: dict[str, list[int]], allocations: Sequence[Any]) -> tuple[
             index = kept.setdefault(number, len(kept))
             renumbered.append(index if event >= 0 else ~index)
         blocks[name] = tuple(renumbered)
-    return blocks, list(kept)
+    left = [number for name in ("micro", "accumulate", "step") for number in _left_behind(events, name, ()) if number not in alias]
+    return Period(blocks, list(kept), alias, left)
 
 
 def _share(

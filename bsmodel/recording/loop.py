@@ -40,11 +40,28 @@ def start(model: torch.nn.Module, optimizer: Any, workload: Workload, training: 
     return Loop(model, optimizer, workload, training, move, average, scaler)
 
 
+def require_applicable(workload: Workload, training: Training) -> None:
+    """Raises `InvalidInputError` where the recipe asks of a step of the user's own what only that step can do."""
+    if workload.step is None:
+        return
+    asked = {
+        f"precision={training.precision}": (training.numerics.autocast is not None, "call torch.autocast in it, and give the precision of the weights"),
+        f"accumulation={training.accumulation}": (training.accumulation > 1, "accumulate in it"),
+        f"gradient_clipping={training.gradient_clipping}": (training.gradient_clipping is not None, "clip in it"),
+        "zero_grad=zeros": (training.zero_grad != "none", "zero the gradients in it"),
+        "keep_outputs": (training.keep_outputs, "return from it what is to live on"),
+    }
+    for what, (is_asked, instead) in asked.items():
+        if is_asked:
+            raise InvalidInputError(f"{workload.name} has a step of its own, to which {what} is not applied; {instead}, and leave it out of the recipe")
+
+
 def micro_step(loop: Loop, batch_size: int) -> None:
     """Forward and backward of one micro-batch. Batch and loss live on until the next one replaces them."""
     training = loop.training
     if loop.workload.step is not None:
-        loop.result = loop.workload.step(loop.model, loop.optimizer, loop.workload.batch(batch_size))
+        loop.result = loop.workload.step(loop.model, loop.optimizer, tree_map(lambda leaf: _laid_out(loop, leaf), loop.workload.batch(batch_size)))
+        _average(loop)
         return
     loop.batch = tree_map(lambda leaf: _moved(loop, leaf), loop.workload.batch(batch_size))
     autocast = training.numerics.autocast
@@ -72,9 +89,19 @@ def optimizer_step(loop: Loop) -> None:
         loop.scaler.update()
     else:
         loop.optimizer.step()
+    _average(loop)
+    zero_gradients(loop)
+
+
+def _average(loop: Loop) -> None:
     if loop.average:
         torch._foreach_lerp_(loop.average, _trained(loop.model), 0.001)
-    loop.optimizer.zero_grad(set_to_none=loop.training.zero_grad == "none")
+
+
+def zero_gradients(loop: Loop) -> None:
+    """Free the gradients or fill them with zeros, as the recipe says; a step of the user's own does that itself."""
+    if loop.workload.step is None:
+        loop.optimizer.zero_grad(set_to_none=loop.training.zero_grad == "none")
 
 
 def _trained(model: torch.nn.Module) -> list[torch.Tensor]:
@@ -87,9 +114,14 @@ def _moved(loop: Loop, leaf: Any) -> Any:
     dtype = getattr(torch, loop.training.numerics.weights)
     if leaf.is_floating_point() and dtype is not torch.float32:
         leaf = leaf.to(dtype)
-    if loop.training.channels_last and leaf.dim() == 4:
-        leaf = leaf.contiguous(memory_format=torch.channels_last)
-    return loop.move(leaf)
+    return loop.move(_laid_out(loop, leaf))
+
+
+def _laid_out(loop: Loop, leaf: Any) -> Any:
+    """Images of a batch on the host in the layout of the recipe."""
+    if loop.training.channels_last and isinstance(leaf, torch.Tensor) and leaf.dim() == 4:
+        return leaf.contiguous(memory_format=torch.channels_last)
+    return leaf
 
 
 def _loss(loop: Loop) -> tuple[torch.Tensor, Any]:

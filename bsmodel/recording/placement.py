@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
 from bsmodel.errors import InvalidInputError, UntraceableError
@@ -16,19 +19,62 @@ from bsmodel.recording.cuda_like.pretence import META
 from bsmodel.recording.recorder import Recorder
 from bsmodel.training import OPTIMIZERS, Training
 
+aten = torch.ops.aten
 _LARGE = 1 << 16  # elements: from here on a freshly filled tensor is a weight, not a constant the model may compute with
 
 
 class WeightsNowhere(TorchFunctionMode):
-    """Creates large tensors on `meta`; small constants stay real, so that models which compute with values can be built."""
+    """Creates large tensors on `meta`; small constants stay real, so that models which compute with values can be built.
+
+    What is computed of both is on `meta` too: a constructor may run its model to ask for the size of an output.
+    """
 
     _FILLED = (torch.zeros, torch.ones, torch.randn, torch.rand, torch.full)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if kwargs.get("device") is None and (func is torch.empty or (func in self._FILLED and _elements(args) >= _LARGE)):
-            kwargs["device"] = META
+        if kwargs.get("device") is None and self._without_data(func, args, kwargs):
+            with torch._C._DisableTorchDispatch():  # on no device that is recorded
+                return func(*args, **{**kwargs, "device": META})
         return func(*args, **kwargs)
+
+    def _without_data(self, func: Any, args: Any, kwargs: Any) -> bool:
+        return func is torch.empty or (func in self._FILLED and _elements(args) >= _LARGE)
+
+
+class _BatchesNowhere(WeightsNowhere):
+    """The same for batches: large floats only, since integers may be asked about."""
+
+    def _without_data(self, func: Any, args: Any, kwargs: Any) -> bool:
+        floats = kwargs.get("dtype", torch.float32).is_floating_point and func is not torch.full
+        return floats and func in self._FILLED and _elements(args) >= _LARGE
+
+
+class _Together(TorchDispatchMode):
+    """Operators over tensors of which some have no data give results without data."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        leaves = tree_leaves((args, kwargs))
+        if any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in leaves) and func not in (aten.copy_.default, aten._to_copy.default):
+            args, kwargs = tree_map(lambda leaf: leaf.to(META) if isinstance(leaf, torch.Tensor) and leaf.dim() else leaf, (args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def weights_nowhere() -> Iterator[None]:
+    """Within this context models are built without memory behind their weights."""
+    with WeightsNowhere(), _Together():
+        yield
+
+
+def without_data(batch: Callable[[int], Any]) -> Callable[[int], Any]:
+    """A batch function whose large tensors of floats have no memory behind them."""
+
+    def make(size: int) -> Any:
+        with _BatchesNowhere():
+            return batch(size)
+
+    return make
 
 
 def _elements(args: Any) -> int:
@@ -39,8 +85,11 @@ def _elements(args: Any) -> int:
     return count
 
 
-def build(factory: Any, training: Training) -> torch.nn.Module:
-    """Call the user's factory in the dtype the precision asks for; under `WeightsNowhere` no memory is behind its weights."""
+def build(factory: Any, training: Training) -> tuple[torch.nn.Module, tuple[str, ...]]:
+    """Call the user's factory in the dtype the precision asks for; under `weights_nowhere` no memory is behind its weights.
+
+    A model of one dtype is cast, one of several stays as it is; a remark says so.
+    """
     dtype = getattr(torch, training.numerics.weights)
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -50,11 +99,14 @@ def build(factory: Any, training: Training) -> torch.nn.Module:
         torch.set_default_dtype(default)
     if not isinstance(model, torch.nn.Module):
         raise InvalidInputError(f"model() returned {type(model).__name__}; expected a torch.nn.Module")
-    if dtype is not torch.float32:
-        for parameter in model.parameters():
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.to(dtype)
-    return model.train()
+    built = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters() if parameter.is_floating_point()}
+    wanted = training.numerics.weights
+    if len(built) > 1:
+        remark = f"parameters stay as the model was built, in {' and '.join(sorted(built))}; precision {training.precision} would have them in {wanted}"
+        return model.train(), (remark,)
+    if built and built != {wanted}:
+        return model.to(dtype).train(), (f"parameters, {built.pop()} as the model was built, are cast to {wanted} for precision {training.precision}",)
+    return model.train(), ()
 
 
 def adapt(model: torch.nn.Module, training: Training) -> torch.nn.Module:
@@ -151,7 +203,7 @@ def _place(module: torch.nn.Module, channels_last: bool, recorder: Recorder, mov
             moved[id(moved[id(buffer)])] = moved[id(buffer)]
             moved[-id(buffer)] = buffer
             if buffer.device.type == "cpu":
-                recorder.set_value(moved[id(buffer)], buffer)
+                recorder.values.set(moved[id(buffer)], buffer)
         module._buffers[name] = moved[id(buffer)]
 
 

@@ -4,36 +4,32 @@
 from __future__ import annotations
 
 import functools
-import math
-import sys
-import traceback
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from bsmodel.errors import UntraceableError
 from bsmodel.recording.counts import Count, count
-from bsmodel.recording.cuda_like import shapes
+from bsmodel.recording.cuda_like import refusals, shapes
 from bsmodel.recording.cuda_like.buffers import NO_BUFFERS, Buffer, Kernel
 from bsmodel.recording.cuda_like.kernels import UNCOUNTED, kernel_of
 from bsmodel.recording.cuda_like.pretence import META
 from bsmodel.recording.cuda_like.work import Work, work_of
+from bsmodel.recording.frames import calling_line
+from bsmodel.recording.values import Values
 from bsmodel.tape import Row
 
 aten = torch.ops.aten
 _LONG = 50  # tensors: operations over lists of tensors, which do not come twice
 _SUMS = frozenset((aten.add.Tensor, aten.scatter.src, aten.scatter.value, aten.scatter_add.default, aten.index_add.default, aten.index_put.default))
 _READS = (aten._local_scalar_dense.default, aten.is_nonzero.default)
-_VALUE_LIMIT = 1 << 20  # elements: integer and boolean device tensors up to this size keep their values, so that masks can be asked
 
 
 @dataclass(slots=True)
@@ -64,9 +60,10 @@ class _Known:
 class Recorder(TorchDispatchMode):
     """Events of the device memory: `k` allocates allocation number k, `~k` releases it."""
 
-    def __init__(self, capability: tuple[int, int]) -> None:
+    def __init__(self, capability: tuple[int, int], stand_in: int = 0) -> None:
         super().__init__()
         self.capability = capability
+        self.values = Values(stand_in)
         self.allocations: list[Allocation] = []
         self.events: list[int] = []
         self.rows: list[Row] = []
@@ -78,8 +75,9 @@ class Recorder(TorchDispatchMode):
         self._live: dict[int, tuple[int, weakref.ref[Any]]] = {}  # by storage: its allocation, and what tells of its death
         self._modules: dict[int, str] = {}
         self._stack: list[str] = []
-        self._module_of_node: dict[int, str] = {}
-        self._values: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._made: dict[int, tuple[str, str | None]] = {}  # by autograd node: the module and line of the forward pass that made it
+        self.left_at: str | None = None  # where a parameter was last brought to the host
+        self.entered = False  # whether the model's forward pass has been called
 
     # -- where we are -------------------------------------------------------------------------------------------------------------
 
@@ -91,6 +89,7 @@ class Recorder(TorchDispatchMode):
             self.uncounted.add("workspace and reserve of cuDNN's RNNs, which are recorded as PyTorch's own kernels")
 
         def enter(module: torch.nn.Module, args: Any) -> None:
+            self.entered = self.entered or id(module) in self._modules
             self._stack.append(self._modules.get(id(module), type(module).__name__))
 
         def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
@@ -113,8 +112,24 @@ class Recorder(TorchDispatchMode):
             return ("backward" if self.in_backward else "forward"), self._stack[-1]
         if not self.in_backward:
             return self.phase, ""
+        return "backward", self._origin()[0]
+
+    def _origin(self) -> tuple[str, str | None]:
+        """The module and line of the forward pass that made the node which backward has reached."""
         node: Any = torch._C._current_autograd_node()
-        return "backward", "" if node is None else self._module_of_node.get(node._sequence_nr(), "")
+        return ("", None) if node is None else self._made.get(node._sequence_nr(), ("", None))
+
+    def place(self) -> str:
+        """Where the operation in progress is, for an error: file, line and module."""
+        line, (phase, module) = calling_line(), self._where()
+        if line is None and phase == "backward":
+            line, module = self._origin()[1], module or self._origin()[0]
+            return f"the backward pass of {line or 'an unknown line'} (module {module or 'model'})"
+        return f"{line or 'an unknown line'} (module {module or 'model'})"
+
+    def module_at(self, line: str) -> str:
+        """The module in whose forward pass a line has run."""
+        return next((module for module, made_at in self._made.values() if made_at == line), "")
 
     # -- allocations --------------------------------------------------------------------------------------------------------------
 
@@ -163,64 +178,74 @@ class Recorder(TorchDispatchMode):
 
     # -- every operation ----------------------------------------------------------------------------------------------------------
 
+    def follows(self, tensor: torch.Tensor) -> bool:
+        """Whether a `meta` tensor is on the device: the others are on the host, made without data while the model was built."""
+        return tensor.untyped_storage()._cdata in self._live
+
     def _dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunction():  # from here on tensors show their true device
             kwargs = kwargs or {}
             given = tensors_in((*args, *kwargs.values()))
             device = kwargs.get("device")
-            if not any(tensor.is_meta for tensor in given) and (device is None or device.type != "meta"):
+            host = [tensor for tensor in given if not tensor.is_meta or not self.follows(tensor)]
+            if len(host) == len(given) and (device is None or device.type != "meta"):
                 return func(*args, **kwargs)
             if func in _READS:
-                return self._read(args[0])
+                return self.values.item(args[0], self._stack[-1] if self._stack else None)
             if func is aten._to_copy.default and device is not None and device.type == "cpu":
                 return self._to_host(args[0], kwargs)
+            if host and len(host) < len(given):
+                refusals.mixed_devices(func, args, host)
             if func in _SUMS and not kwargs and self.in_backward and not self._stack and _sums_in_place(func, args):
                 self._note_work(_name(func), work_of(func, args, given, [args[0]], NO_BUFFERS, self.capability), None)
                 return aten.alias.default(args[0])
             return self._run(func, args, kwargs, given)
 
     def _run(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
-        value = self._computed_value(func, args, kwargs, given)
+        value = self.values.computed(func, args, kwargs, given)
         if value is None and shapes.is_view(func):
-            output = self._shaped(func, args, kwargs, value)
+            output, _ = self._shaped(func, args, kwargs, value)
             self._note_node()
             return output
         name = _name(func)
         signature = shapes.signature((args, kwargs)) if len(given) < _LONG else None
         known = None if signature is None else self._known.get((name, signature))
         layout = shapes.known(func, signature) if known is None else known.layout
-        output = self._shaped(func, args, kwargs, value) if layout is None else shapes.made(layout)
+        output, by_value = self._shaped(func, args, kwargs, value) if layout is None else (shapes.made(layout), False)
         tensors = _device_tensors(func, output)
         if known is None:
+            refusals.mixed_dtypes(func, args)
             kernel = kernel_of(func, args, self.capability)
             counted = count(func, args, tensors[0]) if tensors else None
             if func in UNCOUNTED:
                 self.uncounted.add(UNCOUNTED[func])
             known = _Known(layout or shapes.layout(func, args, kwargs, output), kernel, work_of(func, args, given, tensors, kernel, self.capability), counted)
-            if signature is not None:
+            if signature is not None and not by_value:
                 self._known[name, signature] = known
                 shapes.remember(func, signature, known.layout)
         self._allocate_all(name, known.kernel, tensors)
         self._note_work(name, known.work, known.counted)
         self._note_node()
-        self._keep_value(func, output, value, given)
+        self.values.keep(func, tensors_in((output,)), None if value is None else tensors_in((value,)), given)
         return output
 
     def _note_node(self) -> None:
         """The newest node of autograd's graph, if the operation in progress made it, belongs to the module in progress."""
         if self._stack or not self.in_backward:
-            self._module_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, self._stack[-1] if self._stack else "")
+            node = torch._C._autograd._get_sequence_nr() - 1
+            if node not in self._made:
+                self._made[node] = (self._stack[-1] if self._stack else "", calling_line())
 
-    def _shaped(self, func: Any, args: Any, kwargs: Any, value: Any) -> Any:
-        """The outputs of an operation, without data: by its shape function, or by its value where only that tells the size."""
+    def _shaped(self, func: Any, args: Any, kwargs: Any, value: Any) -> tuple[Any, bool]:
+        """The outputs of an operation, without data: by its shape function, or by its value (True) where only that tells the size."""
         try:
-            return shapes.outputs(func, args, kwargs)
+            return shapes.outputs(func, args, kwargs), False
         except (NotImplementedError, RuntimeError) as error:
             if value is not None:
-                return tree_map(lambda v: self.to_device(v, str(func)) if isinstance(v, torch.Tensor) else v, value)
+                return tree_map(lambda v: self.to_device(v, str(func)) if isinstance(v, torch.Tensor) else v, value), True
             if isinstance(error, NotImplementedError) or "meta" in str(error).lower():
                 raise UntraceableError(
-                    f"{func} at {_user_line()} (module {self._where()[1] or 'model'}) gives an output whose size depends on tensor values, "
+                    f"{func} at {self.place()} gives an output whose size depends on tensor values, "
                     "or has no shape function; train on tensors of fixed size, compute sizes from shapes, or register one with torch.library"
                 ) from error
             raise
@@ -264,59 +289,10 @@ class Recorder(TorchDispatchMode):
             self.uncounted_operators.add(operator)
         self.rows += _rows(operator, module, phase, work, counted if phase == "forward" and counted else Count(0))
 
-    # -- values of small integer tensors -------------------------------------------------------------------------------------------
-
-    def set_value(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
-        """Remember what a device tensor holds, where it is small enough to be asked about."""
-        if value.numel() <= (_VALUE_LIMIT if not value.is_floating_point() else 4096):
-            self._values[tensor] = value
-
-    def _computed_value(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
-        if func is aten.copy_.default or any(t.numel() > _VALUE_LIMIT or (t.is_meta and t not in self._values) for t in given):
-            return None
-        if not given and not func._schema.name.startswith(("aten::arange", "aten::full", "aten::ones", "aten::zeros", "aten::scalar_tensor")):
-            return None
-        host = torch.device("cpu")
-
-        def replace(leaf: Any) -> Any:
-            if isinstance(leaf, torch.Tensor) and leaf.is_meta:
-                return self._values[leaf]
-            return host if isinstance(leaf, torch.device) else leaf
-
-        if not given and _numel_of_factory(args) > _VALUE_LIMIT:
-            return None
-        args, kwargs = tree_map(replace, (args, kwargs))
-        try:
-            return func(*args, **kwargs)
-        except (RuntimeError, NotImplementedError):
-            return None
-
-    def _keep_value(self, func: Any, output: Any, value: Any, given: list[torch.Tensor]) -> None:
-        if value is None:
-            if func._schema.is_mutable:
-                for tensor in given:
-                    self._values.pop(tensor, None)
-            return
-        for tensor, known in zip(tensors_in((output,)), tensors_in((value,)), strict=True):
-            self.set_value(tensor, known)
-
-    def _read(self, tensor: torch.Tensor) -> Any:
-        value = self._values.get(tensor)
-        if value is not None:
-            return value.item()
-        if self._stack:
-            raise UntraceableError(
-                f"the forward pass reads the value of a tensor at {_user_line()} (module {self._stack[-1] or 'model'}): "
-                "a recording has no values; take that branch by a shape or a Python number instead"
-            )
-        return torch.zeros((), dtype=tensor.dtype).item()
-
     def _to_host(self, tensor: torch.Tensor, kwargs: Any) -> torch.Tensor:
-        value = self._values.get(tensor)
-        dtype = kwargs.get("dtype") or tensor.dtype
-        if value is None and self._stack:
-            self._read(tensor)
-        return value.to(dtype) if value is not None else torch.zeros(tensor.size(), dtype=dtype)
+        if self.allocations[self._live[tensor.untyped_storage()._cdata][0]].category == "parameter":
+            self.left_at = calling_line()
+        return self.values.on_host(tensor, kwargs.get("dtype") or tensor.dtype, self._stack[-1] if self._stack else None)
 
 
 def _keeps_gradient() -> bool:
@@ -366,29 +342,3 @@ def _device_tensors(func: Any, output: Any) -> list[torch.Tensor]:
     """Device tensors among the outputs in the order CUDA allocates them: dropout makes its mask first."""
     tensors = [tensor for tensor in tensors_in((output,)) if tensor.is_meta]
     return tensors[::-1] if func is aten.native_dropout.default else tensors
-
-
-def _numel_of_factory(args: Any) -> float:
-    """Elements of what arange, full, ones, zeros or scalar_tensor make: by their sizes, or by the numbers a range runs between."""
-    if args and isinstance(args[0], (list, tuple)):
-        return math.prod(args[0])
-    return max((abs(leaf) for leaf in args if isinstance(leaf, (int, float)) and math.isfinite(leaf)), default=1)
-
-
-def _foreign(filename: str) -> bool:
-    """Whether a file belongs neither to torch nor to this package."""
-    return not filename.startswith((torch.__path__[0], str(Path(__file__).parent.parent), "<"))
-
-
-def user_line(error: BaseException) -> str:
-    """File and line of the user's code, or of the library, that an error comes from."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _foreign(frame.filename)]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "an unknown line"
-
-
-def _user_line() -> str:
-    """File and line of the nearest running frame that belongs neither to torch nor to this package."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and not _foreign(frame.f_code.co_filename):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -4,96 +4,92 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib.metadata
-import sys
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from types import FrameType
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_leaves
 
 from bsmodel import tape as tapes
 from bsmodel.errors import BsmodelError, UntraceableError
 from bsmodel.hardware import Gpu
-from bsmodel.recording import alignment, loop, placement
-from bsmodel.recording.cuda_like.pretence import pretend_cuda
-from bsmodel.recording.loop import Loop
-from bsmodel.recording.recorder import Allocation, Recorder, user_line
+from bsmodel.recording import alignment, checks, loop
+from bsmodel.recording.recorder import Allocation
+from bsmodel.recording.run import Run, running, two_steps
 from bsmodel.tape import BLOCKS, Operations, Row, Tape, Term
 from bsmodel.training import Training, require_arithmetic
 from bsmodel.workloads import Workload
 
-_ALONE = threading.RLock()  # while a recording runs, the whole process seems to have a CUDA device
 BATCHES = (2, 3, 5)  # at a batch of 1 many models take other code paths; the third size checks that two points make a line
-
-
-@dataclass
-class _Run:
-    """One training loop on a pretended device, and where each block of its recording starts and ends."""
-
-    recorder: Recorder
-    loop: Loop
-    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
-    rows: dict[str, list[Row]] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def block(self, name: str) -> Iterator[None]:
-        start, first_row = len(self.recorder.events), len(self.recorder.rows)
-        yield
-        self.spans[name] = (start, len(self.recorder.events))
-        self.rows[name] = self.recorder.rows[first_row:]
-
-    def events(self, block: str) -> list[int]:
-        start, end = self.spans[block]
-        return self.recorder.events[start:end]
-
-    def allocated(self, block: str) -> list[tuple[int, Allocation]]:
-        """Numbers and records of what a block allocates, in order."""
-        return [(number, self.recorder.allocations[number]) for number in self.events(block) if number >= 0]
-
-    def released(self) -> set[int]:
-        """Numbers of everything given back so far."""
-        return {~event for event in self.recorder.events if event < 0}
+_MICRO_STEPS = ("first", "micro", "accumulate")
+_ANOTHER_VALUE = 1_000_003  # for what the step reads and nobody knows: large, odd, and true
 
 
 def trace(workload: Workload, training: Training | None = None, gpu: Gpu | None = None) -> Tape:
     """Record one training recipe of a workload, as the kernels of `gpu` would run it.
 
     The step runs for real, without data, at micro-batches 2 and 3: every allocation is then a line in the batch; a third batch checks
-    the lines. Seconds, no GPU, no weights in memory.
+    the lines, and one near the largest that could fit whether they hold there. Seconds, no GPU, no weights in memory.
 
-    Raises `UntraceableError` where the step cannot be recorded (it names the operation, module and line) or where a size is no line in
-    the batch, `InvalidInputError` where the recipe does not suit the model or the GPU (bf16 on a card without it).
+    Raises `UntraceableError` where the step cannot be recorded (it names the operation, module and line), where a size is no line in
+    the batch, where a step keeps more than the one before, or where what happens hangs on a value that is read; `InvalidInputError` where
+    the recipe does not suit the model or the GPU (bf16 on a card without it), or the batch function ignores its size.
     """
     training = training or workload.training
     gpu = gpu or Gpu.named("a100-40gb")
     require_arithmetic(training, gpu)
-    with _recording(workload, training, gpu) as run:
-        _two_steps(run, BATCHES)
-        micro_steps = [run.allocated(block) for block in ("first", "micro", "accumulate")]
-        lines = alignment.lines_of_steps(micro_steps, run.released(), BATCHES, workload.name)
-        work = tapes.through([_apart(run.rows[block])[0] for block in ("first", "micro", "accumulate")], BATCHES)
+    loop.require_applicable(workload, training)
+    tape, reads = _traced(workload, training, gpu, 0)
+    if not reads:
+        return tape
+    where = ", ".join(reads)
+    try:
+        other, _ = _traced(workload, training, gpu, _ANOTHER_VALUE)
+    except BsmodelError as error:
+        raise UntraceableError(f"{workload.name} reads values at {where}, and what it does hangs on them ({error}); do without") from None
+    if not checks.same_memory(tape, other):
+        raise UntraceableError(f"{workload.name} reads values at {where}, and what it allocates hangs on them; a recording has none, so do without")
+    return replace(tape, remarks=(*tape.remarks, f"values read at {where} are not known; 0 and {_ANOTHER_VALUE} gave the same recording"))
+
+
+def _traced(workload: Workload, training: Training, gpu: Gpu, stand_in: int) -> tuple[Tape, tuple[str, ...]]:
+    """A tape, and the lines of the user's code that read a value nobody knows."""
+    with running(workload, training, gpu, stand_in) as run:
+        checks.require_sized(workload)
+        two_steps(run, BATCHES)
+        lines = None
+        with contextlib.suppress(UntraceableError):  # said below, if it is so at every batch alone
+            lines = alignment.lines_of_steps([run.allocated(block) for block in _MICRO_STEPS], run.released(), BATCHES, workload.name)
+        work = tapes.through([_apart(run.rows[block])[0] for block in _MICRO_STEPS], BATCHES)
         if lines is not None and work is not None:
-            return _tape(run, gpu, lines, BATCHES, work)
-    return _traced_in_full(workload, training, gpu)
+            return _checked(run, _tape(run, gpu, lines, BATCHES, work), lines, gpu), tuple(run.recorder.values.lines)
+    return _traced_in_full(workload, training, gpu, stand_in)
 
 
-def _traced_in_full(workload: Workload, training: Training, gpu: Gpu) -> Tape:
+def _traced_in_full(workload: Workload, training: Training, gpu: Gpu, stand_in: int) -> tuple[Tape, tuple[str, ...]]:
     """For models whose first step differs from later ones: record every step at every batch."""
-    recordings, rows = [], []
-    for batch in BATCHES:
-        with _recording(workload, training, gpu) as run:
-            _two_steps(run, (batch,) * 3)
-            recordings.append(list(enumerate(run.recorder.allocations)))
-            rows.append(_apart(run.rows["micro"])[0])
-    lines = alignment.lines(recordings, BATCHES, workload.name)
-    work = tapes.through(rows, BATCHES)
-    assert work is not None, "allocations agree and operations do not"
-    return _tape(run, gpu, lines, BATCHES, work)
+    recordings = []
+    for batch in BATCHES[:-1]:
+        with running(workload, training, gpu, stand_in) as run:
+            recordings.append(_all_steps(run, batch))
+    with running(workload, training, gpu, stand_in) as run:
+        recordings.append(_all_steps(run, BATCHES[-1]))
+        lines = alignment.lines([allocated for allocated, _ in recordings], BATCHES, workload.name)
+        work = tapes.through([rows for _, rows in recordings], BATCHES)
+        assert work is not None, "allocations agree and operations do not"
+        return _checked(run, _tape(run, gpu, lines, BATCHES, work), lines, gpu), tuple(run.recorder.values.lines)
+
+
+def _all_steps(run: Run, batch: int) -> tuple[list[tuple[int, Allocation]], list[Row]]:
+    """All that is allocated in two steps at a batch, and the kernels of a micro-step."""
+    two_steps(run, (batch,) * 3)
+    return list(enumerate(run.recorder.allocations)), _apart(run.rows["micro"])[0]
+
+
+def _checked(run: Run, tape: Tape, lines: dict[int, alignment.Size], gpu: Gpu) -> Tape:
+    """The tape with what a recording near the largest batch says of it."""
+    up_to, remark = checks.same_path(run, tape, lines, gpu)
+    return replace(tape, same_path_up_to=up_to, remarks=(*tape.remarks, *([remark] if remark else [])))
 
 
 def _apart(rows: list[Row]) -> tuple[list[Row], list[Row]]:
@@ -103,114 +99,23 @@ def _apart(rows: list[Row]) -> tuple[list[Row], list[Row]]:
 
 def record(workload: Workload, training: Training, gpu: Gpu, batch: int) -> Tape:
     """Record the same run directly at `batch`; every size is then fixed. The laws compare this with `trace`."""
-    with _recording(workload, training, gpu) as run:
-        _two_steps(run, (batch,) * 3)
-        lines = alignment.lines([list(enumerate(run.recorder.allocations))], (batch,), workload.name)
-        return _tape(run, gpu, lines, (batch,), tapes.fixed(_apart(run.rows["micro"])[0]))
+    with running(workload, training, gpu) as run:
+        allocated, rows = _all_steps(run, batch)
+        return _tape(run, gpu, alignment.lines([allocated], (batch,), workload.name), (batch,), tapes.fixed(rows))
 
 
-@contextlib.contextmanager
-def _recording(workload: Workload, training: Training, gpu: Gpu) -> Iterator[_Run]:
-    try:
-        with _undisturbed():
-            with placement.WeightsNowhere():
-                model = placement.adapt(placement.build(workload.model, training), training)
-            with pretend_cuda(gpu.name, gpu.capability, gpu.memory_bytes, gpu.sm_count), Recorder(gpu.capability) as recorder:
-                yield _prepared(recorder, model, workload, training)
-    except BsmodelError:
-        raise
-    except Exception as error:  # whatever the user's code or a library under it raises
-        message = (str(error).splitlines() or [""])[0]
-        raise UntraceableError(f"{workload.name} fails while it is recorded, at {user_line(error)}: {type(error).__name__}: {message}") from error
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """One recording at a time in a process, in which tensors die when the step lets go of them.
-
-    No garbage collection in the middle, which would release tensors of an earlier recording; and a profiler in another thread, such as a dask
-    worker has, sees where threads began and not where they are: while it looks at a frame, it keeps alive what that holds.
-    """
-    with _ALONE:
-        collecting, current_frames = gc.isenabled(), sys._current_frames
-        gc.disable()
-        sys._current_frames = lambda: {thread: _outermost(frame) for thread, frame in current_frames().items()}
-        try:
-            yield
-        finally:
-            sys._current_frames = current_frames
-            if collecting:
-                gc.enable()
-
-
-def _outermost(frame: FrameType) -> FrameType:
-    while frame.f_back is not None:
-        frame = frame.f_back
-    return frame
-
-
-def _prepared(recorder: Recorder, model: torch.nn.Module, workload: Workload, training: Training) -> _Run:
-    placement.place(model, training, recorder)
-    optimizer = placement.make_optimizer([parameter for parameter in model.parameters() if parameter.requires_grad], training)
-
-    def move(tensor: torch.Tensor) -> torch.Tensor:
-        moved = recorder.to_device(tensor, "to", "batch")
-        recorder.set_value(moved, tensor)
-        return moved
-
-    run = _Run(recorder, loop.start(model, optimizer, workload, training, move))
-    for tensor in run.loop.average:
-        recorder.categorize(tensor, "optimizer state", "")
-    run.spans["init"] = (0, len(recorder.events))
-    return run
-
-
-def _two_steps(run: _Run, batches: tuple[int, ...]) -> None:
-    """Two optimizer steps: the first makes the optimizer's state; the second finds it, and accumulates over two micro-steps."""
-    for block, batch in zip(("first", "first_step", "micro", "accumulate", "step"), (batches[0], 0, batches[1], batches[2], 0), strict=True):
-        with run.block(block):
-            if batch:
-                _micro_step(run, batch)
-            else:
-                _optimizer_step(run)
-
-
-def _micro_step(run: _Run, batch_size: int) -> None:
-    run.recorder.phase = "forward"
-    with run.recorder.following(run.loop.model):
-        loop.micro_step(run.loop, batch_size)
-    for name, parameter in run.loop.model.named_parameters():
-        if parameter.grad is not None:
-            run.recorder.categorize(parameter.grad, "gradient", name.rpartition(".")[0])
-    if run.loop.workload.step is not None:
-        _categorize_state(run)
-
-
-def _optimizer_step(run: _Run) -> None:
-    run.recorder.phase = "step"
-    loop.optimizer_step(run.loop)
-    _categorize_state(run)
-
-
-def _categorize_state(run: _Run) -> None:
-    owners = {id(parameter): name.rpartition(".")[0] for name, parameter in run.loop.model.named_parameters()}
-    for parameter, state in run.loop.optimizer.state.items():
-        for tensor in tree_leaves(state):
-            if isinstance(tensor, torch.Tensor):
-                run.recorder.categorize(tensor, "optimizer state", owners.get(id(parameter), ""))
-
-
-def _all_operations(run: _Run, micro_step: Operations) -> Operations:
+def _all_operations(run: Run, micro_step: Operations) -> Operations:
     """A micro-step, what keeps or adds up its gradients, and the optimizer step."""
     added = [replace(row, phase="accumulation") for row in _apart(run.rows["accumulate"])[1]]
     return tapes.joined([micro_step, tapes.fixed(_apart(run.rows["micro"])[1] + added + run.rows["step"])])
 
 
-def _tape(run: _Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[int, ...], micro_step: Operations) -> Tape:
+def _tape(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[int, ...], micro_step: Operations) -> Tape:
     recorded = run.recorder.allocations
-    blocks, kept = alignment.periodic({name: run.events(name) for name in BLOCKS}, recorded)
-    allocations = [recorded[number] for number in kept]
-    found = [sizes.get(number, alignment.Size((recorded[number].size_bytes, 0))) for number in kept]
+    period = alignment.periodic({name: run.events(name) for name in BLOCKS}, recorded)
+    checks.require_steady(period, sizes, recorded, run.loop.workload.name)
+    allocations = [recorded[number] for number in period.kept]
+    found = [sizes.get(number, alignment.Size((recorded[number].size_bytes, 0))) for number in period.kept]
     parameters = list(run.loop.model.parameters())
     return Tape(
         name=run.loop.workload.name,
@@ -232,7 +137,7 @@ def _tape(run: _Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[
         categories=tuple(a.category for a in allocations),
         terms={index: Term(size.formula, size.parameters) for index, size in enumerate(found) if size.formula},
         excess={index: size.excess for index, size in enumerate(found) if size.excess is not None},
-        blocks=blocks,
+        blocks=period.blocks,
         operations=_all_operations(run, micro_step),
         uncounted_operators=tuple(sorted(run.recorder.uncounted_operators)),
         uncounted=tuple(sorted(run.recorder.uncounted)),
@@ -240,6 +145,7 @@ def _tape(run: _Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[
         base_lr=run.loop.workload.base_lr,
         base_batch=run.loop.workload.base_batch,
         own_step=run.loop.workload.step is not None,
+        remarks=(*run.loop.workload.remarks, *run.remarks),
     )
 
 

@@ -7,7 +7,7 @@ lands there; everything on the host is real and really runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import DefaultDeviceType
 
+from bsmodel.hardware import Gpu
 from bsmodel.recording.cuda_like import autocast, operators
 
 CUDA = torch.device("cuda", 0)
@@ -40,12 +41,13 @@ def is_device(device: Any) -> bool:
     return str(device).startswith(("cuda", "meta"))
 
 
-# What Python sees of a tensor; `is_meta` on the right is torch's own answer.
-_SEEN: dict[Any, Any] = {
-    torch.Tensor.device.__get__: lambda tensor: CUDA if tensor.is_meta else tensor.device,
-    torch.Tensor.is_cuda.__get__: lambda tensor: tensor.is_meta,  # type: ignore[attr-defined]
-    torch.Tensor.is_meta.__get__: lambda tensor: False,  # type: ignore[attr-defined]
-    torch.Tensor.get_device: lambda tensor: 0 if tensor.is_meta else tensor.get_device(),
+HOST = torch.device("cpu")
+# What Python sees of a tensor on the device, and of one that is not.
+_SEEN: dict[Any, tuple[Any, Any]] = {
+    torch.Tensor.device.__get__: (CUDA, HOST),
+    torch.Tensor.is_cuda.__get__: (True, False),  # type: ignore[attr-defined]
+    torch.Tensor.is_meta.__get__: (False, False),  # type: ignore[attr-defined]
+    torch.Tensor.get_device: (0, -1),
 }
 
 
@@ -55,12 +57,21 @@ def _listed(index: Any) -> Any:
 
 
 class _DeviceCalls(TorchFunctionMode):
-    """Sends what a program says about `cuda` devices to `meta`, where device tensors live."""
+    """Sends what a program says about `cuda` devices to `meta`, where device tensors live.
+
+    `follows` tells them from `meta` tensors on the host, which have no data because the model was built without.
+    """
+
+    def __init__(self, follows: Callable[[torch.Tensor], bool]) -> None:
+        super().__init__()
+        self.follows = follows
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         seen = _SEEN.get(func)
         if seen is not None:
-            return seen(args[0])
+            return seen[0] if args[0].is_meta and self.follows(args[0]) else seen[1]
+        if func in _MOVES and args[0].is_meta and not self.follows(args[0]):
+            return _from_host(func, args[0], [*args[1:], *(kwargs or {}).values()])
         if func is torch.Tensor.cuda:
             return args[0].to(META)
         if func is torch.Tensor.__getitem__ and isinstance(args[1], (list, tuple)):
@@ -76,24 +87,39 @@ class _DeviceCalls(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+_MOVES = (torch.Tensor.to, torch.Tensor.cuda, torch.Tensor.cpu)
+
+
+def _from_host(func: Any, tensor: torch.Tensor, options: list[Any]) -> torch.Tensor:
+    """A host tensor without data where `to`, `cuda` or `cpu` brings it: a new tensor on the device, or what it was, of another dtype perhaps."""
+    dtype = next((option for option in options if isinstance(option, torch.dtype)), tensor.dtype)
+    onto = func is torch.Tensor.cuda
+    for option in options:
+        if isinstance(option, torch.Tensor):
+            onto, dtype = onto or option.is_meta, option.dtype
+        elif isinstance(option, (str, torch.device)) or type(option) is int:
+            onto = onto or is_device(option)
+    return torch.ops.aten._to_copy.default(tensor, dtype=dtype, device=META) if onto else tensor.to(dtype)
+
+
 class _Properties:
     """What `torch.cuda.get_device_properties` tells of the pretended device."""
 
-    def __init__(self, name: str, capability: tuple[int, int], memory_bytes: int, sm_count: int | None) -> None:
-        self.name, self.total_memory = name, memory_bytes
-        self.major, self.minor = capability
-        self.multi_processor_count = sm_count
+    def __init__(self, gpu: Gpu) -> None:
+        self.name, self.total_memory = gpu.name, gpu.memory_bytes
+        self.major, self.minor = gpu.capability
+        self.multi_processor_count = gpu.sm_count
 
 
 @contextmanager
-def pretend_cuda(name: str, capability: tuple[int, int], memory_bytes: int, sm_count: int | None) -> Iterator[None]:
-    """Within this context Python code sees one CUDA device with these properties.
+def pretend_cuda(gpu: Gpu, follows: Callable[[torch.Tensor], bool]) -> Iterator[None]:
+    """Within this context Python code sees one CUDA device, this card; `follows` tells which `meta` tensors are on it.
 
     Nothing is changed for good: every patched name of torch is restored on the way out. Not for several threads at once.
     """
     operators.register_all()
-    operators.set_capability(capability)
-    properties = _Properties(name, capability, memory_bytes, sm_count)
+    operators.set_capability(gpu.capability)
+    properties, capability = _Properties(gpu), gpu.capability
     clear = torch.clear_autocast_cache
 
     def clear_both() -> None:
@@ -105,7 +131,7 @@ def pretend_cuda(name: str, capability: tuple[int, int], memory_bytes: int, sm_c
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "get_device_capability": lambda device=None: capability,
-        "get_device_name": lambda device=None: name,
+        "get_device_name": lambda device=None: gpu.name,
         "get_device_properties": lambda device=None: properties,
         "is_bf16_supported": lambda including_emulation=True: including_emulation or capability >= (8, 0),
         "is_current_stream_capturing": lambda: False,
@@ -122,6 +148,6 @@ def pretend_cuda(name: str, capability: tuple[int, int], memory_bytes: int, sm_c
         stack.enter_context(_replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         stack.enter_context(_replaced(torch, "clear_autocast_cache", clear_both))
         stack.enter_context(_replaced(DefaultDeviceType, "_default_device_type", "cuda"))
-        stack.enter_context(_DeviceCalls())
+        stack.enter_context(_DeviceCalls(follows))
         stack.enter_context(autocast.dispatching())
         yield

@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps that a GPU would refuse, that grow, that read values, or that do something else than the recipe says: none is answered in silence."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import bsmodel
+from bsmodel import Training, Workload
+from tests.models import SGD, Attention, cross_entropy, images, next_token, tokens, workload
+from tests.test_refusals import line_of
+
+HERE = "test_steps.py:"
+
+
+def mean(model, batch):
+    return model(batch[0]).mean()
+
+
+class Narrow(nn.Module):
+    """A linear layer, and whatever `after` makes of its output."""
+
+    def __init__(self, after=lambda module, z: z):
+        super().__init__()
+        self.narrow = nn.Linear(768, 8)
+        self.after = after
+
+    def forward(self, x):
+        return self.after(self, self.narrow(x.flatten(1)))
+
+
+def narrow(after):
+    return workload(lambda: Narrow(after), loss=mean)
+
+
+def own(step, model=Attention, batch=tokens):
+    return Workload(model=model, batch=batch, step=step, name="own")
+
+
+def plain_step(model, optimizer, batch):
+    x, y = (part.to("cuda") for part in batch)
+    next_token(model, (x, y))[0].backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+# -- what CUDA refuses -----------------------------------------------------------------------------------------------------------------
+
+
+def test_operands_on_two_devices_are_refused_with_file_and_line():
+    mask = torch.ones(8)
+    teacher = nn.Linear(768, 8)
+
+    def distilled(model, batch):
+        with torch.no_grad():
+            target = teacher(batch[0].flatten(1))
+        return F.mse_loss(model(batch[0]), target)
+
+    for asked in (narrow(lambda module, z: z * mask), workload(Narrow, loss=distilled), narrow(lambda module, z: torch.cat([z, torch.zeros(z.size(0), 1)], 1))):
+        message = line_of(bsmodel.trace, asked, SGD)
+        assert HERE in message and "tensors of one device, not cuda:0 and cpu" in message
+
+
+def test_scalars_indices_and_copies_may_come_from_the_host():
+    order = torch.tensor([3, 1, 2])
+
+    def after(module, z):
+        z = z[:, order] * torch.tensor(2.0)
+        z = torch.where(z > 0, z, torch.tensor(0.0))
+        return z + torch.ones(3).to(z.device)
+
+    assert bsmodel.trace(narrow(after), SGD).remarks == ()
+
+
+def test_a_large_table_that_was_not_registered_stays_on_the_host():
+    def model(moved):
+        module = Narrow(lambda module, z: z + (module.table.to(z.device) if moved else module.table)[: z.size(0), :8])
+        module.table = torch.zeros(512, 512)
+        return module
+
+    assert "one device" in line_of(bsmodel.trace, workload(lambda: model(False), loss=mean), SGD)
+    tape = bsmodel.trace(workload(lambda: model(True), loss=mean), SGD)
+    assert 512 * 512 * 4 in tape.fixed_bytes[[event for event in tape.blocks["micro"] if event >= 0]]
+
+
+def test_operands_of_two_dtypes_are_refused_with_file_and_line():
+    refused = {
+        "addmm takes operands of one dtype, not float64 and float32": lambda m, z: m.narrow(torch.zeros(z.size(0), 768, device="cuda", dtype=torch.float64)),
+        "native_layer_norm takes operands of one dtype": lambda m, z: F.layer_norm(z.half(), (8,), torch.ones(8, device="cuda")),
+        "class labels of dtype int64, not int32": lambda m, z: F.cross_entropy(z, torch.zeros(z.size(0), dtype=torch.int32, device="cuda")),
+    }
+    for words, after in refused.items():
+        message = line_of(bsmodel.trace, narrow(after), SGD)
+        assert HERE in message and words in message
+
+    def step(model, optimizer, batch):
+        model(batch[0].to("cuda")).mean().backward()
+
+    half = own(step, Narrow, images)
+    assert "operands of one dtype, not float32 and bfloat16" in line_of(bsmodel.trace, half, Training(precision="bf16"))
+
+
+def test_an_error_in_backward_names_the_line_and_module_of_the_forward_pass():
+    class Wrong(nn.Module):
+        def forward(self, z):
+            y = z.sigmoid()
+            y.add_(1)  # its backward needs what it was
+            return y
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.narrow, self.wrong = nn.Linear(768, 8), Wrong()
+
+        def forward(self, x):
+            return self.wrong(self.narrow(x.flatten(1)))
+
+    message = line_of(bsmodel.trace, workload(Outer, loss=mean), SGD)
+    line = Wrong.forward.__code__.co_firstlineno + 1
+    assert f"fails while it is recorded, in the backward pass of {__file__}:{line} (module wrong): RuntimeError: one of the variables" in message
+
+
+def test_a_size_that_backward_finds_in_values_names_the_line_of_the_forward_pass():
+    class Selecting(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, z):
+            return z.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return torch.zeros_like(gradient).masked_scatter(gradient > 0, gradient[gradient > 0])
+
+    message = line_of(bsmodel.trace, narrow(lambda module, z: Selecting.apply(z)), SGD)
+    assert "size depends on tensor values" in message and HERE in message
+
+
+def test_a_library_beside_torch_is_not_taken_for_torch(tmp_path):
+    package = tmp_path / "torchlike.py"
+    package.write_text("def loss(z):\n    return z.mean() if z.sum() > 0 else z\n")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        import torchlike
+
+        message = line_of(bsmodel.trace, narrow(lambda module, z: torchlike.loss(z)), SGD)
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert f"{package}:2 " in message
+    assert bsmodel.recording.frames._kind(os.path.dirname(torch.__file__) + "vision/ops.py") == "user"
+
+
+# -- what grows, and what changes ------------------------------------------------------------------------------------------------------
+
+
+def test_activations_that_pile_up_from_step_to_step_are_refused():
+    kept = []
+
+    def hoard(module, z):
+        kept.append(z.detach().clone())
+        return z
+
+    message = line_of(bsmodel.trace, narrow(hoard), SGD)
+    assert "keeps more after every step" in message and "aten.clone.default in module model" in message
+
+
+def test_a_cache_that_grows_from_step_to_step_is_refused():
+    def remember(module, z):
+        before = getattr(module, "before", z.detach()[:0])
+        module.before = torch.cat([before, z.detach()])
+        return z
+
+    message = line_of(bsmodel.trace, narrow(remember), SGD)
+    assert "keeps more after every step" in message and "aten.cat.default" in message
+
+
+def test_what_is_replaced_in_every_step_is_no_growth():
+    def remember(module, z):
+        module.last = z.detach().clone()
+        return z
+
+    assert bsmodel.trace(narrow(remember), SGD).same_path_up_to is None
+
+
+def test_a_path_that_changes_at_a_larger_batch_bounds_the_answer(a100):
+    def after(module, z):
+        return torch.cat([z, z.exp()], 1) if z.size(0) > 1000 else z
+
+    tape = bsmodel.trace(narrow(after), SGD, a100)
+    assert tape.same_path_up_to == 1000
+
+
+def test_a_batch_that_cannot_be_made_near_the_largest_is_remarked(a100):
+    def short(size):
+        if size > 100:
+            raise IndexError("the data set ends")
+        return images(size)
+
+    tape = bsmodel.trace(workload(batch=short), SGD, a100)
+    assert tape.same_path_up_to is None
+    assert "to confirm the formula there: IndexError: the data set ends" in tape.remarks[0]
+
+
+def test_a_batch_function_that_ignores_its_size_is_refused():
+    message = line_of(bsmodel.trace, workload(batch=lambda size: images(4)), SGD)
+    assert message.startswith("batch(2) and batch(3) of small give the same sizes ((4, 3, 16, 16), (4,)); expected as many samples as are asked for")
+
+
+def test_sizes_found_in_values_are_not_remembered_by_shape():
+    """`nonzero` of two masks of one shape, with n and 2n hits for n samples."""
+
+    def masks(size):
+        first, second = torch.zeros(size, 16, dtype=torch.bool), torch.zeros(size, 16, dtype=torch.bool)
+        first[:, :5], second[:, :10] = True, True
+        return torch.zeros(size, 768), first, second
+
+    def loss(model, batch):
+        z = model(batch[0])
+        return sum(z.mean() * torch.nonzero(mask).float().mean() for mask in batch[1:])
+
+    tape = bsmodel.trace(workload(Narrow, masks, loss), SGD)
+    slopes = [tape.per_sample_bytes[i] for i, name in enumerate(tape.operators) if name == "aten.nonzero.default" and tape.phases[i] == "forward"]
+    assert slopes[:2] == [5 * 2 * 8, 10 * 2 * 8]
+
+
+# -- values that nobody knows ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_value_read_outside_of_any_module_is_remarked():
+    def logged(model, batch):
+        loss, outputs = cross_entropy(model, batch)
+        print(end=f"{loss.item():.0f}"[:0])
+        return loss, outputs
+
+    tape = bsmodel.trace(workload(loss=logged), SGD)
+    assert len(tape.remarks) == 1
+    assert f"values read at {__file__}:" in tape.remarks[0] and "gave the same recording" in tape.remarks[0]
+
+
+def test_a_step_that_hangs_on_a_value_is_refused():
+    def skipping(model, batch):
+        loss, outputs = cross_entropy(model, batch)
+        return (loss * outputs.exp().mean(), outputs) if loss.item() > 10 else (loss, outputs)
+
+    def training(model, optimizer, batch):
+        loss = cross_entropy(model, tuple(part.to("cuda") for part in batch))[0]
+        loss.backward()
+        if loss.item() < 100:
+            optimizer.step()
+        optimizer.zero_grad()
+
+    for asked in (workload(loss=skipping), Workload(workload().model, images, step=training, name="own")):
+        message = line_of(bsmodel.trace, asked, Training(optimizer="adamw"))
+        assert f"reads values at {__file__}:" in message and "hangs on them" in message
+
+
+def test_a_loop_that_waits_for_a_value_ends():
+    def waiting(model, batch):
+        loss, outputs = cross_entropy(model, batch)
+        while loss.item() > 0.1:
+            loss = loss * 0.5
+        return loss, outputs
+
+    assert "again and again" in line_of(bsmodel.trace, workload(loss=waiting), SGD)
+
+
+# -- a step of the user's own ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "recipe", [{"precision": "bf16-mixed"}, {"gradient_clipping": 1.0}, {"accumulation": 4}, {"zero_grad": "zeros"}, {"keep_outputs": True}]
+)
+def test_what_an_own_step_does_not_do_is_not_claimed(recipe):
+    message = line_of(bsmodel.trace, own(plain_step), Training(**recipe))
+    assert message.startswith("own has a step of its own, to which ") and message.endswith("leave it out of the recipe")
+
+
+def test_what_can_be_applied_to_an_own_step_is():
+    def convolving(model, optimizer, batch):
+        cross_entropy(model, tuple(part.to("cuda") for part in batch))[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    images_last = Workload(workload().model, images, step=convolving, name="own")
+    plain, averaged = (bsmodel.trace(images_last, Training(ema=ema)) for ema in (False, True))
+    assert averaged.fixed_bytes[list(averaged.blocks["init"])].sum() > plain.fixed_bytes[list(plain.blocks["init"])].sum()
+
+    def convolved(asked, channels_last):
+        tape = bsmodel.trace(asked, Training(channels_last=channels_last))
+        return sorted(size for size, operator in zip(tape.sizes(64), tape.operators, strict=True) if "convolution" in operator)
+
+    assert convolved(images_last, True) == convolved(workload(), True) != convolved(images_last, False)
+
+
+def test_a_step_that_trains_on_the_host_is_refused():
+    def on_host(model, optimizer, batch):
+        next_token(model.cpu(), batch)[0].backward()
+
+    other = Attention()
+
+    def elsewhere(model, optimizer, batch):
+        next_token(other, batch)[0].backward()
+
+    message = line_of(bsmodel.trace, own(on_host))
+    assert "from the device to the host, at " in message and HERE in message
+    assert "never calls the model it is given" in line_of(bsmodel.trace, own(elsewhere))
+    assert "one device" in line_of(bsmodel.trace, own(lambda model, optimizer, batch: next_token(model, batch)[0].backward()))
+
+
+def test_a_step_that_ends_the_process_is_refused():
+    def leaving(model, batch):
+        sys.exit(3)
+
+    message = line_of(bsmodel.trace, workload(loss=leaving), SGD)
+    assert message.startswith(f"small ends the process while it is recorded, at {__file__}:")
+
+
+# -- the model itself ------------------------------------------------------------------------------------------------------------------
+
+
+def test_parameters_of_several_dtypes_stay_as_they_are():
+    class Adapted(Narrow):
+        def __init__(self):
+            super().__init__()
+            self.narrow.requires_grad_(False)
+            self.adapter = nn.Linear(8, 4, dtype=torch.float32)
+            self.narrow.to(torch.bfloat16)
+
+        def forward(self, x):
+            return self.adapter(self.narrow(x.flatten(1)).float())
+
+    tape = bsmodel.trace(workload(Adapted, loss=mean), Training(precision="bf16"))
+    assert tape.remarks == ("parameters stay as the model was built, in bfloat16 and float32; precision bf16 would have them in bfloat16",)
+    sizes = {tape.modules[i]: tape.fixed_bytes[i] for i in tape.blocks["init"] if tape.categories[i] == "parameter" and tape.fixed_bytes[i] > 100}
+    assert sizes == {"narrow": 768 * 8 * 2, "adapter": 8 * 4 * 4}
+
+
+def test_parameters_of_one_dtype_are_cast_and_the_answer_says_so():
+    tape = bsmodel.trace(workload(lambda: Narrow().to(torch.bfloat16), loss=mean), SGD)
+    assert tape.remarks == ("parameters, bfloat16 as the model was built, are cast to float32 for precision fp32",)
+    assert 768 * 8 * 4 in tape.fixed_bytes
+
+
+def test_a_constructor_may_run_its_model():
+    class Hybrid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64), nn.Conv2d(64, 128, 3, 2))
+            with torch.no_grad():
+                size = self.stem.eval()(torch.zeros(1, 3, 16, 16)).shape
+            self.stem.train()
+            self.head = nn.Linear(size[1] * size[2] * size[3], 10)
+
+        def forward(self, x):
+            return self.head(self.stem(x).flatten(1))
+
+    assert bsmodel.trace(workload(Hybrid), SGD).parameter_count == 64 * 27 + 64 + 128 + 128 * 576 + 128 + 7 * 7 * 128 * 10 + 10
+
+
+def test_nothing_of_a_recording_stays_behind():
+    """Two processes, of which one has recorded another model before, give the same tape."""
+    program = (
+        "import torch, bsmodel\n"
+        "from tests.models import *\n"
+        "from tests.test_steps import narrow\n"
+        "import sys\n"
+        "def masks(hits):\n"
+        "    def make(size):\n"
+        "        mask = torch.zeros(size, 16, dtype=torch.bool)\n"
+        "        mask[:, :hits] = True\n"
+        "        return torch.zeros(size, 768), mask\n"
+        "    return make\n"
+        "from tests.test_steps import Narrow\n"
+        "loss = lambda model, batch: model(batch[0]).mean() * torch.nonzero(batch[1]).float().mean()\n"
+        "for hits in map(int, sys.argv[1:]):\n"
+        "    tape = bsmodel.trace(workload(Narrow, masks(hits), loss), SGD)\n"
+        "print(int(tape.fixed_bytes.sum()), int(tape.per_sample_bytes.sum()), torch.cuda.is_available())\n"
+    )
+    alone, after = (
+        subprocess.run(
+            [sys.executable, "-c", program, *hits], capture_output=True, text=True, check=True, cwd=os.path.dirname(os.path.dirname(__file__))
+        ).stdout
+        for hits in (("5",), ("10", "5"))
+    )
+    assert alone == after and alone.endswith("False\n")
