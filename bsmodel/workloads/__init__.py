@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is trained: a named model, a config of transformers or diffusers, one of timm's or torchvision's, or your own."""
 
+from bsmodel.workloads.bare import LOSSES, bare_module
 from bsmodel.workloads.batches import classification_loss, denoising_loss, dit_loss, image_batch, own_loss, token_batch
 from bsmodel.workloads.libraries import transformers_config, transformers_model
 from bsmodel.workloads.named import KNOWN_RATES, LARGE_ENCODER, NAMED, vision
-from bsmodel.workloads.own import bare_module
 from bsmodel.workloads.sources import Source
 from bsmodel.workloads.workload import Workload
 
 __all__ = (
     "KNOWN_RATES",
     "LARGE_ENCODER",
+    "LOSSES",
     "NAMED",
     "Source",
     "Workload",

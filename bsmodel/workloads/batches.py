@@ -4,67 +4,61 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
+from bsmodel.errors import InvalidInputError
+from bsmodel.units import format_bytes
+
 Batches = Callable[[int], dict[str, Any]]
+Shape = tuple[int, ...]
+_LARGEST_SAMPLE_BYTES = 256 << 20  # of one host tensor: batches of up to five samples are made to record
+
+
+def zeros(size: int, *shape: int, dtype: str = "float32") -> Any:
+    """A host tensor of `size` samples of this shape, zeros all. Raises `InvalidInputError` where a sample is above 256 MiB."""
+    import torch
+
+    kind = getattr(torch, dtype)
+    sample_bytes = math.prod(shape) * kind.itemsize
+    if sample_bytes > _LARGEST_SAMPLE_BYTES:
+        sizes, most = "x".join(map(str, shape)), format_bytes(_LARGEST_SAMPLE_BYTES)
+        raise InvalidInputError(f"one sample of {sizes} {dtype} takes {format_bytes(sample_bytes)} on the host; expected at most {most}")
+    return torch.zeros(size, *shape, dtype=kind)
+
+
+def batch_of(**tensors: tuple[Shape, str]) -> Batches:
+    """Batches of named tensors of zeros, each given as the shape of a sample and a dtype; of ones, all but the last, for an `attention_mask`."""
+    return functools.partial(_named, tensors)
+
+
+def _named(tensors: dict[str, tuple[Shape, str]], size: int) -> dict[str, Any]:
+    batch = {name: zeros(size, *shape, dtype=dtype) for name, (shape, dtype) in tensors.items()}
+    if "attention_mask" in batch:
+        batch["attention_mask"][..., :-1] = 1
+    return batch
 
 
 def image_batch(image_size: int, channels: int = 3) -> Batches:
     """Batches of images and class labels, as `pixel_values` and `labels`."""
-    return functools.partial(_images, image_size, channels)
-
-
-def _images(image_size: int, channels: int, size: int) -> dict[str, Any]:
-    import torch
-
-    return {"pixel_values": torch.zeros(size, channels, image_size, image_size), "labels": torch.zeros(size, dtype=torch.long)}
+    return batch_of(pixel_values=((channels, image_size, image_size), "float32"), labels=((), "long"))
 
 
 def token_batch(seq_len: int, labels: str = "tokens", padded: bool = False) -> Batches:
     """Batches of token ids; `labels` is "tokens" (one label each) or "class" (one a sample); `padded` adds an attention mask with padding."""
-    return functools.partial(_tokens, seq_len, labels, padded)
-
-
-def _tokens(seq_len: int, labels: str, padded: bool, size: int) -> dict[str, Any]:
-    import torch
-
-    batch = {"input_ids": torch.zeros(size, seq_len, dtype=torch.long)}
-    if padded:
-        batch["attention_mask"] = torch.ones(size, seq_len, dtype=torch.long)
-        batch["attention_mask"][:, -1] = 0
-    batch["labels"] = torch.zeros((size, seq_len) if labels == "tokens" else (size,), dtype=torch.long)
-    return batch
+    mask: dict[str, tuple[Shape, str]] = {"attention_mask": ((seq_len,), "long")} if padded else {}
+    return batch_of(input_ids=((seq_len,), "long"), **mask, labels=((seq_len,) if labels == "tokens" else (), "long"))
 
 
 def unet_batch(latent_size: int, channels: int, context: tuple[int, int]) -> Batches:
     """Batches of a diffusers UNet: latents, timesteps, and a context of (positions, width)."""
-    return functools.partial(_latents, latent_size, channels, context)
-
-
-def _latents(latent_size: int, channels: int, context: tuple[int, int], size: int) -> dict[str, Any]:
-    import torch
-
-    return {
-        "sample": torch.zeros(size, channels, latent_size, latent_size),
-        "timestep": torch.zeros(size, dtype=torch.long),
-        "encoder_hidden_states": torch.zeros(size, *context),
-    }
+    return batch_of(sample=((channels, latent_size, latent_size), "float32"), timestep=((), "long"), encoder_hidden_states=(context, "float32"))
 
 
 def dit_batch(latent_size: int, channels: int) -> Batches:
     """Batches of a diffusers DiT: latents, timesteps and classes."""
-    return functools.partial(_classed_latents, latent_size, channels)
-
-
-def _classed_latents(latent_size: int, channels: int, size: int) -> dict[str, Any]:
-    import torch
-
-    return {
-        "hidden_states": torch.zeros(size, channels, latent_size, latent_size),
-        "timestep": torch.zeros(size, dtype=torch.long),
-        "class_labels": torch.zeros(size, dtype=torch.long),
-    }
+    return batch_of(hidden_states=((channels, latent_size, latent_size), "float32"), timestep=((), "long"), class_labels=((), "long"))
 
 
 def own_loss(model: Any, batch: Any) -> Any:
@@ -82,11 +76,13 @@ def classification_loss(model: Any, batch: Any) -> Any:
 
 
 def denoising_loss(model: Any, batch: Any) -> Any:
-    """Mean squared error between predicted and true noise, of a diffusers UNet or DiT."""
+    """Mean squared error between predicted and true noise, of a diffusers UNet."""
     import torch
 
     noise = torch.randn_like(batch["sample"])
-    outputs = model(**{**batch, "sample": noise}).sample
+    added = {name: batch[name] for name in ("text_embeds", "time_ids") if name in batch}  # of Stable Diffusion XL
+    given = {name: value for name, value in batch.items() if name not in added}
+    outputs = model(**{**given, "sample": noise}, **({"added_cond_kwargs": added} if added else {})).sample
     return torch.nn.functional.mse_loss(outputs.float(), noise.float()), outputs
 
 

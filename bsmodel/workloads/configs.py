@@ -1,45 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workloads from a `config.json` of transformers or diffusers."""
+"""Workloads from a `config.json` of transformers, or from the folder that holds it; those of diffusers go to `diffusion`."""
 
 from __future__ import annotations
 
-import json
+import importlib
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bsmodel.errors import InvalidInputError, UnknownNameError
+from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError
 from bsmodel.training import Training
-from bsmodel.workloads.batches import denoising_loss, dit_batch, dit_loss, image_batch, own_loss, token_batch, unet_batch
-from bsmodel.workloads.libraries import diffusers_model, library, transformers_model
+from bsmodel.units import shown
+from bsmodel.workloads import diffusion
+from bsmodel.workloads.batches import batch_of, own_loss
+from bsmodel.workloads.faults import broken_import, said
+from bsmodel.workloads.fields import UNKNOWN, read_fields, require_sizes, zeros_among
+from bsmodel.workloads.heads import head_of, made
+from bsmodel.workloads.libraries import library, transformers_model
 from bsmodel.workloads.workload import Workload
 
-_HEADS = {
-    "ForCausalLM": "AutoModelForCausalLM",
-    "LMHeadModel": "AutoModelForCausalLM",
-    "ForMaskedLM": "AutoModelForMaskedLM",
-    "ForSequenceClassification": "AutoModelForSequenceClassification",
-    "ForImageClassification": "AutoModelForImageClassification",
-    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
-}
+_OPTIONS = {"transformers": ("seq_len", "image_size", "attention"), "diffusers": ("image_size",)}
 
 
-def from_config_file(path: Path, options: dict[str, Any]) -> Workload:
-    """The workload of a configuration file, called after the file or the folder it is in.
-
-    Raises `InvalidInputError` for a file that cannot be read or is no configuration, `UnknownNameError` for a type nobody knows.
-    """
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInputError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    except ValueError as error:
-        raise InvalidInputError(f"{str(path)!r} is not JSON: {error}") from None
-    if "_class_name" in fields:
-        return replace(_from_diffusers_config(fields, path, **options), name=config_name(path))
-    if "model_type" in fields:
-        return replace(_from_transformers_config(fields, path, **options), name=config_name(path))
-    raise InvalidInputError(f"{str(path)!r} is no transformers config (no model_type) and no diffusers config (no _class_name)")
+def config_file(name: str) -> Path | None:
+    """The configuration that a name stands for: a JSON file, or the `config.json` of a folder; None for other names."""
+    if name.endswith(".json"):
+        return Path(name)
+    return Path(name) / "config.json" if name and os.path.isdir(name) else None
 
 
 def config_name(path: Path) -> str:
@@ -47,45 +36,101 @@ def config_name(path: Path) -> str:
     return path.parent.name if path.name == "config.json" and path.parent.name else path.stem
 
 
-def _from_diffusers_config(fields: dict[str, Any], path: Path, image_size: int | None = None) -> Workload:
-    if not hasattr(library("diffusers"), fields["_class_name"]):
-        raise InvalidInputError(f"{str(path)!r} names {fields['_class_name']!r}, which this diffusers does not have")
-    latent = image_size // 8 if image_size else int(fields.get("sample_size", 64))
-    channels, context = int(fields.get("in_channels", 4)), fields.get("cross_attention_dim")
-    training, model = Training(precision="fp16-mixed", optimizer="adamw"), diffusers_model(fields["_class_name"], **fields)
-    if isinstance(context, int):
-        return Workload(model, unet_batch(latent, channels, (77, context)), denoising_loss, training=training)
-    if "DiT" in fields["_class_name"]:
-        return Workload(model, dit_batch(latent, channels), dit_loss, training=training)
-    raise InvalidInputError(f"{str(path)!r}: no batch is known for {fields['_class_name']}; write a Workload in a Python file and give FILE.py:NAME")
+def checked_config(path: Path, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The library of a configuration file and its fields, as far as they can be judged without that library.
+
+    Raises `InvalidInputError` for a file that cannot be read or is no configuration, for options that the library's models do not take, and
+    for fields that ask for what is not recorded: quantized weights, code of the model's own repository.
+    """
+    where = repr(str(path))
+    fields = read_fields(path)
+    family = "diffusers" if "_class_name" in fields else "transformers"
+    kind = "_class_name" if family == "diffusers" else "model_type"
+    if kind not in fields:
+        raise InvalidInputError(f"{where} is no transformers config (no model_type) and no diffusers config (no _class_name)")
+    if not isinstance(fields[kind], str):
+        raise InvalidInputError(f"{where}: {kind} is {shown(fields[kind])}; expected the name of a {'class' if family == 'diffusers' else 'model type'}")
+    for option in options:
+        if option not in _OPTIONS[family]:
+            known = ", ".join(name.replace("_", "-") for name in _OPTIONS[family])
+            raise InvalidInputError(f"{where} is of {family}, whose models have no option {option.replace('_', '-')!r}; they take: {known}")
+    if fields.get("quantization_config"):
+        remedy = "without that field, the weights are as the precision says"
+        raise InvalidInputError(f"{where} has a quantization_config: quantized weights are not recorded; {remedy}")
+    for name in ("auto_map", "trust_remote_code"):
+        if fields.get(name):
+            reason = "code of the model's own repository is not run; without that field, transformers' own model of this type is recorded"
+            raise InvalidInputError(f"{where} has {name}: {reason}, or write a Workload in a Python file")
+    return family, fields
 
 
-def _from_transformers_config(
-    fields: dict[str, Any], path: Path, seq_len: int | None = None, image_size: int | None = None, attention: str | None = None
-) -> Workload:
-    transformers = library("transformers")
+def from_config_file(path: Path, options: dict[str, Any]) -> Workload:
+    """The workload of a configuration file, called after the file or the folder it is in.
+
+    Raises `InvalidInputError` as `checked_config` does, and for fields from which no model can be built; `UnknownNameError` for a type nobody
+    knows.
+    """
+    family, fields = checked_config(path, options)
+    where = repr(str(path))
+    make = diffusion.workload if family == "diffusers" else _from_transformers
     try:
-        config: Any = transformers.AutoConfig.for_model(**{"model_type": fields["model_type"], **fields})
-    except ValueError:
-        known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
-        raise UnknownNameError("model_type", str(fields["model_type"]), known) from None
+        return replace(make(fields, where, **options), name=config_name(path))
+    except BsmodelError:
+        raise
+    except Exception as error:
+        raise InvalidInputError(f"{where}: {broken_import(error) or said(error)}") from None
+
+
+def _from_transformers(fields: dict[str, Any], where: str, attention: str | None = None, **asked: int) -> Workload:
+    library("transformers")
+    usual = _usual(str(fields["model_type"]))
+    require_sizes(fields, usual, where)
+    head, name, remarks = head_of(fields.get("architectures"), fields["model_type"], where)
+    config = library("transformers").AutoConfig.for_model(**fields)
     if attention is not None:
+        _require_attention(config, name)
         config._attn_implementation = attention
-    head = _head(fields, config)
-    if head == "AutoModelForSeq2SeqLM" and getattr(config, "decoder_start_token_id", None) is None:
-        config.decoder_start_token_id = 0
-    model, training = transformers_model(config, head), Training(precision="bf16-mixed", optimizer="adamw")
-    if "Image" in head:
-        own_size = getattr(config, "image_size", 224)
-        return Workload(model, image_batch(image_size or int(own_size if isinstance(own_size, int) else own_size[0])), own_loss, training=training)
-    length = seq_len or min(2048, getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 512)
-    labels = "class" if "SequenceClassification" in head else "tokens"
-    batch = token_batch(length, labels, padded=head in ("AutoModelForMaskedLM", "AutoModelForSequenceClassification"))
-    return Workload(model, batch, own_loss, training=training, tokens_per_sample=length)
+    found = made(head, config, name, asked)
+    remarks += found.remarks + _settled(config)
+    training = Training(precision="bf16-mixed", optimizer="adamw")
+    model = transformers_model(config, name, f", from {where}{zeros_among(fields, usual)}")
+    return Workload(model, batch_of(**found.tensors), own_loss, training=training, tokens_per_sample=found.tokens_per_sample, remarks=remarks)
 
 
-def _head(fields: dict[str, Any], config: Any) -> str:
-    """The auto class for the architecture that the configuration names, else for what its fields suggest."""
-    architecture = (fields.get("architectures") or [""])[0]
-    head = next((auto for suffix, auto in _HEADS.items() if architecture.endswith(suffix)), None)
-    return head or ("AutoModelForImageClassification" if hasattr(config, "image_size") else "AutoModelForCausalLM")
+def _usual(model_type: str) -> Callable[[str], Any]:
+    """The usual value of a field of this model type, by the configuration that transformers makes where nothing is given."""
+    known = importlib.import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING_NAMES
+    if model_type not in known:
+        raise UnknownNameError("model_type", model_type, known)
+    try:
+        default = library("transformers").AutoConfig.for_model(model_type)
+    except Exception:  # some are made of others, which have to be given
+        default = library("transformers").PretrainedConfig()
+    return lambda name: getattr(default, name, UNKNOWN)
+
+
+def _require_attention(config: Any, name: str) -> None:
+    text = config.get_text_config()
+    if not any(hasattr(part, field) for part in (config, text) for field in ("num_attention_heads", "encoder_attention_heads")):
+        raise InvalidInputError(f"{name} has no attention; it has no option 'attention'")
+
+
+def _settled(config: Any) -> tuple[str, ...]:
+    """Takes from a configuration what would have the step decided by chance, or its weights otherwise than the recipe says."""
+    remarks: tuple[str, ...] = ()
+    for name in ("decoder_start_token_id", "pad_token_id"):  # no size depends on which token it is
+        if config.is_encoder_decoder and getattr(config, name, None) is None:
+            setattr(config, name, 0)
+    if getattr(config, "apply_spec_augment", False):
+        config.apply_spec_augment = False
+        remarks += ("apply_spec_augment false: which stretches of sound are masked is left to chance",)
+    if config.dtype is not None:
+        stored = str(config.dtype).removeprefix("torch.")
+        if stored != "float32":
+            remarks += (f"the weights are as the precision says, not {stored} as the configuration says they are stored",)
+        config.dtype = None
+    for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+        if getattr(config, name, 0):
+            remarks += (f"{name} 0 in place of the configuration's {getattr(config, name)}: every layer runs, which is the most that a step takes",)
+            setattr(config, name, 0.0)
+    return remarks

@@ -8,23 +8,55 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from bsmodel.errors import InvalidInputError, UnknownNameError
+from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError
 from bsmodel.training import Training
 from bsmodel.workloads.batches import classification_loss, image_batch
+from bsmodel.workloads.faults import broken_import, said
 from bsmodel.workloads.workload import Workload
 
 IN_EXTRA = ("transformers", "diffusers", "peft", "accelerate")  # of `bsmodel[models]`
+ATTENTIONS = ("sdpa", "eager")
+MOST_MODULES = 100_000  # half a minute of building; switch-c with its 2048 experts a layer has 80,000
+MOST_PARAMETERS = 10**13  # ten times the largest that is published
 
 
 def library(name: str) -> Any:
     """The library called `name`; `InvalidInputError` says what to install where it is missing, and what is wrong where it fails."""
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        remedy = 'pip install "bsmodel[models]"' if name in IN_EXTRA else f"pip install {name}"
-        raise InvalidInputError(f"this model needs {name}, which cannot be imported ({error}); {remedy}") from None
-    except RuntimeError as error:
-        raise InvalidInputError(f"this model needs {name}, which fails to import here: {str(error).splitlines()[0]}") from None
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            remedy = 'pip install "bsmodel[models]"' if name in IN_EXTRA else f"pip install {name}"
+            raise InvalidInputError(f"this model needs {name}, which cannot be imported ({error}); {remedy}") from None
+        raise InvalidInputError(f"this model needs {name}: {broken_import(error) or said(error)}") from None
+
+
+def built(where: str, build: Callable[[], Any], hint: str = "") -> Any:
+    """What `build` gives, within bounds; `InvalidInputError` says in one line what `where` names cannot be built from, and why."""
+    from torch.nn.modules import module as torch_module
+
+    counts = {"modules": 0, "parameters": 0}
+
+    def count(kind: str, most: int, amount: int) -> None:
+        counts[kind] += amount
+        if counts[kind] > most:
+            raise InvalidInputError(f"{where}: the model has more than {most:,} {kind}, above what is recorded{hint}")
+
+    handles = [
+        torch_module.register_module_module_registration_hook(lambda *_: count("modules", MOST_MODULES, 1)),
+        torch_module.register_module_parameter_registration_hook(
+            lambda _, __, parameter: count("parameters", MOST_PARAMETERS, 0 if parameter is None else parameter.numel())
+        ),
+    ]
+    try:
+        return build()
+    except BsmodelError:
+        raise
+    except Exception as error:
+        raise InvalidInputError(f"{where}: {broken_import(error) or f'the model cannot be built: {said(error)}{hint}'}") from None
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def transformers_config(model_type: str, attention: str | None, **fields: Any) -> Any:
@@ -35,9 +67,12 @@ def transformers_config(model_type: str, attention: str | None, **fields: Any) -
     return config
 
 
-def transformers_model(config: Any, auto_class: str) -> Callable[[], Any]:
-    """Builds the model of a configuration, its weights not initialized; `auto_class` names one of transformers' auto classes, or a class."""
-    return functools.partial(_of_config, config, auto_class)
+def transformers_model(config: Any, auto_class: str, hint: str = "") -> Callable[[], Any]:
+    """Builds the model of a configuration, its weights not initialized; `auto_class` names one of transformers' auto classes, or a class.
+
+    `hint` is added to what is said of a configuration that no model can be built from.
+    """
+    return functools.partial(_of_config, config, auto_class, hint)
 
 
 def transformers_model_type(model_type: str, auto_class: str, attention: str | None, **fields: Any) -> Callable[[], Any]:
@@ -45,7 +80,11 @@ def transformers_model_type(model_type: str, auto_class: str, attention: str | N
     return functools.partial(_of_type, model_type, auto_class, attention, fields)
 
 
-def _of_config(config: Any, auto_class: str) -> Any:
+def _of_config(config: Any, auto_class: str, hint: str = "") -> Any:
+    return built(f"{auto_class} of transformers", functools.partial(_uninitialized, config, auto_class), hint)
+
+
+def _uninitialized(config: Any, auto_class: str) -> Any:
     cls = getattr(library("transformers"), auto_class)
     with importlib.import_module("transformers.initialization").no_init_weights():
         model = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
@@ -57,13 +96,13 @@ def _of_type(model_type: str, auto_class: str, attention: str | None, fields: di
     return _of_config(transformers_config(model_type, attention, **fields), auto_class)
 
 
-def diffusers_model(class_name: str, **fields: Any) -> Callable[[], Any]:
-    """Builds a model of diffusers from the fields of its configuration."""
-    return functools.partial(_of_diffusers, class_name, fields)
+def diffusers_model(class_name: str, hint: str = "", /, **fields: Any) -> Callable[[], Any]:
+    """Builds a model of diffusers from the fields of its configuration; `hint` as for `transformers_model`."""
+    return functools.partial(_of_diffusers, class_name, fields, hint)
 
 
-def _of_diffusers(class_name: str, fields: dict[str, Any]) -> Any:
-    return getattr(library("diffusers"), class_name).from_config(fields)
+def _of_diffusers(class_name: str, fields: dict[str, Any], hint: str) -> Any:
+    return built(f"{class_name} of diffusers", lambda: getattr(library("diffusers"), class_name).from_config(fields), hint)
 
 
 def timm_workload(architecture: str, image_size: int = 224) -> Workload:

@@ -1,55 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workloads from the user's own Python files and modules."""
+"""Workloads and modules from the user's own Python files."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError
+from bsmodel.workloads.faults import line_of, said
 from bsmodel.workloads.workload import Workload
 
 
-def bare_module(name: str, shape: str) -> Workload:
-    """A workload around the `nn.Module` (class, factory or instance) at `module:attribute` or `path.py:attribute`.
+def attribute(name: str) -> Any:
+    """What stands at `module:attribute` or `path.py:attribute`.
 
-    `shape` is one sample's, e.g. `3x224x224` (float32) or `128:long` (token ids below 2). The loss is the mean of the first output.
-    Raises `InvalidInputError` for a shape that cannot be read or an attribute that gives no module.
+    Raises `InvalidInputError` for code that cannot be run, with its line, `UnknownNameError` for an attribute that is not there.
     """
-    import torch
-
-    sizes, _, kind = shape.partition(":")
-    if not all(size.isdigit() and int(size) > 0 for size in sizes.split("x")) or kind not in ("", "float", "long"):
-        raise InvalidInputError(f"--input {shape!r} cannot be read; expected sizes of one sample such as 3x224x224, or 128:long for token ids")
-    sample = tuple(int(size) for size in sizes.split("x"))
-    if ":" not in name:
-        raise InvalidInputError(f"--input is for a module of your own, given as path.py:attribute; {name!r} is not")
-    found = _attribute(name)
-
-    def build() -> Any:
-        module = found if isinstance(found, torch.nn.Module) else found()
-        if not isinstance(module, torch.nn.Module):
-            raise InvalidInputError(f"{name} gives {type(module).__name__}; expected a torch.nn.Module")
-        return module
-
-    def loss(model: Any, batch: Any) -> Any:
-        outputs = model(batch)
-        first = next(leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor))
-        return first.float().mean(), outputs
-
-    def make(size: int) -> Any:
-        return torch.zeros(size, *sample, dtype=torch.long if kind == "long" else torch.float32)
-
-    return Workload(build, make, loss, name=name.rpartition(":")[2])
-
-
-def _attribute(name: str) -> Any:
-    place, _, attribute = name.rpartition(":")
+    place, _, path = name.rpartition(":")
     found: Any = _imported(place)
-    for part in attribute.split("."):
+    for part in path.split("."):
         if not hasattr(found, part):
             raise UnknownNameError(f"attribute of {place}", part, [n for n in vars(found) if not n.startswith("_")])
         found = getattr(found, part)
@@ -59,41 +33,63 @@ def _attribute(name: str) -> Any:
 def from_attribute(name: str, options: dict[str, Any]) -> Workload:
     """The `Workload` at `module:attribute` or `path.py:attribute`, or what the function there returns for these options.
 
-    Raises `InvalidInputError` for code that cannot be run or gives something else, `UnknownNameError` for an attribute that is not there.
+    Raises `InvalidInputError` for code that cannot be run or gives something else, and for options that nobody takes; `UnknownNameError` for
+    an attribute that is not there.
     """
-    found = _attribute(name)
+    found = attribute(name)
     if callable(found) and not isinstance(found, Workload) and not hasattr(found, "named_parameters"):
-        try:
-            found = found(**options)
-        except TypeError as error:
-            raise InvalidInputError(f"{name} cannot be called with {options or 'no arguments'}: {error}") from None
+        found = _called(name, found, options)
+    elif isinstance(found, Workload) and options:
+        given = ", ".join(option.replace("_", "-") for option in options)
+        raise InvalidInputError(f"{name} is a Workload, which takes no options; leave out {given}, or make it a function of {', '.join(options)}")
     if not isinstance(found, Workload):
         raise InvalidInputError(f"{name} gives {type(found).__name__}; expected a bsmodel.Workload (or give --input SHAPE for a bare module)")
     return found
 
 
-def _imported(place: str) -> Any:
-    if not place.endswith(".py"):
-        sys.path.insert(0, "")
-        try:
-            return importlib.import_module(place)
-        except ImportError as error:
-            raise InvalidInputError(f"cannot import {place!r}: {error}") from None
-        finally:
-            sys.path.remove("")
-    path = Path(place)
-    if not path.is_file():
+def _called(name: str, function: Any, options: dict[str, Any]) -> Any:
+    try:
+        inspect.signature(function).bind(**options)
+    except TypeError as error:
+        raise InvalidInputError(f"{name} cannot be called with {options or 'no arguments'}: {error}") from None
+    except ValueError:
+        pass  # what is written in C may have no signature
+    try:
+        return function(**options)
+    except BsmodelError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise InvalidInputError(f"{name} fails when it is called, at {line_of(error, _folder(name))}: {said(error)}") from None
+
+
+def _folder(name: str) -> str:
+    """Where the user's own lines are: the folder of a file; of a module, it is not known."""
+    place = name.rpartition(":")[0] or name
+    return str(Path(place).parent) if place.endswith(".py") else ""
+
+
+def _imported(place: str) -> ModuleType:
+    if place.endswith(".py") and not Path(place).is_file():
         raise InvalidInputError(f"no such file: {place!r}")
+    first = str(Path(place).parent) if place.endswith(".py") else ""
+    sys.path.insert(0, first)
+    try:
+        return _run_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except BsmodelError:
+        raise
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ImportError) and not place.endswith(".py") and f"{place}.".startswith(f"{error.name}."):
+            raise InvalidInputError(f"cannot import {place!r}: {error}") from None
+        ends = ", which ends the process" if isinstance(error, SystemExit) else ""
+        raise InvalidInputError(f"{line_of(error, _folder(place))}: {place} fails to run: {said(error)}{ends}") from None
+    finally:
+        if first in sys.path:
+            sys.path.remove(first)
+
+
+def _run_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec.loader.exec_module(module)
-    except BsmodelError:
-        raise
-    except Exception as error:
-        raise InvalidInputError(f"{place} fails to run: {type(error).__name__}: {error}") from None
-    finally:
-        sys.path.remove(str(path.parent))
+    spec.loader.exec_module(module)
     return module

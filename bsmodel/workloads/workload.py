@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ class Workload:
     step(model, optimizer, batch) -> anything, instead of `loss`: a whole training step of your own; what it returns lives until the
         next one returns. It moves the host batch to `"cuda"` itself and calls the optimizer.
     training: the recipe where none is given. base_lr at base_batch: a learning rate known to train it.
+    remarks: sentences that an answer rests on and nobody asked for; read when a recording is over, so that `loss` may add what it chose.
     """
 
     model: Callable[[], Any]
@@ -32,6 +33,7 @@ class Workload:
     tokens_per_sample: int = 1
     base_lr: float | None = None
     base_batch: int | None = None
+    remarks: Sequence[str] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if (self.loss is None) == (self.step is None):
@@ -41,10 +43,10 @@ class Workload:
     def named(name: str, **options: object) -> Workload:
         """The workload called `name`.
 
-        `name` is one of `bsmodel.workloads.NAMED`, `timm:NAME`, `torchvision:NAME`, a transformers or diffusers `config.json`,
+        `name` is one of `bsmodel.workloads.NAMED`, `timm:NAME`, `torchvision:NAME`, a transformers or diffusers `config.json` or its folder,
         `module:attribute` or `path.py:attribute` (a `Workload`, or a function that returns one; with `input="3x224x224"`, the shape of one
-        sample, an `nn.Module`). Options: `seq_len`, `image_size`, `attention` ("sdpa" or "eager"); one that the workload does not know is
-        refused.
+        sample, an `nn.Module`, whose `loss` is "cross-entropy", "mse", "bce" or "mean", by default what suits its output). Other options:
+        `seq_len`, `image_size`, `attention` ("sdpa" or "eager"); one that the workload does not know is refused.
         Raises `UnknownNameError` with the nearest names, `InvalidInputError` for a file or option that cannot be used.
         """
         from bsmodel.workloads.sources import Source
