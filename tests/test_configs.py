@@ -171,6 +171,14 @@ def test_weights_are_as_the_precision_says_whatever_they_are_stored_in(config, a
     assert tapes[1].remarks == ()
 
 
+def test_where_a_configuration_was_saved_from_and_how_it_returns_outputs_changes_nothing(config, a100):
+    plain = {**BERT, "architectures": ["BertForMaskedLM"]}
+    other = {**plain, "return_dict": False, "_name_or_path": "no-such/model"}
+    tapes = [bsmodel.trace(bsmodel.Workload.named(config(fields)), None, a100) for fields in (plain, other)]
+
+    assert (tapes[0].fixed_bytes == tapes[1].fixed_bytes).all() and tapes[1].remarks == ()
+
+
 def test_nothing_is_left_to_chance(config, a100):
     workload = bsmodel.Workload.named(config({**SPEECH, "architectures": ["Wav2Vec2ForSequenceClassification"]}), seq_len=16_000)
     said = " ".join(bsmodel.trace(workload, None, a100).remarks)

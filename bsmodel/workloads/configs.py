@@ -118,6 +118,7 @@ def _require_attention(config: Any, name: str) -> None:
 def _settled(config: Any) -> tuple[str, ...]:
     """Takes from a configuration what would have the step decided by chance, or its weights otherwise than the recipe says."""
     remarks: tuple[str, ...] = ()
+    config.return_dict = True  # the loss is asked for by name
     for name in ("decoder_start_token_id", "pad_token_id"):  # no size depends on which token it is
         if config.is_encoder_decoder and getattr(config, name, None) is None:
             setattr(config, name, 0)
