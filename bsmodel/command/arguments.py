@@ -4,43 +4,51 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from typing import Any
 
+from bsmodel.command.asked import Asked, one_of_each, recorded_cards
 from bsmodel.command.watching import watching
 from bsmodel.errors import InvalidInputError
+from bsmodel.files import require_writable
 from bsmodel.hardware import DEFAULT_GPUS, Gpu, defaults
 from bsmodel.planning import Price
-from bsmodel.studies import Goal, tapes
-from bsmodel.tape import Tape
+from bsmodel.studies import Goal, for_card, pool, tapes
+from bsmodel.tape import Tape, is_tape, load_all, require_agreement, save_all
 from bsmodel.training import OPTIMIZERS, PRECISIONS, Training
-from bsmodel.units import parse_bytes
-from bsmodel.workloads import NAMED, Source
+from bsmodel.units import finite, parse_bytes, whole
+from bsmodel.workloads import LOSSES, NAMED, Source
 
-MODELS = f"one of {', '.join(NAMED)}; timm:NAME, torchvision:NAME, config.json, module:attr, path.py:attr, or a recording, tape.json.gz"
+MODELS = f"one of {', '.join(NAMED)}; timm:NAME, torchvision:NAME, config.json, module:attr, path.py:attr, or a file written with --save"
+
+SHAPE = ("seq_len", "image_size", "attention", "input", "loss")  # the options of a workload that have a flag
 
 
 def price(text: str) -> tuple[str, float]:
     """`GPU=USD` as a name and a price an hour."""
     name, separator, figure = text.partition("=")
     try:
-        value = float(figure)
+        return name, finite("price", float(figure if separator else "nan"), above=0)
     except ValueError:
-        value = 0.0
-    if not separator or not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no price; expected GPU=USD, e.g. a100-40gb=1.29")
-    return name, value
+        raise argparse.ArgumentTypeError(f"{text!r} is no price; expected GPU=USD, e.g. a100-40gb=1.29") from None
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """A whole number of at least 1, and at most what a double counts exactly."""
     try:
-        value = int(text)
+        return whole("number", int(text) if text.strip().lstrip("+").isdecimal() else float(text))
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return value
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1 (and at most {1 << 53})") from None
+
+
+def amount(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        return finite("number", float(text), above=0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no finite number above 0") from None
 
 
 def size(text: str) -> int:
@@ -61,7 +69,8 @@ def add_model(parser: argparse.ArgumentParser, gpus: str = f"the four defaults: 
     parser.add_argument("--seq-len", type=positive, metavar="N", help="tokens a sample (default: the model's own)")
     parser.add_argument("--image-size", type=positive, metavar="N", help="pixels a side (default: the model's own)")
     parser.add_argument("--attention", choices=("sdpa", "eager"), help="how attention is computed (default: the library's choice)")
-    parser.add_argument("--input", metavar="SHAPE", help="shape of one sample for a bare nn.Module, e.g. 3x224x224 (default: the model is a Workload)")
+    parser.add_argument("--input", metavar="SHAPE", help="one sample of a bare nn.Module, e.g. 3x224x224, 128:long for tokens (default: it is a Workload)")
+    parser.add_argument("--loss", choices=LOSSES, help="with --input (default: what suits the output; the answer names it)")
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +83,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ema", action="store_true", default=None, help="keep an average of the weights on the device (default: none)")
     parser.add_argument("--keep-outputs", action="store_true", default=None, help="the model's outputs live through backward (default: they do not)")
     parser.add_argument("--accumulation", type=positive, metavar="N", help=f"micro-steps per optimizer step while recording {own}")
-    parser.add_argument("--gradient-clipping", type=float, metavar="NORM", help="largest gradient norm (default: not clipped)")
+    parser.add_argument("--gradient-clipping", type=amount, metavar="NORM", help="largest gradient norm (default: not clipped)")
     parser.add_argument("--zero-grad", choices=("none", "zeros"), help="free gradients, or fill them with zeros (default: none, they are freed)")
     parser.add_argument("--lora-rank", type=positive, metavar="R", help="train adapters of this rank, all else frozen (default: train the model)")
     parser.add_argument("--frozen", action="append", metavar="PREFIX", help="parameters not trained, repeatable (default: none)")
@@ -82,7 +91,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 def add_recording(parser: argparse.ArgumentParser) -> None:
     """What becomes of the recording."""
-    parser.add_argument("--save", metavar="FILE", help="write the recording there, to ask again without torch (default: only the cache has it)")
+    parser.add_argument("--save", metavar="FILE", help="write the recordings there, to ask again without torch (default: only the cache has them)")
     add_cache(parser)
 
 
@@ -97,7 +106,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target-batch", type=positive, metavar="N", help="samples per optimizer step (default: the largest micro-batch)")
     parser.add_argument("--devices", type=positive, default=1, metavar="N", help="data-parallel GPUs (default: 1)")
     parser.add_argument("--samples", type=positive, metavar="N", help="samples in the training set (default: unknown, so no hours)")
-    parser.add_argument("--epochs", type=float, metavar="N", help="passes over it (default: unknown)")
+    parser.add_argument("--epochs", type=amount, metavar="N", help="passes over it (default: unknown)")
     add_price(parser)
 
 
@@ -110,10 +119,36 @@ def add_price(parser: argparse.ArgumentParser) -> None:
 # -- what they mean ----------------------------------------------------------------------------------------------------------------------
 
 
-def gpus_asked(options: argparse.Namespace, otherwise: tuple[Gpu, ...] | None = None) -> tuple[list[Gpu], list[str]]:
-    """The cards, and a note for each row with figures that the user measured: the answer rests on what only this user has."""
-    gpus = [Gpu.named(name) for name in options.gpu] if options.gpu else list(defaults() if otherwise is None else otherwise)
-    own = [f"GPU row {gpu.id} from {name} (measured {gpu.calibrated_on})" for name, gpu in zip(options.gpu or (), gpus) if gpu.calibrated_on]
+def asked(options: argparse.Namespace) -> Asked:
+    """What is trained: a workload by name, or the recordings in a file, which must be of what the flags say."""
+    found = subject(options.model, **{name: getattr(options, name) for name in SHAPE})
+    if isinstance(found, tuple):
+        for tape in found:
+            require_agreement(tape, changes(options))
+    else:
+        found.check()
+    return found
+
+
+def subject(name: str, **options: Any) -> Asked:
+    """A workload by name and options, of which None is none; or the recordings in a file, made with just these options."""
+    if name in NAMED or not (is_tape(name) or name.endswith(".gz")):
+        return Source.of(name, **options)
+    found = load_all(name)
+    for tape in found:
+        require_agreement(tape, {}, {option: value for option, value in options.items() if value is not None})
+    return found
+
+
+def gpus_asked(options: argparse.Namespace, found: Asked, otherwise: tuple[Gpu, ...] | None = None) -> tuple[list[Gpu], list[str]]:
+    """The cards, and notes: which rows have figures that the user measured, and which cards a recording leaves out.
+
+    Where none is named, those of `otherwise` (default: the four defaults) that a recording is for, or those that it was made for.
+    """
+    if not options.gpu:
+        return recorded_cards(found, defaults() if otherwise is None else otherwise)
+    gpus = one_of_each([Gpu.named(name) for name in options.gpu])
+    own = [f"GPU row {gpu.id} from {name} (measured {gpu.calibrated_on})" for name, gpu in zip(options.gpu, gpus) if gpu.calibrated_on]
     return gpus, own
 
 
@@ -127,43 +162,58 @@ def changes(options: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def subject(options: argparse.Namespace) -> Source | Tape:
-    """What is trained: a workload by name, or a recording that was saved."""
-    if options.model.endswith(".json.gz"):
-        return Tape.load(options.model)
-    source = Source.of(options.model, seq_len=options.seq_len, image_size=options.image_size, attention=options.attention, input=options.input)
-    source.check()
-    return source
-
-
-def goal(options: argparse.Namespace, ladder: bool = False) -> Goal:
-    """What is to be reached."""
-    prices = tuple((Gpu.named(name).id, Price(usd, "yours")) for name, usd in options.price)
+def goal(options: argparse.Namespace, gpus: Sequence[Gpu], ladder: bool = False) -> Goal:
+    """What is to be reached; refused where a price is for a card that is not asked about."""
     rate = (getattr(options, "base_lr", None), getattr(options, "base_batch", None))
-    return Goal(options.target_batch, options.samples, options.epochs, *rate, prices, ladder)
+    return Goal(options.target_batch, options.samples, options.epochs, *rate, prices(options.price, gpus), ladder)
 
 
-def tapes_for(asked: Source | Tape, options: argparse.Namespace, gpus: Sequence[Gpu]) -> list[Tape]:
+def prices(given: Sequence[tuple[str, float]], gpus: Sequence[Gpu]) -> tuple[tuple[str, Price], ...]:
+    """Prices by the ids of the cards that are asked about."""
+    ids = [gpu.id for gpu in gpus]
+    found: dict[str, Price] = {}
+    for name, usd in given:
+        card = name if name in ids else Gpu.named(name).id
+        if card not in ids:
+            raise InvalidInputError(f"the price of {card} is given, and it is not asked about; the cards are {', '.join(ids)}")
+        if found.setdefault(card, Price(usd, "yours")).usd_per_hour != usd:
+            raise InvalidInputError(f"two prices of {card} are given, {found[card].usd_per_hour:g} and {usd:g}; give one")
+    return tuple(found.items())
+
+
+@contextlib.contextmanager
+def hands(found: Iterable[Asked], workers: int | None = None) -> Iterator[Executor | None]:
+    """Who records: for code of the user's own, processes that it may end or fork and whose stdout is not the answer's; else whoever is best."""
+    sources = [source for source in found if isinstance(source, Source)]
+    if workers is None and all(source.library for source in sources):
+        yield None
+        return
+    executor = pool([source.library for source in sources if source.library], workers)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+def tapes_for(found: Asked, options: argparse.Namespace, gpus: Sequence[Gpu]) -> list[Tape]:
     """The recording for each card, with a line of progress for each that is made."""
-    if isinstance(asked, Tape):
-        return [asked for _ in gpus]
-    with watching("recordings") as watch:
-        return tapes(asked, changes(options), gpus, options.cache, watch)
+    if isinstance(found, tuple):
+        return [for_card(found, gpu) for gpu in gpus]
+    with watching("recordings") as watch, hands([found]) as executor:
+        return tapes(found, changes(options), gpus, options.cache, watch, executor)
 
 
-def changes_of(asked: Source | Tape, options: argparse.Namespace) -> dict[str, object]:
-    """What the command line changes of the recipe; a recording has its own."""
+def changes_of(found: Asked, options: argparse.Namespace) -> dict[str, object]:
+    """What the command line changes of the recipe; a recording has its own, which is what the flags say."""
     given = changes(options)
-    return {} if isinstance(asked, Tape) else given
+    return {} if isinstance(found, tuple) else given
 
 
-def saved(options: argparse.Namespace, gpus: Sequence[Gpu]) -> Source | Tape:
-    """What is asked about; its recording, once that has been written where `--save` says."""
-    asked = subject(options)
+def saved(found: Asked, options: argparse.Namespace, gpus: Sequence[Gpu]) -> Asked:
+    """What is asked about; its recordings, once they have been written where `--save` says."""
     if not options.save:
-        return asked
-    if len({gpu.kernel_family for gpu in gpus}) > 1:
-        raise InvalidInputError("--save keeps one recording, and these GPUs need several; name GPUs of one architecture")
-    tape = tapes_for(asked, options, gpus)[0]
-    tape.save(options.save)
-    return tape
+        return found
+    require_writable(options.save, "the tape")  # not found out after the work
+    kept = found if isinstance(found, tuple) else tuple({tape.gpu.kernel_family: tape for tape in tapes_for(found, options, gpus)}.values())
+    save_all(kept, options.save)
+    return kept

@@ -7,10 +7,11 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 from bsmodel.command import arguments
+from bsmodel.command.asked import foot, of_other_versions, together
 from bsmodel.command.documents import CompareDocument, Notes
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Part, render, table
-from bsmodel.command.watching import watching
+from bsmodel.command.watching import until_a_defect, watching
 from bsmodel.command.wording import amount, money, seconds, split, title
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
@@ -27,16 +28,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Answer:
     """The GPUs that have a plan, cheapest first, and why the others have none; raises `InvalidInputError` where none can be answered for."""
-    gpus, notes = arguments.gpus_asked(options, Gpu.all())
-    asked = arguments.saved(options, gpus)
-    with watching() as watch:
-        goals = (arguments.goal(options),)
-        found = study([asked], [arguments.changes_of(asked, options)], gpus, [options.devices], goals, caching=options.cache, watch=watch)
+    asked = arguments.asked(options)
+    gpus, notes = arguments.gpus_asked(options, asked) if options.gpu else ([*Gpu.all()], [])  # those that a recording leaves out are answers too
+    goals = (arguments.goal(options, gpus),)
+    asked, notes = arguments.saved(asked, options, gpus), [*notes, *of_other_versions(asked)]
+    with watching() as watch, arguments.hands([asked]) as executor:
+        changes = [arguments.changes_of(asked, options)]
+        found = study([asked], changes, gpus, [options.devices], goals, executor=executor, caching=options.cache, watch=until_a_defect(watch))
     left_out = {row.gpu: _reason(row) for row in found.rows if not row.fits}
-    recorded = next((row.recorded for row in found.rows if row.recorded and row.status != "refused"), None)
-    if recorded is None:
+    answered = [row.recorded for row in found.rows if row.recorded and row.status != "refused"]
+    if not answered:
         verdicts = {row.verdict for row in found.rows}  # one for all is about the model, not about cards
         raise InvalidInputError(verdicts.pop() if len(verdicts) == 1 else _together(left_out))
+    recorded = together(answered)
     document = CompareDocument(command="compare", notes=tuple(notes), workload=recorded, gpus=found.plans, left_out=left_out)
     return Answer(document, _text(recorded, found, left_out, tuple(notes)), fits=bool(found.plans))
 
@@ -55,7 +59,7 @@ def _text(recorded: Recorded, found: Study, left_out: Mapping[str, str], notes: 
     priced = sorted({row.timing.price.source for row in rows if row.timing and row.timing.price})
     parts: list[Part] = [title(recorded), "", _table(rows), ""]
     parts += [f"Prices, on demand and per card: {'; '.join(priced)}.", ""] if priced else []
-    return render(*parts, *(f"{name} {reason}" for name, reason in left_out.items()), *notes)
+    return render(*parts, *(f"{name} {reason}" for name, reason in left_out.items()), *([""] if left_out else []), *foot(recorded, notes))
 
 
 def _table(rows: Sequence[Row]) -> Part:

@@ -7,7 +7,8 @@ import argparse
 from collections.abc import Sequence
 
 from bsmodel.command import arguments
-from bsmodel.command.documents import CountedForm, ExplainDocument, Explained, Notes
+from bsmodel.command.asked import foot, of_other_versions, together
+from bsmodel.command.documents import CountedForm, ExplainDocument, Explained
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Part, render, table
 from bsmodel.command.wording import title, uncounted
@@ -34,23 +35,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Answer:
     """Bytes by category and module on each GPU, or the counts of the first one's recording."""
-    gpus, notes = arguments.gpus_asked(options, (Gpu.named(DEFAULT_GPU),))
-    asked = arguments.saved(options, gpus)
+    asked = arguments.asked(options)
+    gpus, notes = arguments.gpus_asked(options, asked, (Gpu.named(DEFAULT_GPU),))
+    asked, notes = arguments.saved(asked, options, gpus), [*notes, *of_other_versions(asked)]
     tapes = arguments.tapes_for(asked, options, gpus if options.by == "category" else gpus[:1])
-    recorded = Recorded.of(tapes[0])
+    recorded = together(map(Recorded.of, tapes))
     known = {"command": "explain", "notes": tuple(notes), "workload": recorded, "batch": options.batch}
     head = title(recorded, f", batch {options.batch}")
     if options.by == "module":
         modules = by_module(tapes[0], options.batch)
-        return Answer(ExplainDocument(**known, modules=modules), _modules_text(head, tapes[0], modules, options.depth, tuple(notes)))
+        return Answer(ExplainDocument(**known, modules=modules), _modules_text(head, tapes[0], modules, options.depth, foot(recorded, notes)))
     if options.by == "operator":
         operators = by_operator(tapes[0], options.batch)
-        return Answer(ExplainDocument(**known, operators=operators), _operators_text(head, operators, tuple(notes)))
+        return Answer(ExplainDocument(**known, operators=operators), _operators_text(head, operators, foot(recorded, notes)))
     found = tuple(_explained(tape, gpu, options.batch) for gpu, tape in zip(gpus, tapes, strict=True))
-    names = {name for tape in tapes for name in tape.uncounted}
     parts: list[Part] = [] if len(found) == 1 else [""]
     parts += [part for explained in found for part in _parts(explained, options.batch, alone=len(found) == 1)]
-    return Answer(ExplainDocument(**known, gpus=found), render(head, *parts, uncounted(names), *notes))
+    return Answer(ExplainDocument(**known, gpus=found), render(head, *parts, uncounted(recorded.uncounted), *foot(recorded, notes)))
 
 
 def _explained(tape: Tape, gpu: Gpu, batch: int) -> Explained:
@@ -110,7 +111,7 @@ def _forms(found: Explained, batch: int) -> Part:
     return table(("closed form", ""), ("at this batch", "right"), ("against the replay", "right"), ("", ""), rows=rows)
 
 
-def _modules_text(head: str, tape: Tape, rows: Sequence[ModuleRow], depth: int, notes: Notes) -> str:
+def _modules_text(head: str, tape: Tape, rows: Sequence[ModuleRow], depth: int, last: Sequence[str]) -> str:
     """The tree of modules down to `depth`."""
     cells = [
         [
@@ -126,10 +127,10 @@ def _modules_text(head: str, tape: Tape, rows: Sequence[ModuleRow], depth: int, 
     columns = (("module", ""), *((heading, "right") for heading in ("parameters", "forward FLOPs", "activations", "saved for backward")))
     counts = f"{_COUNTS}; activations are outputs of matmuls and convolutions."
     unknown = f"Operators without a formula: {'; '.join(tape.uncounted_operators) or 'none'}."
-    return render(head, "", table(*columns, rows=cells), "", counts, unknown, *notes)
+    return render(head, "", table(*columns, rows=cells), "", counts, unknown, *last)
 
 
-def _operators_text(head: str, rows: Sequence[OperatorRow], notes: Notes) -> str:
+def _operators_text(head: str, rows: Sequence[OperatorRow], last: Sequence[str]) -> str:
     cells = [
         [
             row.operator,
@@ -142,4 +143,4 @@ def _operators_text(head: str, rows: Sequence[OperatorRow], notes: Notes) -> str
     ]
     columns = (("operator", ""), *((heading, "right") for heading in ("calls", "forward FLOPs", "activations", "read and written")))
     counts = f"{_COUNTS}; - where it has no formula."
-    return render(head, "", table(*columns, rows=cells), "", counts, *notes)
+    return render(head, "", table(*columns, rows=cells), "", counts, *last)

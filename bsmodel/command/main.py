@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import multiprocessing
 import os
@@ -34,6 +33,9 @@ _COMMANDS: dict[str, tuple[Any, str]] = {
 
 
 class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)  # argparse's own says nothing where it cannot be written
+
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_USAGE, f"bsmodel: {escaped(message)}; see {self.prog} --help\n")
 
@@ -107,15 +109,15 @@ def run() -> NoReturn:
         signal.signal(number, signal.SIG_IGN)
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        pass
     except OSError as error:
-        code = code or _failed(InvalidInputError(f"cannot write the answer: {error.strerror}"), debug=False)
-    with contextlib.suppress(OSError):
-        sys.stderr.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what could not be written is not tried again at the end
+        if not isinstance(error, BrokenPipeError):
+            code = code or _failed(InvalidInputError(f"cannot write the answer: {error.strerror}"), debug=False)
     for child in multiprocessing.active_children():  # of a pool: nothing that they still do is of use
         child.kill()
-    os._exit(code)
+    if "torch" in sys.modules:
+        os._exit(code)
+    sys.exit(code)
 
 
 def _open_standard_streams() -> None:
@@ -125,7 +127,7 @@ def _open_standard_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the processes of a pool have it too
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - for as long as the process lives
     if silent:

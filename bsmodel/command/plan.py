@@ -7,14 +7,15 @@ import argparse
 from collections.abc import Sequence
 
 from bsmodel.command import arguments
+from bsmodel.command.asked import foot, of_other_versions, together
 from bsmodel.command.documents import Notes, PlanDocument
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, Part, render, table, verdict
-from bsmodel.command.watching import watching
+from bsmodel.command.watching import until_a_defect, watching
 from bsmodel.command.wording import closed_form, missing, short, split, time_table, title, uncounted
 from bsmodel.errors import InvalidInputError
 from bsmodel.memory import Footprint
-from bsmodel.studies import Row, study
+from bsmodel.studies import Recorded, Row, study
 from bsmodel.units import GiB
 
 
@@ -24,29 +25,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_recipe(parser)
     arguments.add_recording(parser)
     arguments.add_run(parser)
-    parser.add_argument("--base-lr", type=float, metavar="LR", help="a learning rate that works (default: the published one of a named model)")
+    parser.add_argument("--base-lr", type=arguments.amount, metavar="LR", help="a learning rate that works (default: the published one of a named model)")
     parser.add_argument("--base-batch", type=arguments.positive, metavar="N", help="the effective batch it works at (default: with --base-lr, 256)")
 
 
 def run(options: argparse.Namespace) -> Answer:
     """A plan for each GPU; raises `InvalidInputError` where one of them cannot be answered for."""
-    gpus, notes = arguments.gpus_asked(options)
-    asked = arguments.saved(options, gpus)
-    with watching() as watch:
-        goals = (arguments.goal(options, ladder=options.json),)
-        rows = study([asked], [arguments.changes_of(asked, options)], gpus, [options.devices], goals, caching=options.cache, watch=watch).rows
+    found = arguments.asked(options)
+    gpus, notes = arguments.gpus_asked(options, found)
+    goals = (arguments.goal(options, gpus, ladder=options.json),)
+    found, notes = arguments.saved(found, options, gpus), [*notes, *of_other_versions(found)]
+    with watching() as watch, arguments.hands([found]) as executor:
+        changes = [arguments.changes_of(found, options)]
+        rows = study([found], changes, gpus, [options.devices], goals, executor=executor, caching=options.cache, watch=until_a_defect(watch)).rows
     for row in rows:
         if row.status == "refused":
             raise InvalidInputError(row.verdict)
-    assert rows[0].recorded is not None
-    document = PlanDocument(command="plan", notes=tuple(notes), workload=rows[0].recorded, gpus=rows, uncounted=missing(rows))
-    return Answer(document, _text(rows, tuple(notes)), fits=any(row.fits for row in rows))
+    recorded = together(row.recorded for row in rows)
+    document = PlanDocument(command="plan", notes=tuple(notes), workload=recorded, gpus=rows, uncounted=missing(rows))
+    return Answer(document, _text(recorded, rows, tuple(notes)), fits=any(row.fits for row in rows))
 
 
-def _text(rows: Sequence[Row], notes: Notes) -> str:
-    head = rows[0].recorded
-    assert head is not None
-    parts: list[Part] = [title(head), "", _table(rows), ""]
+def _text(recorded: Recorded, rows: Sequence[Row], notes: Notes) -> str:
+    parts: list[Part] = [title(recorded), "", _table(rows), ""]
     for row in rows:
         parts += [] if row.fits else [row.verdict, ""]
     fitting = [row for row in rows if row.fits]
@@ -54,7 +55,7 @@ def _text(rows: Sequence[Row], notes: Notes) -> str:
         parts += [*time_table(fitting), "", *_schedule(fitting[0], _several_rates(fitting))]
         parts += [*(f"Note: {advice}." for advice in fitting[0].advice), ""]
     parts += [part for label, form in _forms(rows) for part in closed_form(label, form)]
-    return render(*parts, "", uncounted(missing(rows)), *notes)
+    return render(*parts, "", uncounted(missing(rows)), *foot(recorded, notes))
 
 
 def _forms(rows: Sequence[Row]) -> list[tuple[str, Footprint]]:

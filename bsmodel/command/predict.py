@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Sequence
 
 from bsmodel.command import arguments
+from bsmodel.command.asked import foot, of_other_versions, together
 from bsmodel.command.documents import CardPeak, Notes, PredictDocument
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, render, table, verdict
@@ -26,20 +27,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Answer:
     """The peak on each GPU."""
-    gpus, notes = arguments.gpus_asked(options)
-    asked = arguments.saved(options, gpus)
-    tapes = arguments.tapes_for(asked, options, gpus)
+    found = arguments.asked(options)
+    gpus, notes = arguments.gpus_asked(options, found)
+    found, notes = arguments.saved(found, options, gpus), [*notes, *of_other_versions(found)]
+    tapes = arguments.tapes_for(found, options, gpus)
     peaks = tuple(CardPeak(**vars(predict(tape, gpu, options.batch)), gpu=gpu.id, usable_bytes=gpu.usable_bytes) for gpu, tape in zip(gpus, tapes, strict=True))
-    recorded, names = Recorded.of(tapes[0]), tuple(sorted({name for tape in tapes for name in tape.uncounted}))
-    document = PredictDocument(command="predict", notes=tuple(notes), workload=recorded, gpus=peaks, uncounted=names)
-    return Answer(document, _text(recorded, peaks, names, tuple(notes)), fits=any(peak.fits for peak in peaks))
+    recorded = together(map(Recorded.of, tapes))
+    document = PredictDocument(command="predict", notes=tuple(notes), workload=recorded, gpus=peaks, uncounted=recorded.uncounted)
+    return Answer(document, _text(recorded, peaks, tuple(notes)), fits=any(peak.fits for peak in peaks))
 
 
-def _text(recorded: Recorded, peaks: Sequence[CardPeak], names: Sequence[str], notes: Notes) -> str:
+def _text(recorded: Recorded, peaks: Sequence[CardPeak], notes: Notes) -> str:
     headings = ("requested", "allocated", "reserved", "with context", "usable")
     columns = (("GPU", ""), ("verdict", ""), *((heading, "right") for heading in headings), ("peak in", ""))
     whole = table(*columns, rows=[_cells(peak) for peak in peaks])
-    return render(title(recorded, f", batch {peaks[0].batch}"), "", whole, "", uncounted(names), *notes)
+    return render(title(recorded, f", batch {peaks[0].batch}"), "", whole, "", uncounted(recorded.uncounted), *foot(recorded, notes))
 
 
 def _cells(peak: CardPeak) -> list[Cell]:

@@ -7,33 +7,32 @@ import argparse
 import itertools
 import tomllib
 from collections.abc import Mapping
-from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from bsmodel.command import arguments
-from bsmodel.command.documents import StudyDocument
+from bsmodel.command.asked import foot, of_other_versions, one_of_each
+from bsmodel.command.documents import Notes, StudyDocument
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, Part, render, table, verdict
 from bsmodel.command.watching import watching
 from bsmodel.command.wording import amount, money, seconds, split
 from bsmodel.errors import InvalidInputError, UnknownNameError
 from bsmodel.hardware import Gpu, defaults
-from bsmodel.planning import Price
-from bsmodel.studies import Goal, Row, Study, pool, study
+from bsmodel.studies import Goal, Row, Study, study
 from bsmodel.training import Training
 from bsmodel.units import GiB
-from bsmodel.workloads import Source
 
 _EXAMPLE = "bsmodel study --model resnet50 --model gpt2 --gpu a100-40gb --gpu h100-80gb --devices 1 --devices 8"
+Count = Annotated[int, BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value), Field(ge=1, le=1 << 53)]
 
 
 class StudyFile(BaseModel):
     """A study as a TOML file. Every list is an axis; the study is their product."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     workloads: list[str | dict[str, Any]] = Field(min_length=1)
     """Names, or tables with a `name` and options such as `seq_len`."""
@@ -41,15 +40,15 @@ class StudyFile(BaseModel):
     """Tables of the fields of `Training` that differ from the workload's own recipe."""
     gpus: list[str] = []
     """Ids or TOML files; the four defaults where there is none."""
-    devices: list[int] = [1]
+    devices: list[Count] = Field(default=[1], min_length=1)
     """Numbers of data-parallel GPUs."""
-    target_batch: list[int] = []
+    target_batch: list[Count] = []
     """Samples per optimizer step; the largest micro-batch where there is none."""
-    samples: int | None = None
+    samples: Count | None = None
     """Samples in the training set."""
-    epochs: float | None = Field(default=None, strict=False)
+    epochs: float | None = Field(default=None, gt=0)
     """Passes over it."""
-    prices: dict[str, float] = {}
+    prices: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Your price of an hour, by GPU."""
 
 
@@ -66,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", action="append", type=arguments.positive, metavar="N", help="data-parallel GPUs, repeatable (default: 1)")
     parser.add_argument("--target-batch", action="append", type=arguments.positive, metavar="N", help="repeatable (default: the largest micro-batch)")
     parser.add_argument("--samples", type=arguments.positive, metavar="N", help="samples in the training set (default: unknown)")
-    parser.add_argument("--epochs", type=float, metavar="N", help="passes over it (default: unknown)")
+    parser.add_argument("--epochs", type=arguments.amount, metavar="N", help="passes over it (default: unknown)")
     arguments.add_price(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="rows as they come, as JSON lines; an interrupted study goes on from it (default: none)")
     parser.add_argument("--csv", action="store_true", help="print CSV (default: a table)")
@@ -77,20 +76,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Answer:
     """A row for every cell; 1 where none of them has a plan."""
     asked = _from_flags(options) if options.file is None else _from_file(options)
-    workloads = [Source.of(item) if isinstance(item, str) else Source.of(**item) for item in asked.workloads]
-    gpus = [Gpu.named(name) for name in asked.gpus] or list(defaults())
-    prices = tuple((Gpu.named(name).id, Price(usd, "yours")) for name, usd in asked.prices.items())
+    workloads = [arguments.subject(**({"name": item} if isinstance(item, str) else item)) for item in asked.workloads]
+    gpus = one_of_each([Gpu.named(name) for name in asked.gpus]) or list(defaults())
     targets: list[int | None] = [*asked.target_batch] or [None]
-    goals = [Goal(target, asked.samples, asked.epochs, prices=prices) for target in targets]
-    executor: Executor | None = None if options.workers is None else pool([source.library for source in workloads if source.library], options.workers)
-    try:
-        with watching("rows") as watch:
-            found = study(workloads, asked.trainings, gpus, asked.devices, goals, executor=executor, out=options.out, caching=options.cache, watch=watch)
-    finally:
-        if executor is not None:
-            executor.shutdown(wait=False, cancel_futures=True)
-    text = found.to_csv() if options.csv else _text(found)
-    return Answer(StudyDocument(command="study", rows=found.rows), text, fits=any(row.fits for row in found.rows))
+    goals = [Goal(target, asked.samples, asked.epochs, prices=arguments.prices([*asked.prices.items()], gpus)) for target in targets]
+    with watching("rows") as watch, arguments.hands(workloads, options.workers) as executor:
+        found = study(workloads, asked.trainings, gpus, asked.devices, goals, executor=executor, out=options.out, caching=options.cache, watch=watch)
+    notes = tuple(dict.fromkeys(note for subject in workloads for note in of_other_versions(subject)))
+    text = found.to_csv() if options.csv else _text(found, notes)
+    return Answer(StudyDocument(command="study", notes=notes, rows=found.rows), text, fits=any(row.fits for row in found.rows))
 
 
 def _from_file(options: argparse.Namespace) -> StudyFile:
@@ -145,7 +139,7 @@ def _from_flags(options: argparse.Namespace) -> StudyFile:
     return _validated(values, "study")
 
 
-def _text(found: Study) -> str:
+def _text(found: Study, notes: Notes) -> str:
     names = sorted({name for row in found.rows for name in row.recipe})
     several = [name for name in names if len({repr(row.recipe.get(name)) for row in found.rows}) > 1]
     columns = [("workload", ""), *((name.replace("_", " "), "") for name in several), ("GPU", ""), ("largest", "right")]
@@ -153,7 +147,7 @@ def _text(found: Study) -> str:
     columns += [("hours", "right"), ("cost", "right")]
     parts: list[Part] = [table(*columns, rows=[_cells(row, several) for row in found.rows], repeated=len(several) + 2), ""]
     reasons = {row.verdict: None for row in found.rows if row.status == "refused"}
-    return render(*parts, *(f"Refused: {reason}" for reason in reasons))
+    return render(*parts, *(f"Refused: {reason}" for reason in reasons), *foot([row.recorded for row in found.rows if row.recorded], notes))
 
 
 def _word(value: Any) -> str:

@@ -107,7 +107,7 @@ def _table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[Text]]) -
 
     made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="")
     for heading, side in columns:
-        made.add_column(heading, justify="right" if side == "right" else "left", overflow="fold", no_wrap=side == "right")
+        made.add_column(escaped(heading), justify="right" if side == "right" else "left", overflow="fold", no_wrap=side == "right")
     for row in rows:
         made.add_row(*row)
     return made

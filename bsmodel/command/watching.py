@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Iterator
 
+from bsmodel.command.terminal import escaped
+from bsmodel.errors import InternalError
 from bsmodel.studies import Progress, Watch
 
 
@@ -27,8 +29,19 @@ def watching(what: str = "answers") -> Iterator[Watch]:
             tape = progress.recorded
             if tape is not None:
                 seconds = time.perf_counter() - started
-                family = f"{tape.name} ({tape.precision}, {tape.optimizer}) for compute capability {tape.gpu.compute_capability}"
+                family = f"{escaped(tape.name)} ({tape.precision}, {tape.optimizer}) for compute capability {tape.gpu.compute_capability}"
                 console.print(f"recorded {family}: {len(tape.categories):,} allocations, {seconds:.1f} s after the start", markup=False)
             bar.update(task, completed=progress.done, total=progress.total)
 
         yield watch
+
+
+def until_a_defect(watch: Watch) -> Watch:
+    """Watches, and raises the first defect of this package: what is asked of one model then has no answer."""
+
+    def stops(progress: Progress) -> None:
+        if isinstance(progress.reason, InternalError):
+            raise progress.reason
+        watch(progress)
+
+    return stops

@@ -5,17 +5,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bsmodel.recording.cache import cache_folder, keep, kept_as, kept_tape, key_of, new_tape, recorded, tape_path
+from bsmodel.recording.cache import cache_folder, keep, kept_as, kept_tape, key_of, new_tape, recorded, tape_path, versions, with_torch
 
 if TYPE_CHECKING:
     from bsmodel.recording.tracing import record, trace
 
-__all__ = ("cache_folder", "keep", "kept_as", "kept_tape", "key_of", "new_tape", "record", "recorded", "tape_path", "trace")
+__all__ = ("cache_folder", "keep", "kept_as", "kept_tape", "key_of", "new_tape", "record", "recorded", "tape_path", "trace", "versions")
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("record", "trace"):  # these need torch, which takes two seconds to import
-        from bsmodel.recording import tracing
-
-        return getattr(tracing, name)
+    if name in ("record", "trace"):  # these need torch
+        return getattr(with_torch(), name)
     raise AttributeError(f"module 'bsmodel.recording' has no attribute {name!r}")

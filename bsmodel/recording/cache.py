@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import os
@@ -91,13 +92,22 @@ def kept_tape(path: Path | None) -> Tape | None:
         return None
 
 
+def with_torch() -> Any:
+    """The part of this room that records; raises `InvalidInputError` where torch, which it needs, is not installed."""
+    try:
+        return importlib.import_module("bsmodel.recording.tracing")  # takes two seconds
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name not in ("torch", "fvcore"):
+            raise
+        raise InvalidInputError(f'recording needs {name}, which cannot be imported ({error}); pip install "bsmodel[record]"') from None
+
+
 def new_tape(workload: Workload, changes: Mapping[str, Any], gpu: Gpu) -> Tape:
     """A recording for the family of kernels of this card, with other values in some fields of the workload's recipe."""
-    from bsmodel.recording.tracing import trace  # needs torch
-
     major, minor = gpu.kernel_family
     training = Training(**{**dict(workload.training), **changes})
-    tape = trace(workload, training, gpu.model_copy(update={"compute_capability": f"{major}.{minor}"}))
+    tape: Tape = with_torch().trace(workload, training, gpu.model_copy(update={"compute_capability": f"{major}.{minor}"}))
     return replace(tape, gpu=gpu)  # the card itself, whose buffers may have other sizes than those of the one that stands for its family
 
 
@@ -109,6 +119,7 @@ def recorded(source: Source, changes: Mapping[str, Any], gpu: Gpu, caching: bool
     path = tape_path(source, changes, gpu.kernel_family, caching)
     tape = kept_tape(path)
     if tape is None:
+        with_torch()  # said before what else is missing
         tape = replace(new_tape(source.workload(), changes, gpu), options=dict(source.options))
         if path is not None:
             with contextlib.suppress(OSError, InvalidInputError):

@@ -15,15 +15,18 @@ from bsmodel.planning import Price
 from bsmodel.recording import key_of
 from bsmodel.tape import Tape
 from bsmodel.training import Training
+from bsmodel.units import finite, whole
 from bsmodel.workloads import Source, Workload
 
 Subject = Source | Workload | Tape
+Axis = str | Subject | Sequence[Tape]  # several tapes: the recordings of one workload, one for each family of kernels
 
 
 @dataclass(frozen=True)
 class Goal:
     """What is to be reached with a model on a card: samples per optimizer step, the run, the learning rate that is known, your prices.
 
+    Raises `InvalidInputError` for counts that are no whole numbers of at least 1, and for what is no finite number above 0.
     `target_batch` is the largest micro-batch by default, `base_lr` at `base_batch` the published one of a named model; `prices` are by
     GPU id. With `ladder`, the row also has the peak at every power of two up to the largest batch, which takes a replay each.
     """
@@ -35,6 +38,16 @@ class Goal:
     base_batch: int | None = None
     prices: tuple[tuple[str, Price], ...] = ()
     ladder: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("target_batch", "samples", "base_batch"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, whole(name, value))
+        for name in ("epochs", "base_lr"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, finite(name, value, above=0))
+        for gpu, price in self.prices:
+            finite(f"the price of {gpu}", price.usd_per_hour, above=0)
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,7 @@ class Cell:
     def recording(self) -> tuple[Any, ...]:
         """Equal for cells that share a recording. A tape is one already, whatever card it is asked about."""
         if isinstance(self.subject, Tape):
-            return (id(self.subject),)
+            return (id(self.subject), repr(self.recipe))
         return (self.subject if isinstance(self.subject, Source) else id(self.subject), repr(self.recipe), self.gpu.kernel_family)
 
     @cached_property
@@ -102,7 +115,7 @@ def _identity(subject: Subject) -> Any:
 
 
 def cells(
-    workloads: Iterable[str | Subject],
+    workloads: Iterable[Axis],
     trainings: Iterable[Training | Mapping[str, object]],
     gpus: Iterable[str | Gpu],
     devices: Iterable[int],
@@ -110,7 +123,8 @@ def cells(
 ) -> tuple[Cell, ...]:
     """Every combination, the workload changing slowest and the goal fastest.
 
-    Raises `InvalidInputError` where an axis is empty or a number of devices is below 1, or two workloads of one's own are called the same.
+    Raises `InvalidInputError` where an axis is empty, a number of devices is none, a card is named twice, a price is for a card that is not
+    asked about, or two workloads of one's own are called the same.
     """
     subjects = [Source.of(item) if isinstance(item, str) else item for item in workloads]
     recipes = [Recipe.of(item) for item in trainings] or [Recipe()]
@@ -119,14 +133,34 @@ def cells(
     for axis, values in (("workloads", subjects), ("gpus", cards), ("devices", counts), ("goals", wanted)):
         if not values:
             raise InvalidInputError(f"a study needs at least one of {axis}")
-    for count in counts:
-        if count < 1:
-            raise InvalidInputError(f"devices is {count}; expected at least 1")
+    counts = [whole("devices", count) for count in counts]
     _require_own_names(subjects)
-    return tuple(Cell(subject, recipe, gpu, count, goal) for subject in subjects for recipe in recipes for gpu in cards for count in counts for goal in wanted)
+    _require_asked_about(cards, wanted)
+    return tuple(
+        Cell(subject if isinstance(subject, Subject) else for_card(subject, gpu), recipe, gpu, count, goal)
+        for subject in subjects
+        for recipe in recipes
+        for gpu in cards
+        for count in counts
+        for goal in wanted
+    )
 
 
-def _require_own_names(subjects: Sequence[Subject]) -> None:
+def for_card(tapes: Sequence[Tape], gpu: Gpu) -> Tape:
+    """Of the recordings of one workload the one for the kernels of this card; where there is none the first, which is refused in its place."""
+    return next((tape for tape in tapes if tape.gpu.kernel_family == gpu.kernel_family), tapes[0])
+
+
+def _require_asked_about(cards: Sequence[Gpu], goals: Sequence[Goal]) -> None:
+    ids = [gpu.id for gpu in cards]
+    if twice := sorted({name for name in ids if ids.count(name) > 1}):
+        raise InvalidInputError(f"GPU {twice[0]!r} is asked about twice; name it once, or give a row of your own another id")
+    for name in (name for goal in goals for name, _ in goal.prices):
+        if name not in ids:
+            raise InvalidInputError(f"the price of {name} is given, and it is not asked about; the cards are {', '.join(ids)}")
+
+
+def _require_own_names(subjects: Sequence[Subject | Sequence[Tape]]) -> None:
     names = [subject.name for subject in subjects if isinstance(subject, Workload)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidInputError(f"two workloads are called {twice[0]!r}; give each a name=... of its own")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bsmodel.hardware import Gpu, defaults
-from bsmodel.studies.grid import Goal, Subject, cells
+from bsmodel.studies.grid import Axis, Goal, cells
 from bsmodel.studies.jobs import worked
 from bsmodel.studies.kept import Ledger
 from bsmodel.studies.tables import Study
@@ -31,7 +31,7 @@ Watch = Callable[[Progress], None]
 
 
 def study(
-    workloads: Iterable[str | Subject],
+    workloads: Iterable[Axis],
     trainings: Iterable[Training | Mapping[str, object]] = (),
     gpus: Iterable[str | Gpu] | None = None,
     devices: Iterable[int] = (1,),
@@ -44,7 +44,8 @@ def study(
 ) -> Study:
     """A row for every combination of workload, recipe, GPU, number of devices and goal; workloads change slowest, goals fastest.
 
-    `workloads`: names as `Workload.named` takes them, `Source.of(name, seq_len=...)`, `Workload`s, or recorded tapes. `trainings`: whole
+    `workloads`: names as `Workload.named` takes them, `Source.of(name, seq_len=...)`, `Workload`s, recorded tapes, or
+    for several families of kernels a list of tapes (`bsmodel.tape.load_all`). `trainings`: whole
     recipes, or mappings of the fields that differ from the workload's own (default: its own). `gpus`: names or rows (default: the four of
     the catalogue). What cannot be answered is a row with its reason, not the end.
 
@@ -52,7 +53,7 @@ def study(
     (`dask.distributed`'s `Client.get_executor()`, Ray's, MPI's); by default to a pool of processes where that pays, else it is done here.
     `out`: a file of JSON lines, appended to as rows come; a study that was interrupted goes on from it. `caching`: keep recordings and
     answers in the user's cache folder (None: but for the user's own Python files; False: neither keep nor look up).
-    Raises `InvalidInputError` for an empty axis, `UnknownNameError` for a GPU that is none.
+    Raises `InvalidInputError` for an empty axis, a GPU that is named twice or a number that is none, `UnknownNameError` for a GPU that is none.
     """
     asked = cells(workloads, trainings, defaults() if gpus is None else gpus, devices, goals)
     ledger = Ledger.of(asked, out, caching)
