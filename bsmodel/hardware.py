@@ -22,7 +22,7 @@ CALIBRATION = "bsmodel validate --calibrate"  # how the source of a figure measu
 NO_FIGURES = {"id", "name", "aliases", "interconnect", "power_limited", "sources"}  # the fields that need no source
 
 Dtype = Literal["fp32", "tf32", "fp16", "bf16", "fp8"]
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, le=1 << 60)]  # sums of them are still below 2^63
 Rate = Annotated[float, Field(gt=0)]
 
 

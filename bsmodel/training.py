@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from bsmodel.errors import InvalidInputError, UnknownNameError
+from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError
 from bsmodel.hardware import Gpu
+from bsmodel.units import finite, whole
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,19 @@ class Training(BaseModel, frozen=True):
                 if first["type"] == "extra_forbidden":
                     raise UnknownNameError("training field", name, type(self).model_fields) from None
                 reason = first.get("ctx", {}).get("error", None)
-                if isinstance(reason, UnknownNameError):
+                if isinstance(reason, BsmodelError):
                     raise reason from None
                 raise InvalidInputError(f"training field {name!r} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+    @field_validator("accumulation", "lora_rank", mode="before")
+    @classmethod
+    def _counts(cls, value: object, info: ValidationInfo) -> int | None:
+        return None if value is None and info.field_name == "lora_rank" else whole(f"training field {info.field_name!r}", value)
+
+    @field_validator("gradient_clipping", mode="before")
+    @classmethod
+    def _norm(cls, value: object) -> float | None:
+        return None if value is None else finite("training field 'gradient_clipping'", value, above=0)
 
     @field_validator("precision")
     @classmethod

@@ -6,6 +6,9 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bsmodel.errors import InvalidInputError
 
 KiB = 1024
@@ -58,6 +61,18 @@ def whole(name: str, value: object, least: int = 1, most: int = 1 << 53) -> int:
             raise InvalidInputError(f"{name} is {shown(value)}; expected a whole number from {least} to {most}")
     limit = f"of at least {least}" if most == 1 << 53 else f"from {least} to {most}"
     raise InvalidInputError(f"{name} is {shown(value)}; expected a whole number {limit}")
+
+
+def wholes(name: str, values: Any, least: int = 1, most: int = 1 << 53) -> NDArray[np.int64]:
+    """One or several whole numbers, each as `whole` takes them, as an int64 array of their shape."""
+    try:
+        given = values if isinstance(values, np.ndarray) else np.asarray(values, object)  # numpy would take True for 1
+    except (ValueError, TypeError):
+        raise InvalidInputError(f"{name} is {shown(values)}; expected a whole number, or an array of them") from None
+    if given.dtype.kind in "iu" and (not given.size or (least <= given.min() and given.max() <= most)):
+        return given.astype(np.int64)
+    each = [whole(name, item, least, most) for item in given.ravel().tolist()]
+    return np.array(each, np.int64).reshape(given.shape)
 
 
 def finite(name: str, value: object, least: float | None = None, above: float | None = None) -> float:

@@ -196,3 +196,25 @@ def test_float32_convolutions_are_held_against_the_rate_they_run_at(a100):
 
     assert step.flops / a100.tf32_dense_flops_per_s < step.ideal_seconds < step.flops / a100.fp32_flops_per_s
     assert 0 < step.mfu < 1
+
+
+@pytest.mark.parametrize(("name", "precision", "newest"), [("resnet50", "fp32", 12), ("vit-b-16", "bf16-mixed", 12), ("sd15-unet", "fp32", 7)])
+def test_no_card_is_used_more_than_wholly(name, precision, newest):
+    """Also where an algorithm saves arithmetic (Winograd's), and where a card clocks higher than its box says."""
+    named = bsmodel.Workload.named(name)
+    training = named.training.model_copy(update={"precision": precision})
+    able = [gpu for gpu in bsmodel.Gpu.all() if gpu.capability[0] <= newest and (gpu.supports_bf16 or not training.numerics.needs_bf16)]
+    for family in sorted({gpu.kernel_family for gpu in able}):
+        cards = [gpu for gpu in able if gpu.kernel_family == family]
+        traced = bsmodel.trace(named, training, cards[0])
+        for gpu in (gpu for gpu in cards if gpu.bandwidth_bytes_per_s):
+            mfu = step_time(traced, gpu, [1, 2, 8, 64, 512, 8192]).mfu
+            assert (mfu > 0).all() and (mfu <= 1).all(), (gpu.id, mfu)
+
+
+def test_saved_arithmetic_is_not_counted_as_done():
+    """A float32 convolution of 3 x 3 on the float32 units, where cuDNN has Winograd's."""
+    gpu = bsmodel.Gpu.named("v100-16gb")
+    step = step_time(bsmodel.trace(workload(), bsmodel.Training(precision="fp32", optimizer="sgd"), gpu), gpu, 4096)
+
+    assert step.ideal_seconds < step.flops / gpu.fp32_flops_per_s

@@ -3,6 +3,7 @@
 
 from bsmodel.memory.allocator import CachingAllocator, OutOfMemoryError
 from bsmodel.memory.closed_form import Footprint, Moment, Share, breakdown, footprint
+from bsmodel.memory.data_parallel import buckets_bytes, data_parallel
 from bsmodel.memory.largest import Fit, fit
 from bsmodel.memory.peak import Peak, predict
 from bsmodel.memory.settings import Settings
@@ -17,6 +18,8 @@ __all__ = (
     "Settings",
     "Share",
     "breakdown",
+    "buckets_bytes",
+    "data_parallel",
     "fit",
     "footprint",
     "predict",

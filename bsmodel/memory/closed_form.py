@@ -9,10 +9,10 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from bsmodel.tape import Envelope, Integer, Integers, Line, Tape, upper_envelope
+from bsmodel.tape import CATEGORIES, Envelope, Integer, Integers, Line, Tape, micro_batches, micro_steps, upper_envelope
 from bsmodel.units import format_bytes
 
-CATEGORIES = ("parameter", "buffer", "gradient", "gradient bucket", "optimizer state", "batch", "saved", "temporary", "workspace")
+REDUCER = "DistributedDataParallel"  # the operator of what data parallelism allocates between steps
 STEPS = 3  # the optimizer's state exists from the second step on: the third repeats it, in bytes requested
 
 
@@ -30,7 +30,7 @@ class Moment:
             return "loading the model"
         if self.phase == "step":
             return "optimizer step"
-        if self.phase == "gradient buckets":
+        if self.operator == REDUCER:
             return "rebuilding the gradient buckets"
         return f"{self.phase}, at {self.module or 'the loss'}"
 
@@ -78,7 +78,7 @@ class _Timeline:
 
 
 def _timeline(tape: Tape, accumulation: int | None) -> _Timeline:
-    program = list(tape.program(STEPS, accumulation))
+    program = list(tape.program(STEPS, micro_steps(tape, accumulation)))
     events = np.concatenate([np.asarray(block, np.int64) for _, block in program])
     names = [name for name, block in program for _ in block]
     numbers = np.where(events >= 0, events, ~events)
@@ -118,13 +118,15 @@ class Share:
 
 def breakdown(tape: Tape, batch: int, accumulation: int | None = None) -> tuple[Share, ...]:
     """Who holds the bytes of `M(b)`: all that is alive at the binding moment, by category and module. Sums to `M(b)` exactly."""
-    timeline = _timeline(tape, accumulation)
+    micro_batches(tape, batch)
+    footprint(tape, accumulation)(batch)  # refuses more bytes than can be counted
+    timeline, batch = _timeline(tape, accumulation), int(batch)
     position = int(np.argmax(timeline.fixed + timeline.per_sample * batch))
     sizes = tape.fixed_bytes + tape.per_sample_bytes * batch
     shares: dict[tuple[str, str], int] = {}
     births = 0
     alive: dict[int, int] = {}
-    for event in (event for _, block in tape.program(STEPS, accumulation) for event in block):
+    for event in (event for _, block in tape.program(STEPS, micro_steps(tape, accumulation)) for event in block):
         number = event if event >= 0 else ~event
         alive[number] = alive.get(number, 0) + (1 if event >= 0 else -1)
         births += event >= 0

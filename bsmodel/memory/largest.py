@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The largest micro-batch that trains on one GPU, and what to change where none does."""
+"""The largest micro-batch that trains on one GPU, and what bounds it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from bsmodel.hardware import Gpu
 from bsmodel.memory.closed_form import footprint
 from bsmodel.memory.peak import Peak, peak_at, replays, survives
 from bsmodel.memory.settings import Settings
-from bsmodel.tape import Tape, require_same_kernels
+from bsmodel.tape import Tape, another_path, micro_steps, require_same_kernels
 from bsmodel.units import format_bytes
+
+LARGEST = 1 << 20  # samples in a micro-batch that anybody asks for
 
 
 def _id(gpu: Gpu) -> str:
@@ -25,6 +27,7 @@ def _id(gpu: Gpu) -> str:
 class Fit:
     """The largest micro-batch on one GPU, and why it is no larger: `batch` is safe, `likely_batch` what probably runs too.
 
+    `bounded`: whether memory is what limits it; else it is the last that the recording holds for, or of so many that none is larger.
     In JSON the GPU is its id, and the tape is left out.
     """
 
@@ -38,6 +41,7 @@ class Fit:
     headroom_bytes: int
     verdict: str
     peak: Peak | None
+    bounded: bool = True
 
 
 def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Settings | None = None) -> Fit:
@@ -45,13 +49,14 @@ def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Setting
 
     The closed form bounds it from above, `b <= largest(capacity)`; replays decide below that. `batch` survives whatever
     cuDNN chooses, `likely_batch` with what it probably does, the workspaces that do not fit left out. `batch` is 0 where nothing fits, and
-    the verdict then says how much is missing.
+    the verdict then says how much is missing. No batch is considered above 2^20, nor one at which the step takes another path than recorded.
     """
     require_same_kernels(tape, gpu)
     settings = settings or Settings()
-    accumulation = tape.accumulation if accumulation is None else accumulation
+    accumulation = micro_steps(tape, accumulation)
     form = footprint(tape, accumulation)
-    bound = min(form.largest(gpu.usable_bytes), 1 << 20)
+    most = min(LARGEST, tape.same_path_up_to or LARGEST)
+    bound = min(form.largest(gpu.usable_bytes), most)
     replay = replays(tape, gpu, accumulation, settings)
     likely = _largest(lambda candidate: replay(candidate, "lenient", True) is not None, bound)
     batch = _largest(lambda candidate: survives(candidate, replay), likely)
@@ -60,12 +65,21 @@ def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Setting
         missing = peak.reserved_bytes - gpu.usable_bytes
         verdict = (
             f"does not fit on {gpu.id}: one sample needs {format_bytes(peak.reserved_bytes)} of {format_bytes(gpu.usable_bytes)}, "
-            f"{format_bytes(missing)} too much, at the {peak.moment}; {remedy(tape, gpu)}"
+            f"{format_bytes(missing)} too much, at the {peak.moment}"
         )
         return Fit(tape, gpu, accumulation, settings, 0, likely, peak.moment, -missing, verdict, None)
-    binding = str(form.binding(batch))
     headroom = gpu.usable_bytes - peak.reserved_upper_bytes
-    return Fit(tape, gpu, accumulation, settings, batch, likely, binding, headroom, f"fits up to {batch}, bound by {binding}", peak)
+    binding, verdict = _why(tape, batch, most, str(form.binding(batch)))
+    return Fit(tape, gpu, accumulation, settings, batch, likely, binding, headroom, verdict, peak, batch < most)
+
+
+def _why(tape: Tape, batch: int, most: int, moment: str) -> tuple[str, str]:
+    """What bounds a batch that trains, and the verdict."""
+    if batch < most:
+        return moment, f"fits up to {batch}, bound by {moment}"
+    if most == LARGEST:
+        return "not by memory", f"fits at more than {LARGEST:,} samples: memory does not limit it"
+    return another_path(tape), f"fits up to {batch}: {another_path(tape)}, which was not recorded"
 
 
 def _largest(survives: Callable[[int], bool], bound: int) -> int:
@@ -84,25 +98,3 @@ def _largest(survives: Callable[[int], bool], bound: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if survives(middle) else (low, middle)
     return low
-
-
-# Recipe changes that shrink the fixed cost: what to write, and bytes per trained parameter of weights, gradients and state after it.
-_REMEDIES: tuple[tuple[str, Callable[[float, float, float], float]], ...] = (
-    ("optimizer=adamw-8bit", lambda p, t, w: w * p + w * t + 2.1 * t),
-    ("precision=bf16", lambda p, t, w: 2 * p + 2 * t + 4 * t),
-    ("precision=bf16 optimizer=adamw-8bit", lambda p, t, w: 2 * p + 2 * t + 2.1 * t),
-    ("precision=bf16 optimizer=sgd", lambda p, t, w: 2 * p + 2 * t),
-    ("precision=bf16 lora_rank=16", lambda p, t, w: 2 * p + 0.03 * p),
-)
-
-
-def remedy(tape: Tape, gpu: Gpu) -> str:
-    """The mildest recipe change whose weights, gradients and optimizer state leave a tenth of the card for activations."""
-    weight = 2 if tape.precision in ("fp16", "bf16") else 4
-    for change, state_bytes in _REMEDIES:
-        if "bf16" in change and not gpu.supports_bf16:
-            change = change.replace("bf16", "fp16")
-        if state_bytes(tape.parameter_count, tape.trained_parameter_count, weight) < 0.9 * gpu.usable_bytes and not tape.recipe.get("lora_rank"):
-            saved = "" if tape.recipe.get("checkpointing") else " checkpointing=True"
-            return f"try {change}{saved}"
-    return "no change of recipe makes it fit on one such card; take one with more memory"

@@ -16,8 +16,10 @@ from bsmodel.hardware import Gpu
 from bsmodel.memory.allocator import SMALL_SEGMENT, CachingAllocator, OutOfMemoryError
 from bsmodel.memory.closed_form import STEPS, Footprint, footprint
 from bsmodel.memory.settings import Settings
-from bsmodel.tape import Tape, require_same_kernels
+from bsmodel.tape import Tape, micro_batches, micro_steps, require_same_kernels
+from bsmodel.units import whole
 
+BOUNDLESS = 1 << 60  # bytes of a card without a limit
 _MOST_STEPS = 16  # in which the allocator comes to rest, or hardly ever does
 
 
@@ -46,12 +48,14 @@ def predict(tape: Tape, gpu: Gpu, batch: int, accumulation: int | None = None, s
     `allocated_bytes` and `reserved_bytes` are `torch.cuda.max_memory_allocated()` and `max_memory_reserved()`; `device_bytes` adds
     the CUDA context. `reserved_upper_bytes` is the upper end where a library's workspaces cannot be known (cuDNN's in the contiguous
     layout), else the same; `fits` holds for both ends. Where the run does not fit, the figures are those of a card without a limit.
-    Raises `InvalidInputError` for a batch below 1 or a tape recorded for kernels of another compute capability.
+    Raises `InvalidInputError` for what is no batch, or one at which the step takes another path than it was recorded on, and for a tape recorded for
+    kernels of another compute capability.
     """
-    if batch < 1:
-        raise InvalidInputError(f"batch is {batch}; expected at least 1")
+    form, size = footprint(tape, accumulation), int(micro_batches(tape, whole("batch", batch)))
+    if form(size) > BOUNDLESS // 2:
+        raise InvalidInputError(f"batch is {size}; expected at most {form.largest(BOUNDLESS // 2)}, which takes half an exbibyte")
     require_same_kernels(tape, gpu)
-    return peak_at(footprint(tape, accumulation), batch, gpu, replays(tape, gpu, accumulation, settings or Settings()))
+    return peak_at(form, size, gpu, replays(tape, gpu, micro_steps(tape, accumulation), settings or Settings()))
 
 
 def peak_at(form: Footprint, batch: int, gpu: Gpu, replay: Replay) -> Peak:
@@ -91,9 +95,9 @@ _ASSUMED: dict[str, Callable[[Tape, int, Gpu], NDArray[np.int64]]] = {
 Replay = Callable[[int, str, bool], _Reached | None]  # at a batch, what is assumed, and within the card or not; None where memory runs out
 
 
-def replays(tape: Tape, gpu: Gpu, accumulation: int | None, settings: Settings) -> Replay:
+def replays(tape: Tape, gpu: Gpu, accumulation: int, settings: Settings) -> Replay:
     """Runs of the tape through the allocator of a card, each done once."""
-    boundless = gpu.model_copy(update={"memory_bytes": 1 << 60})
+    boundless = gpu.model_copy(update={"memory_bytes": BOUNDLESS})
 
     @functools.cache
     def replay(batch: int, assumed: str, within: bool) -> _Reached | None:
@@ -126,7 +130,7 @@ def survives(batch: int, replay: Replay) -> bool:
     return replay(batch, "lower", True) is not None and replay(batch, "mixed", True) is not None
 
 
-def _train(allocator: CachingAllocator, tape: Tape, sizes: list[int], accumulation: int | None, optional: Container[int]) -> bool:
+def _train(allocator: CachingAllocator, tape: Tape, sizes: list[int], accumulation: int, optional: Container[int]) -> bool:
     """Run training steps until the allocator has come to rest; whether there is memory for that, and so for all later steps.
 
     It has where a step asks nothing of the driver while there is room for the largest block, or where a step ends as an earlier one did:

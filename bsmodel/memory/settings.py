@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bsmodel.errors import InvalidInputError
-from bsmodel.units import MiB
+from bsmodel.units import MiB, finite, whole
 
 INTERVALS = 16  # kRoundUpPowerOfTwoIntervals: 1 MiB, 2 MiB, ... 32 GiB and more
 _LEAST_SPLIT = 20 * MiB  # kLargeBuffer
@@ -39,19 +39,33 @@ class Settings:
     per_process_memory_fraction: float = 1.0
 
     def __post_init__(self) -> None:
-        divisions = self.roundup_power2_divisions
-        per_interval = divisions if isinstance(divisions, tuple) else (divisions,) * INTERVALS
+        per_interval = self._numbers()
         checks = {
             "max_split_size_mb: expected at least 20": self.max_split_size_bytes is None or self.max_split_size_bytes >= _LEAST_SPLIT,
             "max_non_split_rounding_mb: expected at least 20": self.max_non_split_rounding_bytes >= _LEAST_SPLIT,
             "garbage_collection_threshold: expected a number from 0 (off) to below 1": 0 <= self.garbage_collection_threshold < 1,
             "per_process_memory_fraction: expected a number from 0 to 1": 0 <= self.per_process_memory_fraction <= 1,
-            "roundup_power2_divisions: expected powers of two, or 0 for none": all(n >= 0 and n & (n - 1) == 0 for n in per_interval),
+            "roundup_power2_divisions: expected powers of two, or 0 for none": all(n & (n - 1) == 0 for n in per_interval),
             f"roundup_power2_divisions: expected one number or {INTERVALS}": len(per_interval) == INTERVALS,
         }
         for problem, holds in checks.items():
             if not holds:
                 raise InvalidInputError(f"allocator setting {problem}")
+
+    def _numbers(self) -> tuple[int, ...]:
+        """The divisions of each interval, once every number is one of Python's own and finite."""
+        given = self.roundup_power2_divisions
+        several = isinstance(given, tuple)
+        per_interval = tuple(whole("allocator setting roundup_power2_divisions", n, least=0) for n in (given if isinstance(given, tuple) else (given,)))
+        found: dict[str, object] = {"roundup_power2_divisions": per_interval if several else per_interval[0]}
+        for name in ("garbage_collection_threshold", "per_process_memory_fraction"):
+            found[name] = finite(f"allocator setting {name}", getattr(self, name))
+        for name in ("max_split_size_bytes", "max_non_split_rounding_bytes"):
+            value = getattr(self, name)
+            found[name] = None if value is None else whole(f"allocator setting {name}", value, least=0)
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
+        return per_interval if several else per_interval * INTERVALS
 
     @staticmethod
     def parse(text: str) -> Settings:

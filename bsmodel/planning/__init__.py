@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the largest batch to what to run: the split, the learning rate, steps, hours and money."""
 
+from bsmodel.planning.advice import trains_in_part
 from bsmodel.planning.learning_rate import learning_rate
 from bsmodel.planning.money import Price, Timing, ranked
 from bsmodel.planning.plan import Plan, Rung, ladder, plan
-from bsmodel.planning.splits import Split, fastest, power_of_two_at_most, splits
+from bsmodel.planning.splits import Split, eligible, fastest, power_of_two_at_most, splits
 
 __all__ = (
     "Plan",
@@ -12,6 +13,7 @@ __all__ = (
     "Rung",
     "Split",
     "Timing",
+    "eligible",
     "fastest",
     "ladder",
     "learning_rate",
@@ -19,4 +21,5 @@ __all__ = (
     "power_of_two_at_most",
     "ranked",
     "splits",
+    "trains_in_part",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 
-from bsmodel.errors import InvalidInputError
+from bsmodel.units import finite, whole
 
 WARMUP_EPOCHS = 5  # Goyal 2017, arXiv 1706.02677: gradual warm-up over the first five epochs
 
@@ -15,11 +15,11 @@ def learning_rate(family: str, batch: int, base_lr: float, base_batch: int) -> t
 
     SGD: `lr = base_lr * batch / base_batch` (linear; Goyal 2017, arXiv 1706.02677, shown to 8192). Adam family and layer-wise
     optimizers: `lr = base_lr * sqrt(batch / base_batch)` (Krizhevsky 2014, arXiv 1404.5997; Malladi 2022, arXiv 2205.10287).
-    Returns the rate and the name of the rule. Valid below the gradient noise scale; beyond it neither rule holds.
+    Returns the rate and the name of the rule. Raises `InvalidInputError` for numbers that are none. Valid
+    below the gradient noise scale; beyond it neither rule holds.
     """
-    if base_lr <= 0 or base_batch < 1:
-        raise InvalidInputError(f"base learning rate {base_lr} at base batch {base_batch}; expected both positive")
-    ratio = batch / base_batch
+    base_lr = finite("base learning rate", base_lr, above=0)
+    ratio = whole("batch", batch) / whole("base batch", base_batch)
     return (base_lr * ratio, "linear") if family == "sgd" else (base_lr * math.sqrt(ratio), "square root")
 
 

@@ -16,14 +16,18 @@ from bsmodel.memory import Fit
 from bsmodel.planning.splits import Split
 from bsmodel.tape import Tape
 from bsmodel.timing import StepTime, curve, knee, step_time
+from bsmodel.units import finite
 
 
 @dataclass(frozen=True)
 class Price:
-    """US dollars for one card and hour, whose figure it is, and of which day."""
+    """US dollars for one card and hour, above 0, whose figure it is, and of which day."""
 
     usd_per_hour: float
     source: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "usd_per_hour", finite("price per hour", self.usd_per_hour, above=0))
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bsmodel.errors import InvalidInputError, UnreachableTargetError
-from bsmodel.memory import Fit, Peak, footprint, predict
+from bsmodel.memory import Fit, Peak, buckets_bytes, data_parallel, footprint, predict
 from bsmodel.memory import fit as fit_tape
+from bsmodel.planning.advice import advice
 from bsmodel.planning.learning_rate import learning_rate, warmup_steps
 from bsmodel.planning.money import Price, Timing, catalogue_price, timing_of, why_untimed
-from bsmodel.planning.splits import Split, fastest, missed, splits
-
-LARGE_BATCH = 16_384  # above it layer-wise rates (LARS, LAMB) are the usual advice: You 2017, arXiv 1708.03888; You 2019, arXiv 1904.00962
-TRADE_OFF = "small batches: noisier gradients, often better generalisation; large batches: smoother, fewer steps, may end in sharper minima"
+from bsmodel.planning.splits import Split, eligible, fastest, splits
+from bsmodel.units import finite, whole
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,11 @@ def plan(
     """How to reach `target_batch` samples per optimizer step on `devices` GPUs like the fit's (default: the largest micro-batch).
 
     `samples` in the training set and `epochs` give steps, hours and, with a price (default: the catalogue's), money; `base_lr` at
-    `base_batch` gives the learning rate. A plan with accumulation uses the peak with gradients kept alive between micro-steps.
-    Raises `InvalidInputError` for numbers below 1 or a fit of nothing.
+    `base_batch` gives the learning rate. A plan with accumulation uses the peak with gradients kept alive between micro-steps, one for several
+    devices a fit with the gradient buckets of data parallelism. Raises `InvalidInputError` for numbers that are none or out of range, or a fit of
+    nothing; `UnreachableTargetError` for a target that needs accumulation where the step cannot.
     """
-    _require_possible(fit, samples, epochs)
-    target = fit.batch * devices if target_batch is None else target_batch
+    fit, target, devices, samples, epochs = _asked(fit, target_batch, devices, samples, epochs)
     untimed = why_untimed(fit.tape, fit.gpu)
     fewest, chosen, peak = _chosen(fit, target, devices, in_time=not untimed and target_batch is not None)
     rate, rule = _rate(fit, chosen, base_lr, base_batch)
@@ -92,19 +91,21 @@ def plan(
         untimed,
         rate,
         rule,
-        warmup_steps(per_epoch, total),
-        per_epoch,
-        total,
-        _advice(fit, chosen),
+        *(warmup_steps(per_epoch, total), per_epoch, total),
+        advice(fit.tape, chosen, rate),
     )
 
 
-def _require_possible(fit: Fit, samples: int | None, epochs: float | None) -> None:
+def _asked(fit: Fit, target: int | None, devices: int, samples: int | None, epochs: float | None) -> tuple[Fit, int, int, int | None, float | None]:
+    """The fit for that many devices, and target, devices, samples and epochs, in range."""
+    devices = whole("devices", devices)
+    if devices > 1 and not buckets_bytes(fit.tape):
+        fit = fit_tape(data_parallel(fit.tape), fit.gpu, fit.accumulation, fit.settings)
     if fit.batch < 1:
         raise InvalidInputError(f"{fit.tape.name} {fit.verdict}")
-    for name, value in (("samples", samples), ("epochs", epochs)):
-        if value is not None and value <= 0:
-            raise InvalidInputError(f"{name} is {value}; expected a positive number")
+    known_samples = None if samples is None else whole("samples", samples)
+    known_epochs = None if epochs is None else finite("epochs", epochs, above=0)
+    return fit, fit.batch * devices if target is None else whole("target batch", target), devices, known_samples, known_epochs
 
 
 def _rate(fit: Fit, chosen: Split, base_lr: float | None, base_batch: int | None) -> tuple[float | None, str]:
@@ -127,35 +128,36 @@ def _chosen(fit: Fit, target: int, devices: int, in_time: bool) -> tuple[Split, 
         known = fit.peak if (split.micro_batch, accumulation) == (fit.batch, fit.accumulation) else None
         return known or predict(fit.tape, fit.gpu, split.micro_batch, accumulation, fit.settings)
 
-    candidates: tuple[Split, ...] = ()
+    gpu = fit.gpu if in_time else None
+    candidates: list[Split] = []
+
+    def best(among: Sequence[Split]) -> tuple[Split, Split]:
+        found = eligible(among, target, fit.tape, gpu)
+        return found[0], fastest(found, fit.tape, fit.gpu) if in_time else found[0]
+
     for limit in _limits(fit, target, devices):
-        candidates = splits(target, fit.batch, limit, devices)
-        nearest = [split for split in candidates if missed(split, target) == missed(candidates[0], target)]
-        fewest, best = nearest[0], fastest(nearest, fit.tape, fit.gpu) if in_time else nearest[0]
-        if peak_of(fewest).fits and peak_of(best).fits:
-            return fewest, best, peak_of(best)
-    for split in candidates:
-        if peak_of(split).fits:
-            return split, split, peak_of(split)
+        candidates = list(splits(target, fit.batch, limit, devices))
+        fewest, chosen = best(candidates)
+        if peak_of(fewest).fits and peak_of(chosen).fits:
+            return fewest, chosen, peak_of(chosen)
+    while candidates:
+        fewest, chosen = best(candidates)
+        failing = [split for split in (fewest, chosen) if not peak_of(split).fits]
+        if not failing:
+            return fewest, chosen, peak_of(chosen)
+        candidates = [split for split in candidates if split not in failing]
     raise UnreachableTargetError(f"no split of {target} survives; a micro-batch of {fit.batch}, the largest, does")
 
 
 def _limits(fit: Fit, target: int, devices: int) -> Iterator[int]:
     """The largest micro-batch that accumulates: by the closed form, which is seldom too large for the split it leads to; else by replay."""
+    if fit.tape.own_step:
+        if round(target / devices) > fit.batch:
+            raise UnreachableTargetError(f"{target} samples a step are more than {fit.batch * devices}, and its own step does not accumulate gradients")
+        yield 0
+        return
     if target <= fit.batch * devices or fit.accumulation > 1:
         yield fit.batch
         return
     yield min(footprint(fit.tape, 2).largest(fit.gpu.usable_bytes), fit.batch)
     yield fit_tape(fit.tape, fit.gpu, 2, fit.settings).batch
-
-
-def _advice(fit: Fit, chosen: Split) -> tuple[str, ...]:
-    found = [TRADE_OFF]
-    if chosen.effective_batch > LARGE_BATCH:
-        better = "lars" if fit.tape.optimizer_family == "sgd" else "lamb"
-        found.append(f"above {LARGE_BATCH} samples a step consider {better}, and tune the learning rate: no scaling rule is safe there")
-    if chosen.devices > 1:
-        found.append("times take the devices to share the work evenly; what they say to each other comes on top")
-    if chosen.accumulation > 1:
-        found.append("batch norm sees the micro-batch, not the effective batch; other layers do not notice accumulation")
-    return tuple(found)

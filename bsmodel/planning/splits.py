@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bsmodel.errors import InvalidInputError, UnreachableTargetError
 from bsmodel.hardware import Gpu
 from bsmodel.tape import Tape
 from bsmodel.timing import step_time
+from bsmodel.units import whole
 
 _ROUNDING = 8  # micro-batches divisible by this are preferred over slightly larger ones
+DEAREST = 1.05  # of the time of the nearest split: what hitting the target exactly may cost
 
 
 @dataclass(frozen=True)
@@ -39,23 +42,46 @@ def splits(target_batch: int, largest: int, largest_accumulating: int, devices: 
     """The splits to choose from: nearest to the target first, then fewest micro-steps, then even micro-batches.
 
     Without accumulation the micro-batch may be `largest`; with it, gradients stay alive and it may be `largest_accumulating`.
-    Micro-batches down to half of that are tried, so none takes more than twice the fewest steps. The first hits the target exactly
-    whenever one of those divides the target over the devices.
-    Raises `InvalidInputError` for a target or number of devices below 1, or where no batch fits, `UnreachableTargetError` where one fits
+    Micro-batches down to half of that are tried, so none takes more than twice the fewest steps; behind them stand all smaller ones that hit the
+    target exactly. The first hits it exactly whenever one of the larger ones divides the target over the devices.
+    Raises `InvalidInputError` for what is no number of at least 1, or where no batch fits, `UnreachableTargetError` where one fits
     without accumulation only.
     """
-    if target_batch < 1 or devices < 1:
-        raise InvalidInputError(f"target batch is {target_batch} on {devices} devices; expected at least 1 of each")
+    target, devices = whole("target batch", target_batch), whole("devices", devices)
+    largest, most = whole("largest", largest, least=0), whole("largest accumulating", largest_accumulating, least=0)
     if largest < 1:
         raise InvalidInputError("no batch fits, so there is nothing to split")
-    per_device = max(1, round(target_batch / devices))
-    if per_device > largest and largest_accumulating < 1:
+    per_device = max(1, round(target / devices))
+    if per_device > largest and most < 1:
         raise UnreachableTargetError(f"the target needs accumulation, and its gradients leave no room for a sample; at most {largest * devices} without")
-    whole = [Split(per_device, 1, devices)] if per_device <= largest else []
-    most = min(largest_accumulating, per_device // 2) if whole else largest_accumulating
+    unsplit = [Split(per_device, 1, devices)] if per_device <= largest else []
+    most = min(most, per_device // 2) if unsplit else most
     accumulated = [Split(micro, max(1, round(per_device / micro)), devices) for micro in range(max(1, most // 2), most + 1)]
-    candidates = whole + [split for split in accumulated if split.accumulation > 1 or not whole]
-    return tuple(sorted(candidates, key=lambda s: (missed(s, target_batch), s.accumulation, s.micro_batch % 2, s.micro_batch % _ROUNDING != 0)))
+    candidates = unsplit + [split for split in accumulated if split.accumulation > 1 or not unsplit]
+    candidates.sort(key=lambda s: (missed(s, target), s.accumulation, s.micro_batch % 2, s.micro_batch % _ROUNDING != 0))
+    return (*candidates, *(Split(micro, per_device // micro, devices) for micro in _smaller_divisors(per_device, most // 2, target == per_device * devices)))
+
+
+def _smaller_divisors(per_device: int, below: int, exact: bool) -> list[int]:
+    """Micro-batches smaller than `below` that divide the samples of a device, the largest first, where those are the target exactly."""
+    smaller = np.arange(below - 1, 0, -1) if exact else np.empty(0, np.int64)
+    return [int(micro) for micro in smaller[per_device % smaller == 0]]
+
+
+def eligible(candidates: Sequence[Split], target_batch: int, tape: Tape, gpu: Gpu | None) -> list[Split]:
+    """As near to the target as the first, or those that hit it exactly where the fastest of them takes at most a twentieth longer per sample.
+
+    `gpu` is None where no time can be predicted.
+    """
+    nearest, exact = ([split for split in candidates if missed(split, target_batch) == by] for by in (missed(candidates[0], target_batch), 0))
+    if gpu is None or not exact or _least_seconds(exact, tape, gpu) > DEAREST * _least_seconds(nearest, tape, gpu):
+        return nearest
+    return exact
+
+
+def _least_seconds(candidates: Sequence[Split], tape: Tape, gpu: Gpu) -> float:
+    """Of the fastest split, per sample."""
+    return float(np.min(_seconds(candidates, tape, gpu) / np.array([split.effective_batch for split in candidates])))
 
 
 def missed(split: Split, target_batch: int) -> int:
@@ -64,5 +90,9 @@ def missed(split: Split, target_batch: int) -> int:
 
 def fastest(candidates: Sequence[Split], tape: Tape, gpu: Gpu) -> Split:
     """The split whose optimizer step is predicted to take the least time; among equals the earliest."""
+    return candidates[int(np.argmin(_seconds(candidates, tape, gpu)))]
+
+
+def _seconds(candidates: Sequence[Split], tape: Tape, gpu: Gpu) -> NDArray[np.float64]:
     micro_batches, accumulations = (np.array([getattr(split, name) for split in candidates]) for name in ("micro_batch", "accumulation"))
-    return candidates[int(np.argmin(step_time(tape, gpu, micro_batches, accumulations).seconds))]
+    return step_time(tape, gpu, micro_batches, accumulations).seconds

@@ -9,12 +9,12 @@ from typing import Any
 
 from bsmodel.errors import BsmodelError, InternalError, UnreachableTargetError
 from bsmodel.hardware import Gpu
-from bsmodel.memory import Fit, fit, footprint
-from bsmodel.planning import ladder, plan
+from bsmodel.memory import Fit, data_parallel, fit, footprint
+from bsmodel.planning import ladder, plan, trains_in_part
 from bsmodel.recording import new_tape, recorded
 from bsmodel.studies.grid import Goal, Recipe
 from bsmodel.studies.rows import Recorded, Row, of_fit, of_plan
-from bsmodel.tape import Tape
+from bsmodel.tape import Tape, require_agreement
 from bsmodel.workloads import Source, Workload
 
 Ask = tuple[int, Goal]  # a number of devices, and what is to be reached on them
@@ -33,13 +33,25 @@ def record(subject: Source | Workload, changes: Mapping[str, Any], gpu: Gpu, cac
 
 
 def answer(label: str, recipe: Recipe, tape: Tape, gpu: Gpu, asks: Sequence[Ask]) -> list[Row]:
-    """The rows of one recording on one card: the largest batch once, then a plan for each number of devices and goal."""
+    """The rows of one recording on one card: the largest batch once for one device and once for several, then a plan for each ask."""
+    known = {several: _largest(recipe, data_parallel(tape) if several else tape, gpu) for several in sorted({devices > 1 for devices, _ in asks})}
+    rows = []
+    for ask in asks:
+        head, found = known[ask[0] > 1]
+        empty = replace(refused(label, recipe, gpu, ask, found if isinstance(found, BsmodelError) else ""), **head)
+        rows.append(empty if isinstance(found, BsmodelError) else _row(empty, found, ask[1]))
+    return rows
+
+
+def _largest(recipe: Recipe, tape: Tape, gpu: Gpu) -> tuple[dict[str, Any], Fit | BsmodelError]:
+    """The fields that all rows of a tape on a card share, and its largest batch, or why there is none."""
     head: dict[str, Any] = {"recorded": Recorded.of(tape), "closed_form": footprint(tape)}
     try:
+        require_agreement(tape, dict(recipe.changes))
         found = fit(tape, gpu)
     except BsmodelError as error:
-        return [replace(refused(label, recipe, gpu, ask, error), **head) for ask in asks]
-    return [_row(refused(label, recipe, gpu, ask, ""), found, ask[1], {**head, **of_fit(found)}) for ask in asks]
+        return head, error
+    return {**head, **of_fit(found)}, found
 
 
 def refused(label: str, recipe: Recipe, gpu: Gpu, ask: Ask, reason: BaseException | str) -> Row:
@@ -48,16 +60,22 @@ def refused(label: str, recipe: Recipe, gpu: Gpu, ask: Ask, reason: BaseExceptio
     return Row(label, recipe.document, gpu.id, ask[0], ask[1].target_batch, "refused", line)
 
 
-def _row(empty: Row, found: Fit, goal: Goal, known: dict[str, Any]) -> Row:
+def _row(empty: Row, found: Fit, goal: Goal) -> Row:
     if found.batch == 0:
-        return replace(empty, status="does not fit", verdict=found.verdict, **known)
-    tape, price = found.tape, dict(goal.prices).get(found.gpu.id)
-    rate, at = (tape.base_lr, goal.base_batch or tape.base_batch) if goal.base_lr is None else (goal.base_lr, goal.base_batch)
+        return replace(empty, status="does not fit", verdict=found.verdict)
+    price, (rate, at) = dict(goal.prices).get(found.gpu.id), _rate(found.tape, goal)
     try:
         made = plan(found, goal.target_batch, empty.devices, goal.samples, goal.epochs, rate, at, price)
     except UnreachableTargetError as error:
-        return replace(empty, status="does not fit", verdict=f"does not fit on {found.gpu.id}: {error}", **known)
+        return replace(empty, status="does not fit", verdict=f"does not fit on {found.gpu.id}: {error}")
     except BsmodelError as error:
-        return replace(empty, verdict=str(error), **known)
+        return replace(empty, verdict=str(error))
     rungs = tuple(rung.peak for rung in ladder(found)) if goal.ladder else ()
-    return replace(empty, status="plan", verdict=found.verdict, ladder=rungs, **known, **of_plan(made))
+    return replace(empty, status="plan", verdict=found.verdict, ladder=rungs, **of_plan(made))
+
+
+def _rate(tape: Tape, goal: Goal) -> tuple[float | None, int | None]:
+    """The learning rate that is known at some batch: the one that is given, else the published one, where that is for what is trained."""
+    if goal.base_lr is not None:
+        return goal.base_lr, goal.base_batch
+    return None if trains_in_part(tape) else tape.base_lr, goal.base_batch or tape.base_batch

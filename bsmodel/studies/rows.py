@@ -24,6 +24,7 @@ class Recorded:
     versions: dict[str, str]
     uncounted: tuple[str, ...]
     remarks: tuple[str, ...]
+    own_step: bool = False  # whether the step is the workload's own
 
     @property
     def torch_version(self) -> str:
@@ -34,7 +35,7 @@ class Recorded:
     def of(tape: Tape) -> Recorded:
         """The head of a tape."""
         counts = (tape.parameter_count, tape.trained_parameter_count)
-        return Recorded(tape.name, *counts, tape.precision, tape.optimizer, dict(tape.recipe), dict(tape.versions), tape.uncounted, tape.remarks)
+        return Recorded(tape.name, *counts, tape.precision, tape.optimizer, dict(tape.recipe), dict(tape.versions), tape.uncounted, tape.remarks, tape.own_step)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Row:
 
     `status`: "plan"; "does not fit", where no batch trains or none reaches the target; or "refused", where the question cannot be
     answered. `verdict` says why, in a sentence. `largest_batch` is the safe one and `likely_batch` what probably runs too;
-    `binding` is the moment that bounds it, `headroom_bytes` what it leaves of the card (below zero: what is missing). The split is
+    `bounded` whether memory is what limits it; `binding` is the moment that does, `headroom_bytes` what it leaves of the card (below zero:
+    what is missing). The split is
     `micro_batch` x `accumulation` x `devices` = `effective_batch`, of which `peak` is the memory and `timing` the time;
     `fewest` is the split with the fewest micro-steps. `closed_form` is that of the recording, `ladder` the peaks at powers of two.
     """
@@ -61,6 +63,7 @@ class Row:
     largest_batch: int | None = None
     likely_batch: int | None = None
     power_of_two: int | None = None
+    bounded: bool | None = None
     binding: str | None = None
     headroom_bytes: int | None = None
     largest_peak: Peak | None = None
@@ -100,6 +103,7 @@ def of_fit(fit: Fit) -> dict[str, Any]:
         "largest_batch": fit.batch,
         "likely_batch": fit.likely_batch,
         "power_of_two": power_of_two_at_most(fit.batch),
+        "bounded": fit.bounded,
         "binding": fit.binding,
         "headroom_bytes": fit.headroom_bytes,
         "largest_peak": fit.peak,

@@ -2,6 +2,7 @@
 """The recorded step as plain data: lines, allocations, operations, formulas of buffers, tables by module."""
 
 from bsmodel.tape.agreement import require_agreement
+from bsmodel.tape.asked import another_path, micro_batches, micro_steps, require_accumulates
 from bsmodel.tape.lines import Envelope, Integer, Integers, Line, upper_envelope
 from bsmodel.tape.operations import Operations, Row, fixed, joined, through
 from bsmodel.tape.saved import is_tape, load_all, save_all
@@ -21,6 +22,7 @@ __all__ = (
     "Row",
     "Tape",
     "Term",
+    "another_path",
     "by_module",
     "by_operator",
     "counted",
@@ -28,6 +30,9 @@ __all__ = (
     "is_tape",
     "joined",
     "load_all",
+    "micro_batches",
+    "micro_steps",
+    "require_accumulates",
     "require_agreement",
     "require_same_kernels",
     "save_all",

@@ -10,6 +10,8 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from bsmodel.units import whole, wholes
+
 UNBOUNDED = int(np.iinfo(np.int64).max)
 Integer = int | np.integer
 Integers = Sequence[int] | NDArray[np.integer]
@@ -40,8 +42,13 @@ class Envelope:
     @overload
     def __call__(self, batch: Integers) -> NDArray[np.int64]: ...
     def __call__(self, batch: Integer | Integers) -> int | NDArray[np.int64]:
-        """`M(b)` for one batch (an int) or several (an int64 array of their shape)."""
-        batches = np.asarray(batch, np.int64)
+        """`M(b)` for one batch (an int) or several (an int64 array of their shape).
+
+        Raises `InvalidInputError` for what is no whole number of at least 1, or so large that bytes leave 63 bits.
+        """
+        batches = wholes("batch", batch)
+        if batches.size:
+            whole("batch", int(batches.max()), most=self._most)
         highest = np.asarray((self._fixed + self._slopes * batches[..., None]).max(axis=-1))
         return int(highest) if np.isscalar(batch) else highest
 
@@ -57,14 +64,19 @@ class Envelope:
         """The largest batch with `M(b) <= capacity`: `min_t floor((capacity - f_t) / s_t)`; 0 where not even one sample fits.
 
         `capacity` in bytes, one (gives an int) or several (gives an int64 array). A line without a slope allows any batch
-        (`UNBOUNDED`) or none.
+        (`UNBOUNDED`) or none. Raises `InvalidInputError` for what is no whole number of bytes.
         """
-        capacities = np.asarray(capacity, np.int64)
+        capacities = wholes("capacity", capacity, least=0, most=UNBOUNDED)
         room = capacities[..., None] - self._fixed
         flat = np.where(room >= 0, UNBOUNDED, 0)
         batch = np.where(self._slopes > 0, room // np.maximum(self._slopes, 1), flat).min(axis=-1)
         batch = np.asarray(np.maximum(batch, 0))
         return int(batch) if np.isscalar(capacity) else batch
+
+    @property
+    def _most(self) -> int:
+        """The largest batch whose bytes are below 2**63."""
+        return min((UNBOUNDED - line.fixed) // max(1, line.per_sample) for line in self.lines)
 
     @property
     def _fixed(self) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ from bsmodel.tape.operations import Operations
 from bsmodel.tape.workspaces import size_bytes
 
 BLOCKS = ("init", "first", "first_step", "micro", "accumulate", "step")
-CATEGORIES = ("parameter", "buffer", "gradient", "optimizer state", "batch", "saved", "temporary", "workspace")
+CATEGORIES = ("parameter", "buffer", "gradient", "gradient bucket", "optimizer state", "batch", "saved", "temporary", "workspace")
 
 
 @dataclass(frozen=True)

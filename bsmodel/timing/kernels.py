@@ -30,24 +30,30 @@ class Kind:
     """What distinguishes one class of kernels: its share of the copy bandwidth, and what it computes on the float32 units.
 
     A fused attention computes its products at the matmul rate and, beside them, `score_flops` per score (scaling, maximum, exponential,
-    sums) at the float32 rate; a depthwise convolution two per tap. `matmul_share` is what its products reach of the card's best.
+    sums) at the float32 rate; a depthwise convolution two per tap. `matmul_share` is what its products reach of the card's best, `saves` how
+    many times less arithmetic its algorithm needs than the product.
     """
 
     source: str
     bandwidth_share: float = 1.0
     score_flops: float = 0.0
     matmul_share: float = 1.0
+    saves: float = 1.0
 
 
 _FLASH_2 = "Dao 2023, arXiv 2307.08691: 73 % of an A100's peak forward, 63 % backward at width 128; the rest of the time per score, in float32 FLOPs"
 _FLASH_1 = "Dao 2023, arXiv 2307.08691: kernels of the first generation at 25 to 40 % of an A100's peak; the rest per score, in float32 FLOPs"
 _FLASH_3 = "Shah 2024, arXiv 2407.08608: cuDNN near flash attention 3 on Hopper"
+_WINOGRAD = (
+    "Lavin 2015, arXiv 1509.09308: F(2x2, 3x3) needs 2.25 times fewer multiplications, forward and for the gradient of the input; cuDNN developer guide, "
+    "cudnnConvolutionBwdFilterAlgo_t: not implemented for that of the filter"
+)
 KINDS: dict[str, Kind] = {
     "elementwise": Kind("RRZE gpu-benches and NeuSight: PyTorch's elementwise kernels reach the copy bandwidth"),
     "norm": Kind("NeuSight kernels: layer norm and softmax at .59 to .72 of the peak where copies reach .87", bandwidth_share=0.75),
     "matmul": Kind("`matmul_efficiency` of the catalogue, see `TILES`"),
     "convolution": Kind("as an implicit matrix product: cuDNN developer guide, tensor-core kernels"),
-    "winograd convolution": Kind("Lavin 2015, arXiv 1509.09308: F(2x2, 3x3) needs 2.25 times fewer multiplications", matmul_share=2.25),
+    "winograd convolution": Kind(_WINOGRAD, saves=3 / (2 / 2.25 + 1)),  # over the three products of a step
     "depthwise convolution": Kind("float32 units: cuDNN and aten/src/ATen/native/cuda/DepthwiseConv2d.cu", score_flops=2.0, matmul_share=math.inf),
     "flash attention": Kind(_FLASH_2, score_flops=6.8),
     "flash attention backward": Kind(_FLASH_2, score_flops=33.0),
@@ -75,6 +81,6 @@ def product_seconds(columns: list[Array], kinds: list[Kind], gpu: Gpu, rates: Ra
         waves = np.ceil(tiles * split / multiprocessors)
         executed = waves * (k / split + fill) * (multiprocessors * rows * wide * 2 / (rates.matmul_flops_per_s[dtype] * share))
         np.minimum(best, executed, out=best)
-    matmul_share = np.array([kind.matmul_share for kind in kinds])
+    matmul_share = np.array([kind.matmul_share * kind.saves for kind in kinds])
     score_flops = np.array([kind.score_flops for kind in kinds])
     return np.asarray(best / matmul_share + score_flops * groups * m * n / rates.scalar_flops_per_s)

@@ -17,9 +17,10 @@ from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu, runtime
-from bsmodel.tape import Integer, Integers, Operations, Tape, require_same_kernels
+from bsmodel.tape import Integer, Integers, Operations, Tape, micro_batches, micro_steps, require_accumulates, require_same_kernels
 from bsmodel.timing.kernels import kind_of, product_seconds
 from bsmodel.timing.rates import Rates, launch_seconds, peak_flops_per_s, rate_dtype, rates_of
+from bsmodel.units import finite, whole, wholes
 
 
 def _write(values: NDArray[Any]) -> list[Any]:
@@ -48,7 +49,8 @@ class StepTime(Generic[Count, Value]):
     cards, the host's time per launch. `launches` are the kernels of the step, `phases` the device's seconds of forward, backward,
     recompute and step. `flops` are those of forward and backward, without recomputation; at the card's peaks they would take
     `ideal_seconds`, each product at that of the arithmetic it runs in, and `mfu`, the model FLOPs utilisation, is that over `seconds`
-    (Chowdhery 2022).
+    (Chowdhery 2022). It is at most 1: arithmetic that an algorithm saves (Winograd's) is not counted as done, and where a card was measured
+    above the peak on its box, that is its peak.
     """
 
     batch: Count
@@ -83,18 +85,21 @@ def step_time(
     t_kernel = max(arithmetic, bytes / bandwidth) + kernel_seconds;  t_step = max(sum of t_kernel, launches x launch_seconds), where the
     arithmetic of a product is that of whole tiles in whole waves: ceil(tiles / SMs) SMs a b 2(k + fill) / (peak efficiency share), over the
     best tile a x b.
-    Raises `InvalidInputError` for a batch below 1, a card without a bandwidth or a peak rate, or a tape of another compute capability.
+    Raises `InvalidInputError` for what is no batch or no number of micro-steps, a batch at which the step takes another path than recorded, a card
+    without a bandwidth or a peak rate, or a tape of another compute capability.
     """
-    batches = np.asarray(batch, np.int64)
-    if np.any(batches < 1):
-        raise InvalidInputError(f"batch is {batches}; expected at least 1")
+    batches = micro_batches(tape, batch)
     require_same_kernels(tape, gpu)
-    micro_steps = np.asarray(tape.accumulation if accumulation is None else accumulation, np.int64)
-    found = _step_times(tape, gpu, batches, micro_steps)
+    repeats = wholes("accumulation", micro_steps(tape) if accumulation is None else accumulation)
+    require_accumulates(tape, int(repeats.max(initial=1)))
+    try:
+        shape = np.broadcast_shapes(batches.shape, repeats.shape)
+    except ValueError:
+        raise InvalidInputError(f"batch and accumulation are of shapes {batches.shape} and {repeats.shape}, which do not broadcast") from None
+    found = _step_times(tape, gpu, batches, repeats)
     if np.isscalar(batch) and (accumulation is None or np.isscalar(accumulation)):
-        return StepTime(int(batches), int(micro_steps), **_each(float, found), tokens_per_sample=tape.tokens_per_sample)
-    shape = np.broadcast_shapes(batches.shape, micro_steps.shape)
-    several = _each(lambda values: np.broadcast_to(values, shape), {"batch": batches, "accumulation": micro_steps, **found})
+        return StepTime(int(batches), int(repeats), **_each(float, found), tokens_per_sample=tape.tokens_per_sample)
+    several = _each(lambda values: np.broadcast_to(values, shape), {"batch": batches, "accumulation": repeats, **found})
     return StepTime(**several, tokens_per_sample=tape.tokens_per_sample)
 
 
@@ -134,11 +139,14 @@ def _step_times(tape: Tape, gpu: Gpu, batches: Counts, micro_steps: Counts) -> d
 
 def curve(tape: Tape, gpu: Gpu, largest: int, accumulation: int | None = None) -> StepTime[Counts, Array]:
     """Step times at up to 512 micro-batches from 1 to `largest`, evenly spread."""
+    largest = whole("largest", largest)
     return step_time(tape, gpu, np.unique(np.linspace(1, largest, min(largest, 512)).astype(np.int64)), accumulation)
 
 
 def knee(times: StepTime[Counts, Array], share: float = 0.9) -> int:
     """The smallest micro-batch of a curve with `share` of its best throughput; larger ones cost memory and gain little."""
+    if finite("share", share, above=0) > 1:
+        raise InvalidInputError(f"share is {share}; expected a number above 0 and at most 1")
     return int(times.batch[np.argmax(times.samples_per_s >= share * np.max(times.samples_per_s))])
 
 
@@ -172,12 +180,17 @@ class _Work:
         return {phase: sums[..., position] for position, phase in enumerate(self.counts)}
 
     def useful(self, gpu: Gpu, rates: Rates, batch: ArrayLike) -> tuple[Array, Array]:
-        """FLOPs of the products of forward and backward, and their seconds at the peak rates."""
+        """FLOPs of the products of forward and backward, and the seconds of those that are really done at the peak rates."""
         groups, m, n, k = (self.operations.column(name, batch) for name in ("groups", "m", "n", "k"))
         flops = 2 * groups * m * n * k * (self.counts["forward"] + self.counts["backward"])
         words = zip(self.operations.kinds, self.operations.dtypes, self.operations.column("m", 1), strict=True)
-        peaks = np.array([peak_flops_per_s(gpu, rate_dtype(kind, dtype, rates)) if rows else 1.0 for kind, dtype, rows in words])
+        peaks = np.array([_peak(gpu, rate_dtype(kind, dtype, rates), rates) * kind_of(kind).saves if rows else 1.0 for kind, dtype, rows in words])
         return flops.sum(-1), (flops / peaks).sum(-1)
+
+
+def _peak(gpu: Gpu, dtype: str, rates: Rates) -> float:
+    """The peak rate of a card, or the one that was measured where that is higher."""
+    return max(peak_flops_per_s(gpu, dtype), rates.matmul_flops_per_s[dtype])
 
 
 def _whole_step(passes: dict[str, Array], micro_steps: NDArray[np.int64]) -> dict[str, Array]:

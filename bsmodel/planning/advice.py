@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to bear in mind with a plan, each in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bsmodel.memory import buckets_bytes
+from bsmodel.planning.splits import Split
+from bsmodel.tape import Tape
+from bsmodel.units import format_bytes
+
+LARGE_BATCH = 16_384  # above it layer-wise rates (LARS, LAMB) are the usual advice: You 2017, arXiv 1708.03888; You 2019, arXiv 1904.00962
+TRADE_OFF = "small batches: noisier gradients, often better generalisation; large batches: smoother, fewer steps, may end in sharper minima"
+
+
+def advice(tape: Tape, chosen: Split, rate: float | None) -> tuple[str, ...]:
+    """The sentences that apply to a split of this step at a learning rate."""
+    return (TRADE_OFF, *_of_the_rate(tape, chosen, rate), *_of_the_split(tape, chosen))
+
+
+def trains_in_part(tape: Tape) -> str:
+    """Why a rate known to train the whole model says nothing of this recipe, or nothing."""
+    if tape.recipe.get("lora_rank"):
+        return "LoRA adapters usually take a larger one"
+    return "other layers are frozen here" if tape.recipe.get("frozen") else ""
+
+
+def _of_the_rate(tape: Tape, chosen: Split, rate: float | None) -> Iterator[str]:
+    if rate is None and tape.base_lr is not None and (why := trains_in_part(tape)):
+        yield f"no learning rate is proposed: the published one is for training the whole model, {why}; give one that works with --base-lr"
+    if chosen.effective_batch > LARGE_BATCH:
+        better = "lars" if tape.optimizer_family == "sgd" else "lamb"
+        yield f"above {LARGE_BATCH} samples a step consider {better}, and tune the learning rate: no scaling rule is safe there"
+
+
+def _of_the_split(tape: Tape, chosen: Split) -> Iterator[str]:
+    if chosen.devices > 1:
+        buckets = format_bytes(buckets_bytes(tape))
+        yield f"{buckets} of gradient buckets a device are counted, as DistributedDataParallel has them by default; what NCCL takes is not"
+        yield "times take the devices to share the work evenly; what they say to each other comes on top"
+    if chosen.accumulation > 1 and any("batch_norm" in operator for operator in tape.operators):
+        yield "batch norm sees the micro-batch, not the effective batch; other layers do not notice accumulation"
