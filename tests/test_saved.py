@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 import bsmodel
+from bsmodel.command import main
+from bsmodel.hardware import DEFAULT_GPUS
 from bsmodel.tape import is_tape, load_all, save_all
 from bsmodel.tape.saved import LIMIT_BYTES
 from bsmodel.tape.schema import SavedTape
@@ -242,3 +244,128 @@ def test_a_command_that_is_told_to_end_leaves_no_part_of_a_file(tape, tmp_path):
 
     assert (ended.returncode, ended.stdout, ended.stderr) == (128 + signal.SIGTERM, "", "bsmodel: terminated\n")
     assert [path.name for path in tmp_path.iterdir()] == ["tape"]
+
+
+# -- at the command line -----------------------------------------------------------------------------------------------------------------
+
+MINE = f"{ROOT}/tests/models.py:attention"
+
+
+def command(capsys, *arguments):
+    code = main([*map(str, arguments)])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+@pytest.fixture(scope="module")
+def of_attention(tmp_path_factory):
+    """What `--save` writes for cards of two families, under a name that says nothing, with recipe and options that are not the default."""
+    folder = tmp_path_factory.mktemp("saved")
+    (folder / "mine.py").write_text("from tests.models import *\ndef work(seq_len=32):\n    return attention()\n")
+    file = folder / "anything.at.all"
+    question = ["predict", f"{folder}/mine.py:work", "--seq-len", "32", "--precision", "bf16-mixed", "--frozen", "embed", "--batch", "8"]
+    assert main([*question, "--gpu", "a100-40gb", "--gpu", "h100-80gb", "--save", str(file)]) == 0
+    return file
+
+
+def test_what_is_saved_is_asked_again_by_any_name(of_attention, capsys):
+    code, printed, _ = command(capsys, "plan", of_attention, "--json")
+    document = json.loads(printed)
+
+    assert code == 0 and [row["gpu"] for row in document["gpus"]] == list(DEFAULT_GPUS)
+    assert document["workload"]["precision"] == "bf16-mixed" and document["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--precision", "fp32"), "precision fp32 is asked, and the recording was made with bf16-mixed"),
+        (("--optimizer", "sgd"), "optimizer sgd is asked, and the recording was made with adamw"),
+        (("--checkpointing",), "checkpointing on is asked, and the recording was made with off"),
+        (("--channels-last",), "channels-last on is asked, and the recording was made with off"),
+        (("--ema",), "ema on is asked"),
+        (("--keep-outputs",), "keep-outputs on is asked"),
+        (("--accumulation", "4"), "accumulation 4 is asked, and the recording was made with 1"),
+        (("--gradient-clipping", "1"), "gradient-clipping 1.0 is asked, and the recording was made with none"),
+        (("--zero-grad", "zeros"), "zero-grad zeros is asked, and the recording was made with none"),
+        (("--lora-rank", "8"), "lora-rank 8 is asked, and the recording was made with none"),
+        (("--frozen", "head"), "frozen head is asked, and the recording was made with embed"),
+        (("--seq-len", "64"), "seq-len 64 is asked, and the recording was made with 32"),
+        (("--image-size", "64"), "image-size 64 is asked, and the recording does not say which it was made with"),
+        (("--attention", "eager"), "attention eager is asked, and the recording does not say which"),
+        (("--input", "3x4"), "input 3x4 is asked, and the recording does not say which"),
+        (("--loss", "mse"), "loss mse is asked, and the recording does not say which"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_flag_that_contradicts_a_recording_is_refused(flags, said, of_attention, capsys):
+    for name, *more in (("plan",), ("compare",), ("predict", "--batch", "8"), ("explain", "--batch", "8")):
+        code, printed, error = command(capsys, name, of_attention, *more, *flags)
+        assert (code, printed, error.count("\n")) == (2, "", 1) and said in error
+
+
+def test_flags_that_agree_with_a_recording_are_answered(of_attention, capsys):
+    flags = ("--precision", "bf16-mixed", "--optimizer", "adamw", "--accumulation", "1", "--zero-grad", "none", "--frozen", "embed", "--seq-len", "32")
+
+    assert command(capsys, "predict", of_attention, "--batch", "8", *flags)[:2] == command(capsys, "predict", of_attention, "--batch", "8")[:2]
+
+
+def test_a_study_of_recordings_answers_only_what_they_are_of(of_attention, capsys):
+    question = ("study", "--model", of_attention, "--gpu", "a100-40gb", "--gpu", "h100-80gb", "--gpu", "t4-16gb")
+    code, printed, _ = command(capsys, *question, "--precision", "bf16-mixed", "--precision", "fp32", "--json")
+    rows = json.loads(printed)["rows"]
+
+    assert code == 0 and [row["status"] for row in rows] == ["plan", "plan", "refused"] + ["refused"] * 3
+    assert "precision fp32 is asked, and the recording was made with bf16-mixed" in rows[3]["verdict"] and "trace again" in rows[2]["verdict"]
+    assert command(capsys, *question, "--seq-len", "64")[0] == 2
+
+
+def test_without_a_card_a_recording_is_asked_of_those_it_is_for(families, tmp_path, capsys):
+    t4 = bsmodel.trace(workload(), SGD, bsmodel.Gpu.named("t4-16gb"))
+    save_all(families[1:], tmp_path / "hopper")
+    save_all([t4], tmp_path / "turing")
+    hopper, turing = (json.loads(command(capsys, "plan", tmp_path / name, "--json")[1]) for name in ("hopper", "turing"))
+
+    assert [row["gpu"] for row in hopper["gpus"]] == ["h100-80gb"] and "rtx-3070-8gb, rtx-4090-24gb, a100-40gb left out" in hopper["notes"][0]
+    assert [row["gpu"] for row in turing["gpus"]] == ["t4-16gb"] and "left out: the recording is for the kernels of compute capability 7.5" in turing["notes"][
+        0
+    ]
+    assert "Note: rtx-3070-8gb, rtx-4090-24gb, a100-40gb left out" in command(capsys, "plan", tmp_path / "hopper")[1].replace("\n", " ")
+    assert [card["gpu"] for card in json.loads(command(capsys, "explain", tmp_path / "hopper", "--batch", "8", "--json")[1])["gpus"]] == ["h100-80gb"]
+
+
+def test_a_card_is_recorded_as_itself_and_not_as_the_one_that_stands_for_its_family(tmp_path, capsys):
+    command(capsys, "predict", MINE, "--gpu", "a100-40gb", "--batch", "8", "--save", tmp_path / "tape")
+
+    assert bsmodel.Tape.load(tmp_path / "tape").gpu == bsmodel.Gpu.named("a100-40gb")
+
+
+def test_the_published_learning_rate_is_kept(tape, tmp_path, capsys):
+    replace(tape, base_lr=0.1, base_batch=256).save(tmp_path / "tape")
+
+    assert (
+        json.loads(command(capsys, "plan", tmp_path / "tape", "--gpu", "a100-40gb", "--target-batch", "1024", "--json")[1])["gpus"][0]["learning_rate"] == 0.4
+    )
+
+
+def test_answers_name_versions_remarks_and_other_versions(tape, tmp_path, capsys):
+    replace(tape, versions={"torch": "2.9.1", "made-up": "3"}, remarks=("the head is not trained.",)).save(tmp_path / "tape")
+    asked = (("plan",), ("compare",), ("predict", "--batch", "8"), ("explain", "--batch", "8"), ("explain", "--batch", "8", "--by", "module"))
+    for name, *more in (*asked, ("explain", "--batch", "8", "--by", "operator")):
+        text = command(capsys, name, tmp_path / "tape", *more, "--gpu", "a100-40gb")[1]
+        document = json.loads(command(capsys, name, tmp_path / "tape", *more, "--gpu", "a100-40gb", "--json")[1])
+        assert "Recorded with made-up 3, torch 2.9.1.\nNote: the head is not trained.\nNote: recorded with torch 2.9.1, and " in text
+        assert document["workload"]["remarks"] == ["the head is not trained."] and "recorded with torch 2.9.1" in document["notes"][0]
+    text = command(capsys, "study", "--model", tmp_path / "tape", "--gpu", "a100-40gb")[1]
+    assert "Recorded with made-up 3, torch 2.9.1.\nNote: the head is not trained.\nNote: recorded with torch 2.9.1, and " in text
+
+
+def test_what_is_no_recording_says_so_before_and_where_it_would_be_saved(tmp_path, capsys):
+    (tmp_path / "text").write_text("hello")
+    (tmp_path / "bomb").write_bytes(gzip.compress(b"hello"))
+
+    assert f"no saved tape: {str(tmp_path / 'text')!r}" in command(capsys, "plan", tmp_path / "text")[2]
+    assert "is not a saved tape" in command(capsys, "plan", tmp_path / "bomb")[2]
+    assert "cannot read the tape" in command(capsys, "plan", tmp_path / "absent.json.gz")[2]
+    code, printed, error = command(capsys, "plan", MINE, "--save", tmp_path)
+    assert (code, printed) == (2, "") and error == f"bsmodel: cannot write the tape {str(tmp_path)!r}: it is there, and no regular file\n"  # nothing recorded

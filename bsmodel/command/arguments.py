@@ -7,6 +7,7 @@ import argparse
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import Any
 
 from bsmodel.command.asked import Asked, one_of_each, recorded_cards
@@ -133,6 +134,8 @@ def asked(options: argparse.Namespace) -> Asked:
 def subject(name: str, **options: Any) -> Asked:
     """A workload by name and options, of which None is none; or the recordings in a file, made with just these options."""
     if name in NAMED or not (is_tape(name) or name.endswith(".gz")):
+        if name not in NAMED and Path(name).is_file() and not name.endswith(".json"):
+            raise InvalidInputError(f"no saved tape: {name!r}; expected a file written with --save, a config.json, or path.py:attr")
         return Source.of(name, **options)
     found = load_all(name)
     for tape in found:
