@@ -14,15 +14,18 @@ from bsmodel.errors import InvalidInputError
 
 def require_writable(path: str | Path, what: str) -> Path:
     """The file that `path` means, symbolic links followed; `InvalidInputError` where no regular file could stand there."""
+    if "\0" in str(path):
+        raise InvalidInputError(f"cannot write {what} {str(path)!r}: no file has such a name")
     target = Path(os.path.realpath(path))
+    wrong = ""
     try:
-        if not stat.S_ISREG(target.stat().st_mode):
-            raise InvalidInputError(f"cannot write {what} {str(path)!r}: it is there, and no regular file")
+        wrong = "" if stat.S_ISREG(target.stat().st_mode) else "it is there, and no regular file"
     except FileNotFoundError:
-        if not target.parent.is_dir():
-            raise InvalidInputError(f"cannot write {what} {str(path)!r}: No such file or directory") from None
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"cannot write {what} {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+        wrong = "" if target.parent.is_dir() else "No such file or directory"
+    except OSError as error:
+        wrong = error.strerror or str(error)
+    if wrong:
+        raise InvalidInputError(f"cannot write {what} {str(path)!r}: {wrong}")
     return target
 
 

@@ -92,20 +92,16 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("place", ["import", "loss"])
-@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.parametrize(("ends", "place"), [*((ends, "loss") for ends in ENDS), ("sys.exit(0)", "import"), ("os._exit(0)", "import")])
 def test_code_that_ends_its_process_ends_in_one_line(ends, place, tmp_path):
     mine = tmp_path / "mine.py"
     loss = f"def loss(model, batch):\n    {ends if place == 'loss' else 'return next_token(model, batch)'}\n"
     mine.write_text(f"import os, sys\n{GOOD}{loss}{ends if place == 'import' else ''}\nwork = workload(Attention, tokens, loss)\n")
-    for name, more in (("plan", ()), ("predict", ("--batch", "8"))):
-        if name == "predict" and place == "import":
-            continue
-        found = command(name, f"{mine}:work", "--gpu", "a100-40gb", *more)
-        (line,) = found.stderr.splitlines()
+    found = command(*(("plan",) if place == "loss" else ("predict", "--batch", "8")), f"{mine}:work", "--gpu", "a100-40gb")
+    (line,) = found.stderr.splitlines()
 
-        assert (found.returncode, found.stdout) == (2, "")
-        assert re.search("end(s|ed) (the|its) process|the process that worked on it ended", line) and ENDS[ends] in line
+    assert (found.returncode, found.stdout) == (2, "")
+    assert re.search("end(s|ed) (the|its) process|the process that worked on it ended", line) and ENDS[ends] in line
 
 
 def test_what_it_prints_is_no_part_of_the_answer(tmp_path):
