@@ -274,7 +274,9 @@ def test_a_saved_tape_is_answered_for_without_torch(tape, tmp_path):
 def test_recording_without_torch_names_the_extra(tmp_path):
     line = "recording needs torch, which cannot be imported (No module named 'torch'); pip install \"bsmodel[record]\""
     asked = without(["torch", "fvcore"], AS_COMMAND, "plan", "gpt2", "--gpu", "a100-40gb", "--no-cache")
+    bare = without(["torch", "fvcore"], AS_COMMAND, "plan", "gpt2", "--input", "3x4")
     library = without(["torch"], "import bsmodel\ntry: bsmodel.trace\nexcept bsmodel.InvalidInputError as error: print(error)")
 
     assert (asked.returncode, asked.stdout, asked.stderr) == (2, "", f"bsmodel: {line}\n")
     assert library.stdout == f"{line}\n"
+    assert (bare.returncode, bare.stdout) == (2, "") and bare.stderr.count("\n") == 1 and "internal" not in bare.stderr

@@ -63,6 +63,8 @@ def _failed(error: BaseException, debug: bool) -> int:
         line, code = ("terminated", TERMINATED) if isinstance(error, _Terminated) else ("interrupted", INTERRUPTED)
     elif isinstance(error, BsmodelError | OSError):
         line, code = str(error), BAD_USAGE
+    elif isinstance(error, ModuleNotFoundError) and error.name in ("torch", "fvcore"):
+        line, code = f'this needs {error.name}, which is not installed; pip install "bsmodel[record]"', BAD_USAGE
     else:
         error = InternalError.of(error)
         line, code = str(error), DEFECT
