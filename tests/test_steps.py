@@ -226,6 +226,20 @@ def test_sizes_found_in_values_are_not_remembered_by_shape():
     assert slopes[:2] == [5 * 2 * 8, 10 * 2 * 8]
 
 
+def test_the_ctc_loss_takes_what_it_takes_on_cuda():
+    """Blocks in order, recorded from the PyTorch CUDA allocator on a simulated device: 8 samples of 49 frames, 32 letters, labels of up to 20."""
+
+    def loss(model, batch):
+        frames = model(batch[0]).log_softmax(-1).transpose(0, 1)
+        lengths = torch.full((frames.size(1),), 49), torch.full((frames.size(1),), 20)
+        return F.ctc_loss(frames, torch.ones(frames.size(1) * 20, dtype=torch.long, device="cuda"), *lengths)
+
+    tape = bsmodel.trace(workload(lambda: nn.Linear(16, 32), lambda size: [torch.zeros(size, 49, 16)], loss), SGD)
+    events, sizes = [event for event in tape.blocks["micro"] if event >= 0], tape.sizes(8)
+    forward, backward = ([int(sizes[e]) for e in events if tape.operators[e] == f"aten._ctc_loss{name}.default"] for name in ("", "_backward"))
+    assert forward == [64, 64, 64, 64288, 32] and backward == [64, 64, 64, 64288, 50176]
+
+
 # -- values that nobody knows ----------------------------------------------------------------------------------------------------------
 
 

@@ -11,11 +11,12 @@ from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from bsmodel.errors import UntraceableError
-from bsmodel.recording.frames import reading_line
+from bsmodel.recording.frames import calling_line, reading_line
 
 _LIMIT = 1 << 20  # elements: integer and boolean device tensors up to this size keep their values
 _LIMIT_OF_FLOATS = 1 << 16
 _FACTORIES = ("aten::arange", "aten::full", "aten::ones", "aten::zeros", "aten::scalar_tensor")
+_LIKE = frozenset(("aten::ones_like", "aten::zeros_like", "aten::full_like"))
 _MOST_READS = 1000  # by the user's code: a loop that waits for a value would never end
 
 
@@ -40,6 +41,8 @@ class Values:
 
     def computed(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
         """What an operator gives for known values, or None."""
+        if func._schema.name in _LIKE and not (kwargs.get("dtype") or given[0].dtype).is_floating_point and given[0].numel() <= self.limit:
+            return func(torch.empty(given[0].size(), dtype=given[0].dtype), *args[1:], **{**kwargs, "device": torch.device("cpu")})
         if func is torch.ops.aten.copy_.default or any(t.numel() > self.limit or (t.is_meta and t not in self._known) for t in given):
             return None
         if not given and (not func._schema.name.startswith(_FACTORIES) or _elements_made(args) > self.limit):
@@ -85,7 +88,7 @@ class Values:
         line = reading_line()
         if module is not None:
             raise UntraceableError(
-                f"the forward pass reads the value of a tensor at {line or 'an unknown line'} (module {module or 'model'}): "
+                f"the forward pass reads the value of a tensor at {line or calling_line() or 'an unknown line'} (module {module or 'model'}): "
                 "a recording has no values; take that branch by a shape or a Python number instead"
             )
         if line is None:

@@ -29,12 +29,15 @@ def zeros(size: int, *shape: int, dtype: str = "float32") -> Any:
 
 
 def batch_of(**tensors: tuple[Shape, str]) -> Batches:
-    """Batches of named tensors of zeros, each given as the shape of a sample and a dtype; of ones, all but the last, for an `attention_mask`."""
+    """Batches of named tensors of zeros, each given as the shape of a sample and a dtype, or of int64 "ones"; an `attention_mask` masks the last."""
     return functools.partial(_named, tensors)
 
 
 def _named(tensors: dict[str, tuple[Shape, str]], size: int) -> dict[str, Any]:
-    batch = {name: zeros(size, *shape, dtype=dtype) for name, (shape, dtype) in tensors.items()}
+    batch = {name: zeros(size, *shape, dtype="long" if dtype == "ones" else dtype) for name, (shape, dtype) in tensors.items()}
+    for name, (_, dtype) in tensors.items():
+        if dtype == "ones":
+            batch[name] += 1
     if "attention_mask" in batch:
         batch["attention_mask"][..., :-1] = 1
     return batch

@@ -18,6 +18,7 @@ from bsmodel.workloads.batches import Shape
 Tensors = dict[str, tuple[Shape, str]]
 Asked = Mapping[str, int]  # the options `seq_len` and `image_size` that are given
 RAW_SECONDS, SAMPLING_RATE = 10, 16_000
+LETTERS_PER_SECOND = 15  # assumed: English read aloud, some 160 words a minute, 5.6 letters and spaces each
 _OWN = "write a Workload in a Python file and give FILE.py:NAME"
 
 
@@ -157,6 +158,15 @@ def _classified_sound(config: Any, cls: Any, asked: Asked) -> Made:
     return Made({"input_values": ((length,), "float32"), "labels": ((), "long")}, remarks)
 
 
+def _spelled_sound(config: Any, cls: Any, asked: Asked) -> Made:
+    """Labels are letters, none of them the blank: how many there are decides the size of the loss's buffers."""
+    length, remarks = _wave(config, cls, asked)
+    letters = max(1, length * LETTERS_PER_SECOND // SAMPLING_RATE)
+    kind = "long" if config.pad_token_id else "ones"  # the blank is the padding token
+    made: Tensors = {"input_values": ((length,), "float32"), "labels": ((letters,), kind)}
+    return Made(made, (*remarks, f"{letters} letters a sample, {LETTERS_PER_SECOND} a second"))
+
+
 def _speech_to_text(config: Any, cls: Any, asked: Asked) -> Made:
     if config.model_type != "whisper":
         raise InvalidInputError(f"{cls.__name__}: of models from speech to text, batches are known for whisper's alone; {_OWN}")
@@ -177,6 +187,7 @@ HEADS = (
     Head("image classification", "IMAGE_CLASSIFICATION", "image_size", _images),
     Head("semantic segmentation", "SEMANTIC_SEGMENTATION", "image_size", _segmented),
     Head("audio classification", "AUDIO_CLASSIFICATION", "seq_len", _classified_sound),
+    Head("speech recognition (CTC)", "CTC", "seq_len", _spelled_sound),
     Head("sequence classification", "SEQUENCE_CLASSIFICATION", "seq_len", _classified_text),
     Head("token classification", "TOKEN_CLASSIFICATION", "seq_len", _tokens),
     Head("question answering", "QUESTION_ANSWERING", "seq_len", _answers),
@@ -186,7 +197,6 @@ _REFUSED = {
     "UNIVERSAL_SEGMENTATION": "it pairs masks with objects by values, which a recording does not have",
     "INSTANCE_SEGMENTATION": "it pairs masks with objects by values, which a recording does not have",
     "IMAGE_SEGMENTATION": "it pairs masks with objects by values, which a recording does not have",
-    "CTC": "the buffers of the CTC loss are sized by how long the labels are, which are values",
     "IMAGE_TEXT_TO_TEXT": "how many tokens an image becomes is a matter of its processor",
 }
 

@@ -163,6 +163,17 @@ def _huber_loss(args: Any, capability: tuple[int, int]) -> Kernel:
     return Kernel((Buffer(tensor_bytes(args[0]), before=0),)) if reduced else NO_BUFFERS
 
 
+def _ctc_loss(args: Any, capability: tuple[int, int]) -> Kernel:
+    """Lengths and offsets as int64, brought to the device first (aten/src/ATen/native/cuda/LossCTC.cu)."""
+    return Kernel((Buffer(8 * args[0].size(1), before=0),) * 3)
+
+
+def _ctc_loss_backward(args: Any, capability: tuple[int, int]) -> Kernel:
+    """The same, and as much again as forward kept of the prefixes."""
+    kept = args[6]
+    return Kernel((*(Buffer(8 * kept.size(0), before=0),) * 3, Buffer(tensor_bytes(kept), before=0)))
+
+
 KERNELS: dict[Any, Callable[[Any, tuple[int, int]], Kernel]] = {
     aten.mm.default: _gemm,
     aten.addmm.default: _addmm,
@@ -182,6 +193,8 @@ KERNELS: dict[Any, Callable[[Any, tuple[int, int]], Kernel]] = {
     aten.mse_loss.default: _elementwise_loss,
     aten.smooth_l1_loss.default: _elementwise_loss,
     aten.huber_loss.default: _huber_loss,
+    aten._ctc_loss.default: _ctc_loss,
+    aten._ctc_loss_backward.default: _ctc_loss_backward,
     aten.convolution.default: convolutions.forward,
     aten.convolution_backward.default: convolutions.backward,
     aten.native_batch_norm.default: _batch_norm,

@@ -146,6 +146,23 @@ def _rms_norm(tensor: torch.Tensor, normalized_shape: list[int], weight: torch.T
     return autocast.redispatch(aten.rms_norm, tensor, normalized_shape, weight, eps)
 
 
+def _ctc_loss(
+    scores: torch.Tensor,
+    targets: torch.Tensor,
+    input_lengths: torch.Tensor,
+    target_lengths: torch.Tensor,
+    blank: int = 0,
+    reduction: int = 1,
+    zero_infinity: bool = False,
+) -> Any:
+    """Lengths go to the host first, which a dispatch mode would leave out (aten/src/ATen/native/LossCTC.cpp)."""
+    scores = autocast.cached_cast(scores, torch.float32) if autocast.is_active() else scores
+    if not autocast.on_device(scores):
+        return autocast.redispatch(aten.ctc_loss.Tensor, scores, targets, input_lengths, target_lengths, blank, reduction, zero_infinity)
+    lengths = (length.to("cpu").tolist() for length in (input_lengths, target_lengths))
+    return autocast.redispatch(aten.ctc_loss.IntList, scores, targets, *lengths, blank, reduction, zero_infinity)
+
+
 @functools.cache
 def register_all() -> None:
     """Register autocast's rules and this module's operators, once per process."""
@@ -158,6 +175,7 @@ def register_all() -> None:
         "rms_norm": _rms_norm,
         "softmax.int": _softmax("softmax.int"),
         "log_softmax.int": _softmax("log_softmax.int"),
+        "ctc_loss.Tensor": _ctc_loss,
     }
     autocast.register_all(elsewhere=tuple(special))
     for name, kernel in special.items():

@@ -122,6 +122,17 @@ def _log_sigmoid(func: Any, args: Any, kwargs: Any) -> Any:
     return torch.empty_like(args[0]), args[0].new_empty((0,))
 
 
+def _ctc_loss(func: Any, args: Any, kwargs: Any) -> Any:
+    """A loss for each sample, and the probabilities of every prefix, twice as many as the longest label and one (aten/src/ATen/native/cuda/LossCTC.cu)."""
+    scores, lengths = args[0], args[3]
+    batch = scores.size(1)
+    return scores.new_empty(batch), scores.new_empty((batch, scores.size(0), 2 * max(lengths, default=0) + 1))
+
+
+def _ctc_loss_backward(func: Any, args: Any, kwargs: Any) -> Any:
+    return torch.empty_like(args[1], memory_format=torch.contiguous_format)
+
+
 def _foreach(func: Any, args: Any, kwargs: Any) -> Any:
     """One like each input, or nothing in place. Torch's own shape functions go tensor by tensor, slowly."""
     return [torch.empty_like(tensor) for tensor in args[0]] if func._schema.returns else None
@@ -146,6 +157,8 @@ SHAPES: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.smooth_l1_loss.default: _elementwise_loss,
     aten.binary_cross_entropy.default: _binary_cross_entropy,
     aten.log_sigmoid_forward.default: _log_sigmoid,
+    aten._ctc_loss.default: _ctc_loss,
+    aten._ctc_loss_backward.default: _ctc_loss_backward,
 }
 _REDUCING = ("aten::_foreach_norm", "aten::_foreach_powsum", "aten::_foreach_max")
 
