@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import tomllib
 from collections.abc import Mapping
 from datetime import date
+from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -186,7 +188,7 @@ class Gpu(_Row):
 
         Raises `InvalidInputError` for what the schema refuses: a figure new to the row needs a source, so update `sources` with it.
         """
-        return _validated(Gpu, {**dict(self), **(update or {})}, f"a copy of {self.id}")
+        return _validated(Gpu, {**dict(self), **{name: _number(value) for name, value in (update or {}).items()}}, f"a copy of {self.id}")
 
     @staticmethod
     def all() -> tuple[Gpu, ...]:
@@ -216,6 +218,13 @@ class Gpu(_Row):
     def load(path: str | Path) -> Gpu:
         """Read one GPU from a TOML file; `InvalidInputError` names the file, the field that is wrong and what was expected."""
         return _read(Gpu, Path(path))
+
+
+def _number(value: Any) -> Any:
+    """Numbers of numpy and whole floats as Python's own; what is no number is left to the schema."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        return value
+    return int(value) if value == int(value) else float(value)
 
 
 def defaults() -> tuple[Gpu, ...]:

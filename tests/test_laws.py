@@ -58,7 +58,7 @@ def test_every_kept_line_is_highest_somewhere(bundle):
     assert slopes == sorted(set(slopes))
 
 
-@given(st.integers(1, 10**6), st.integers(1, 2000), st.integers(1, 2000), st.integers(1, 16))
+@given(st.integers(16, 10**6), st.integers(1, 2000), st.integers(1, 2000), st.integers(1, 16))
 def test_a_split_stays_within_the_largest_micro_batch_and_near_the_target(target, largest, accumulating, devices):
     accumulating = min(largest, accumulating)
     split = planning.splits(target, largest, accumulating, devices)[0]

@@ -44,11 +44,13 @@ def splits(target_batch: int, largest: int, largest_accumulating: int, devices: 
     Without accumulation the micro-batch may be `largest`; with it, gradients stay alive and it may be `largest_accumulating`.
     Micro-batches down to half of that are tried, so none takes more than twice the fewest steps; behind them stand all smaller ones that hit the
     target exactly. The first hits it exactly whenever one of the larger ones divides the target over the devices.
-    Raises `InvalidInputError` for what is no number of at least 1, or where no batch fits, `UnreachableTargetError` where one fits
+    Raises `InvalidInputError` for what is no number of at least 1, a target below the devices, or where no batch fits, `UnreachableTargetError` where one fits
     without accumulation only.
     """
     target, devices = whole("target batch", target_batch), whole("devices", devices)
     largest, most = whole("largest", largest, least=0), whole("largest accumulating", largest_accumulating, least=0)
+    if target < devices:
+        raise InvalidInputError(f"target batch {target} is less than one sample for each of {devices} devices; expected at least {devices}")
     if largest < 1:
         raise InvalidInputError("no batch fits, so there is nothing to split")
     per_device = max(1, round(target / devices))

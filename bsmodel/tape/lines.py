@@ -53,8 +53,8 @@ class Envelope:
         return int(highest) if np.isscalar(batch) else highest
 
     def binding(self, batch: int) -> int:
-        """Index of the line that is highest at `batch`; of equals, the first."""
-        return int(np.argmax(self._fixed + self._slopes * batch))
+        """Index of the line that is highest at `batch`; of equals, the first. Raises `InvalidInputError` as calling it does."""
+        return int(np.argmax(self._fixed + self._slopes * whole("batch", batch, most=self._most)))
 
     @overload
     def largest(self, capacity: Integer) -> int: ...

@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError
 from bsmodel.hardware import Gpu
 from bsmodel.tape.operations import COLUMNS, PHASES
-from bsmodel.tape.tape import BLOCKS, CATEGORIES
+from bsmodel.tape.tape import BLOCKS, CATEGORIES, MOST_BYTES
 from bsmodel.tape.workspaces import FORMULAS
 from bsmodel.training import PRECISIONS, Training
 
 SCHEMA_VERSION = 6
-MOST = 1 << 53  # bytes, and counts: what a double holds exactly
+MOST = MOST_BYTES
 _PROGRAM = (("init", "first", "accumulate", "first_step", "micro", "accumulate", "step"), ("init", "first", "first_step", "micro", "step", "micro", "step"))
 
 Size = Annotated[int, Field(ge=-MOST, le=MOST)]
@@ -152,13 +152,23 @@ def _buffers(saved: SavedTape) -> Problems:
         if len(set(numbers)) < len(numbers) or max(numbers, default=-1) >= count:
             yield name, f"is of allocations {max(numbers)} and below; expected each of the {count} at most once"
     for position, (_, formula, parameters) in enumerate(saved.terms):
-        if formula not in FORMULAS:
-            yield f"terms.{position}", str(UnknownNameError("formula", formula, FORMULAS))
-        elif len(parameters) != (wanted := len(inspect.signature(FORMULAS[formula].size_bytes).parameters) - 1):
-            yield f"terms.{position}", f"gives {formula!r} {len(parameters)} parameters; expected {wanted}"
+        yield from ((f"terms.{position}", problem) for problem in _term(formula, parameters))
     for position, (_, fixed, per_sample) in enumerate(saved.excess):
         if per_sample < 0 or fixed + per_sample < 0:
             yield f"excess.{position}", f"is {fixed} + {per_sample} b bytes; expected none below zero from batch 1 on"
+
+
+def _term(formula: str, parameters: Sequence[tuple[int, int]]) -> Iterator[str]:
+    if formula not in FORMULAS:
+        yield str(UnknownNameError("formula", formula, FORMULAS))
+        return
+    names = [*inspect.signature(FORMULAS[formula].size_bytes).parameters][1:]
+    if len(parameters) != len(names):
+        yield f"gives {formula!r} {len(parameters)} parameters; expected {len(names)}"
+    for name, (fixed, per_sample) in zip(names, parameters, strict=False):
+        least, most = FORMULAS[formula].ranges.get(name, (0, MOST))
+        if not least <= fixed + per_sample <= most or per_sample < 0 or (per_sample and most < MOST):
+            yield f"gives {formula!r} {fixed} + {per_sample} b for {name}; expected from {least} to {most}"
 
 
 def _events(saved: SavedTape) -> Problems:

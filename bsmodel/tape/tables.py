@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bsmodel.tape.lines import Line
 from bsmodel.tape.tape import Tape
+from bsmodel.units import whole
 
 _STATES = ("parameter", "buffer", "gradient", "optimizer state")
 
@@ -31,7 +32,10 @@ class ModuleRow:
 
 
 def by_module(tape: Tape, batch: int) -> tuple[ModuleRow, ...]:
-    """Every module that computes or holds something, each with its descendants' share, in the order of the model; the first is the whole."""
+    """Every module that computes or holds something, each with its descendants' share, in the order of the model; the first is the whole.
+
+    Raises `InvalidInputError` for a batch that is no whole number of at least 1.
+    """
     sums: dict[str, list[float]] = {"": [0, 0, 0, 0]}
 
     def add(module: str, column: int, amount: float) -> None:
@@ -41,6 +45,7 @@ def by_module(tape: Tape, batch: int) -> tuple[ModuleRow, ...]:
         for name in names:
             sums.setdefault(name, [0, 0, 0, 0])[column] += amount
 
+    batch = whole("batch", batch)
     element_size = 2 if tape.precision in ("fp16", "bf16") else 4
     for number in _allocated(tape, "init"):
         if tape.categories[number] == "parameter":
@@ -67,7 +72,11 @@ class OperatorRow:
 
 
 def by_operator(tape: Tape, batch: int) -> tuple[OperatorRow, ...]:
-    """Every operator that forward runs on the device, by FLOPs and then by the bytes it reads and writes."""
+    """Every operator that forward runs on the device, by FLOPs and then by the bytes it reads and writes.
+
+    Raises `InvalidInputError` for a batch that is no whole number of at least 1.
+    """
+    batch = whole("batch", batch)
     columns = [tape.operations.column(name, batch) for name in ("counted_flops", "activations", "moved_bytes")]
     sums: dict[str, list[float]] = {}
     for row in tape.operations.where("forward").nonzero()[0]:

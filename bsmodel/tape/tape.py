@@ -20,6 +20,9 @@ BLOCKS = ("init", "first", "first_step", "micro", "accumulate", "step")
 CATEGORIES = ("parameter", "buffer", "gradient", "gradient bucket", "optimizer state", "batch", "saved", "temporary", "workspace")
 
 
+MOST_BYTES = 1 << 53  # that a double counts exactly
+
+
 @dataclass(frozen=True)
 class Term:
     """The part of a buffer inside a kernel that is no line in the batch: a formula of `bsmodel.tape.workspaces` over parameters that are."""
@@ -29,7 +32,10 @@ class Term:
 
     def __call__(self, batch: int, gpu: Gpu) -> int:
         """Bytes at a micro-batch on a device."""
-        return size_bytes(self.formula, tuple(fixed + per_sample * batch for fixed, per_sample in self.parameters), gpu)
+        size = size_bytes(self.formula, tuple(fixed + per_sample * batch for fixed, per_sample in self.parameters), gpu)
+        if size > MOST_BYTES:
+            raise InvalidInputError(f"a buffer takes {size:.1e} bytes at batch {batch}: more than can be counted")
+        return size
 
 
 @dataclass(frozen=True)

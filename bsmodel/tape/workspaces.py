@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from bsmodel.hardware import Gpu
 
@@ -20,6 +20,7 @@ class Formula:
 
     size_bytes: Callable[..., int]
     source: str
+    ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # of parameters that are no sizes; those are from 0 on
 
 
 def _up(value: int, divisor: int) -> int:
@@ -95,11 +96,13 @@ def _depthwise_copies(gpu: Gpu, everything: int, gradient_of: int, width: int) -
 
 
 FORMULAS: dict[str, Formula] = {
-    "reduction": Formula(_reduction, "aten/src/ATen/native/cuda/Reduce.cuh, setReduceConfig and global_memory_size"),
+    "reduction": Formula(
+        _reduction, "aten/src/ATen/native/cuda/Reduce.cuh, setReduceConfig and global_memory_size", {"along_rows": (0, 1), "vector": (1, 4)}
+    ),
     "embedding partials": Formula(_embedding_partials, "aten/src/ATen/native/cuda/EmbeddingBackwardKernel.cu"),
     "embedding indices": Formula(_embedding_indices, "aten/src/ATen/native/cuda/Embedding.cu, embedding_dense_backward_cuda"),
     "batch norm partials": Formula(_batch_norm_partials, "aten/src/ATen/native/cuda/Normalization.cuh, flexible_launch_configs"),
-    "depthwise copies": Formula(_depthwise_copies, "cuDNN 9.19 plans as the library reports them, over 160 shapes on four cards"),
+    "depthwise copies": Formula(_depthwise_copies, "cuDNN 9.19 plans as the library reports them, over 160 shapes on four cards", {"gradient_of": (0, 2)}),
     "filter gradient": Formula(_filter_gradient, "cuDNN 9.19 plans as the library reports them; splits derived from occupancy"),
 }
 
