@@ -23,7 +23,7 @@ class Document:
 
     command: str
     schema_version: int = SCHEMA_VERSION
-    notes: Notes = ()  # GPU rows with figures that the user measured
+    notes: Notes = ()  # figures that the user measured, cards that a recording leaves out, versions other than those installed
 
 
 @dataclass(frozen=True, kw_only=True)
