@@ -16,6 +16,7 @@ from bsmodel.recording import kept_tape, tape_path
 from bsmodel.studies import executors
 from bsmodel.studies.answering import answer, record, refused
 from bsmodel.studies.grid import Cell
+from bsmodel.studies.remedies import remedied, remedies
 from bsmodel.studies.rows import Row
 from bsmodel.tape import Tape
 from bsmodel.workloads import Source
@@ -75,7 +76,22 @@ Recorded = Callable[[Tape | None, BaseException | None], None]
 
 
 def worked(missing: Sequence[Cell], given: Executor | None, caching: bool | None, tell: Recorded) -> Iterator[tuple[Cell, Row]]:
-    """Each missing cell with its row, as they come."""
+    """Each missing cell with its row, as they come; those in which nothing fits last, with what makes it fit."""
+    unfit: list[tuple[Cell, Row]] = []
+    for cell, row in _answered(missing, given, caching, tell):
+        if remedies(cell, row):
+            unfit.append((cell, row))
+        else:
+            yield cell, row
+
+    def tell_made(tape: Tape | None, reason: BaseException | None) -> None:
+        if reason is None:  # what a remedy fails for is nothing that was asked
+            tell(tape, None)
+
+    yield from remedied(unfit, lambda trials: _answered(trials, given, caching, tell_made))
+
+
+def _answered(missing: Sequence[Cell], given: Executor | None, caching: bool | None, tell: Recorded) -> Iterator[tuple[Cell, Row]]:
     jobs, broken = list(_jobs(missing, caching)), list[Job]()
     with _Hands.of(given, caching, lambda: _own_executor(jobs)) as hands:
         yield from _run(jobs, hands, tell, broken)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to change where not one sample fits: recipes that are recorded and tried, from mild to drastic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from bsmodel.hardware import Gpu
+from bsmodel.studies.grid import Cell, Goal, Recipe
+from bsmodel.studies.rows import Recorded, Row
+from bsmodel.tape import Tape
+from bsmodel.training import PRECISIONS, Training
+
+# Checkpointing costs time, 8-bit state and bfloat16 weights some precision; adapters train something else.
+_MILD_TO_DRASTIC: tuple[dict[str, Any], ...] = (
+    {"checkpointing": True},
+    {"checkpointing": True, "optimizer": "adamw-8bit"},
+    {"checkpointing": True, "precision": "bf16"},
+    {"checkpointing": True, "precision": "bf16", "optimizer": "adamw-8bit"},
+    {"checkpointing": True, "precision": "bf16", "lora_rank": 16},
+)
+_TWO_MOMENTS = ("adam", "adamw", "adamw-fused", "adamw-forloop")  # float32 ones, of the algorithm that 8 bits are known for
+
+
+def remedies(cell: Cell, row: Row) -> tuple[dict[str, Any], ...]:
+    """Changes of recipe to try for a row in which not one sample fits; none where nothing can be recorded.
+
+    What was asked for is kept, and what the recipe has already is not repeated.
+    """
+    if isinstance(cell.subject, Tape) or row.recorded is None or row.status != "does not fit" or row.largest_batch:
+        return ()
+    able = _able(row.recorded, cell.gpu) - _asked_for(cell.recipe)
+    return tuple(_distinct({name: value for name, value in change.items() if name in able} for change in _MILD_TO_DRASTIC))
+
+
+def _able(recorded: Recorded, gpu: Gpu) -> set[str]:
+    """Fields of the recipe in which a change can help on this card."""
+    precision = PRECISIONS[recorded.precision]
+    helps = {
+        "checkpointing": not recorded.own_step and not recorded.recipe.get("checkpointing"),
+        "optimizer": recorded.optimizer in _TWO_MOMENTS,
+        "precision": not recorded.own_step and gpu.supports_bf16 and precision.weights == "float32",
+        "lora_rank": not recorded.own_step and not recorded.recipe.get("lora_rank") and not recorded.recipe.get("frozen"),
+    }
+    return {name for name, able in helps.items() if able}
+
+
+def _asked_for(recipe: Recipe) -> set[str]:
+    """Fields that were given; of a whole recipe, those that are not as they would be by default."""
+    given = dict(recipe.changes)
+    if given.keys() < Training.model_fields.keys():
+        return set(given)
+    return {name for name, value in given.items() if value != Training.model_fields[name].default}
+
+
+def written(change: dict[str, Any]) -> str:
+    """A change as the command line takes it."""
+    return " ".join(f"--{name.replace('_', '-')}" if value is True else f"--{name.replace('_', '-')} {value}" for name, value in change.items())
+
+
+def remedied(unfit: Sequence[tuple[Cell, Row]], work: Callable[[Sequence[Cell]], Iterable[tuple[Cell, Row]]]) -> Iterator[tuple[Cell, Row]]:
+    """Each row with what makes it fit, the first of its remedies that does; all are tried side by side, a remedy at a time.
+
+    `work` gives the rows of other cells. A remedy that cannot be recorded is passed over, and a field that cannot be changed alone left out.
+    """
+    waiting = [(cell, row, list(remedies(cell, row)), list[str]()) for cell, row in unfit]
+    while waiting:
+        trials = [_trial(cell, left[0]) if left else cell for cell, _, left, _ in waiting]
+        tried = {id(trial): found for trial, found in work([trial for trial, (*_, left, _) in zip(trials, waiting, strict=True) if left])}
+        still = []
+        for trial, (cell, row, left, failed) in zip(trials, waiting, strict=True):
+            found = tried.get(id(trial))
+            if found is not None and found.largest_batch:
+                yield cell, replace(row, verdict=f"{row.verdict}; try {written(left[0])}: up to batch {found.largest_batch:,}")
+            elif found is None:
+                yield cell, replace(row, verdict=row.verdict + _in_vain(failed))
+            else:
+                refused = found.status == "refused"
+                still.append((cell, row, _after(left, refused), failed if refused else [*failed, written(left[0])]))
+        waiting = still
+
+
+def _after(left: Sequence[dict[str, Any]], refused: bool) -> list[dict[str, Any]]:
+    """What there is to try after the first of the remedies."""
+    impossible = set(left[0]) if refused and len(left[0]) == 1 else set()
+    return _distinct(({name: value for name, value in change.items() if name not in impossible} for change in left[1:]), without=written(left[0]))
+
+
+def _distinct(changes: Iterable[dict[str, Any]], without: str = "") -> list[dict[str, Any]]:
+    found = {written(change): change for change in changes if change}
+    return [change for text, change in found.items() if text != without]
+
+
+def _trial(cell: Cell, change: dict[str, Any]) -> Cell:
+    return replace(cell, recipe=Recipe(tuple(sorted({**dict(cell.recipe.changes), **change}.items()))), goal=Goal())
+
+
+def _in_vain(failed: Sequence[str]) -> str:
+    if not failed:
+        return ""
+    return f"; {failed[0]} does not fit either" if len(failed) == 1 else f"; none of {', '.join(failed)} fits either"
