@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from datetime import date
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -222,9 +222,11 @@ class Gpu(_Row):
 
 def _number(value: Any) -> Any:
     """Numbers of numpy and whole floats as Python's own; what is no number is left to the schema."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real):
         return value
-    return int(value) if value == int(value) else float(value)
+    if isinstance(value, Integral):
+        return int(value)
+    return int(value) if math.isfinite(value) and value == int(value) else float(value)
 
 
 def defaults() -> tuple[Gpu, ...]:

@@ -32,7 +32,7 @@ def format_bytes(size_bytes: float) -> str:
 def parse_bytes(text: str) -> int:
     """Read `24GiB`, `40 GB`, `512MiB` or a plain number of bytes.
 
-    Raises `ValueError` when the text is not a positive number with one of those units.
+    Raises `InvalidInputError` where the text is not a positive number with one of those units.
     """
     units = {"GIB": GiB, "MIB": MiB, "KIB": KiB, "GB": GB, "MB": MB, "KB": KB, "B": 1, "": 1}
     stripped = text.strip()
@@ -43,7 +43,7 @@ def parse_bytes(text: str) -> int:
     except (ValueError, KeyError, OverflowError):
         size_bytes = 0
     if size_bytes <= 0:
-        raise ValueError(f"cannot read {text!r} as a size: expected a positive number with B, KiB, MiB, GiB, KB, MB or GB, e.g. 24GiB")
+        raise InvalidInputError(f"cannot read {text!r} as a size: expected a positive number with B, KiB, MiB, GiB, KB, MB or GB, e.g. 24GiB")
     return size_bytes
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsmodel.tape import CATEGORIES, Envelope, Integer, Integers, Line, Tape, micro_batches, micro_steps, upper_envelope
-from bsmodel.units import format_bytes
+from bsmodel.units import format_bytes, whole
 
 REDUCER = "DistributedDataParallel"  # the operator of what data parallelism allocates between steps
 STEPS = 3  # the optimizer's state exists from the second step on: the third repeats it, in bytes requested
@@ -118,9 +118,9 @@ class Share:
 
 def breakdown(tape: Tape, batch: int, accumulation: int | None = None) -> tuple[Share, ...]:
     """Who holds the bytes of `M(b)`: all that is alive at the binding moment, by category and module. Sums to `M(b)` exactly."""
-    micro_batches(tape, batch)
+    batch = int(micro_batches(tape, whole("batch", batch)))
     footprint(tape, accumulation)(batch)  # refuses more bytes than can be counted
-    timeline, batch = _timeline(tape, accumulation), int(batch)
+    timeline = _timeline(tape, accumulation)
     position = int(np.argmax(timeline.fixed + timeline.per_sample * batch))
     sizes = tape.fixed_bytes + tape.per_sample_bytes * batch
     shares: dict[tuple[str, str], int] = {}
