@@ -128,9 +128,9 @@ def test_a_loss_that_is_no_scalar_says_what_it_is():
 
 
 def test_numbers_out_of_range(tape, a100, capsys):
-    assert "expected at least 1" in line_of(bsmodel.predict, tape, a100, 0)
+    assert "of at least 1" in line_of(bsmodel.predict, tape, a100, 0)
     assert "target batch is 0" in line_of(bsmodel.plan, bsmodel.fit(tape, a100), target_batch=0)
-    assert "samples is 0; expected a positive number" in line_of(bsmodel.plan, bsmodel.fit(tape, a100), samples=0)
+    assert "samples is 0; expected a whole number of at least 1" in line_of(bsmodel.plan, bsmodel.fit(tape, a100), samples=0)
     assert "memory_bytes is -1; expected a number greater than 0" in line_of(a100.model_copy, update={"memory_bytes": -1})
     assert "'0' is no whole number of at least 1" in refused(capsys, "plan", "gpt2", "--target-batch", "0")
     assert "accumulation" in line_of(bsmodel.Training, accumulation=0)
