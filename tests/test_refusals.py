@@ -162,7 +162,7 @@ def test_a_tape_of_another_version_or_none_at_all(tape, a100, tmp_path, capsys):
     assert "trace again with this GPU" in line_of(bsmodel.predict, tape, bsmodel.Gpu.named("h100-80gb"), 4)
 
 
-def test_a_card_too_small_for_the_fixed_cost_says_how_much_is_missing_and_what_would_fit(a100):
+def test_a_card_too_small_for_the_fixed_cost_says_how_much_is_missing(a100):
     def large():
         return nn.Sequential(nn.Flatten(), nn.Linear(768, 16384), nn.Linear(16384, 16384), nn.Linear(16384, 10))
 
@@ -171,7 +171,7 @@ def test_a_card_too_small_for_the_fixed_cost_says_how_much_is_missing_and_what_w
 
     assert found.batch == 0 and found.peak is None
     assert found.verdict.startswith("does not fit on a100-40gb: one sample needs")
-    assert "too much, at the optimizer step; try optimizer=adamw-8bit" in found.verdict
+    assert found.verdict.endswith("too much, at the optimizer step")  # what else would fit is tried where it can be recorded: test_remedies.py
     assert "does not fit" in line_of(bsmodel.plan, found)
 
 
