@@ -96,8 +96,17 @@ Replay = Callable[[int, str, bool], _Reached | None]  # at a batch, what is assu
 
 
 def replays(tape: Tape, gpu: Gpu, accumulation: int, settings: Settings) -> Replay:
-    """Runs of the tape through the allocator of a card, each done once."""
+    """Runs of the tape through the allocator of a card, each done once.
+
+    Small blocks wander, and may need one segment more: a run that comes close to the end of the card has to survive without that segment, too.
+    If only what is left at its end counted, a little more memory would turn one that releases its cache into one that fails.
+    """
     boundless = gpu.model_copy(update={"memory_bytes": BOUNDLESS})
+
+    def trained(batch: int, assumed: str, card: Gpu, aside_bytes: int) -> CachingAllocator | None:
+        sizes, optional = _ASSUMED[assumed](tape, batch, gpu).tolist(), tape.excess if assumed == "lenient" else ()
+        allocator = CachingAllocator(card.usable_bytes - aside_bytes, settings, total_bytes=card.memory_bytes)
+        return allocator if _train(allocator, tape, sizes, accumulation, optional) else None
 
     @functools.cache
     def replay(batch: int, assumed: str, within: bool) -> _Reached | None:
@@ -107,12 +116,15 @@ def replays(tape: Tape, gpu: Gpu, accumulation: int, settings: Settings) -> Repl
             found = replay(batch, "lenient", within)
             if found is None or found.complete:
                 return found
-        sizes = _ASSUMED[assumed](tape, batch, gpu).tolist()
         card = gpu if within else boundless
-        allocator = CachingAllocator(card.usable_bytes, settings, total_bytes=card.memory_bytes)
-        if not _train(allocator, tape, sizes, accumulation, tape.excess if assumed == "lenient" else ()):
+        run = trained(batch, assumed, card, 0)
+        if run is None:
             return None
-        return _Reached(allocator.max_allocated_bytes, allocator.max_reserved_bytes, allocator.least_spare_bytes > max(sizes, default=0), not allocator.forgone)
+        spare_bytes = 0 if run.retries else run.least_spare_bytes
+        if spare_bytes < SMALL_SEGMENT and trained(batch, assumed, card, SMALL_SEGMENT) is None:
+            return None
+        largest = max(_ASSUMED[assumed](tape, batch, gpu).tolist(), default=0)
+        return _Reached(run.max_allocated_bytes, run.max_reserved_bytes, spare_bytes > largest, not run.forgone)
 
     return replay
 
@@ -135,8 +147,7 @@ def _train(allocator: CachingAllocator, tape: Tape, sizes: list[int], accumulati
 
     It has where a step asks nothing of the driver while there is room for the largest block, or where a step ends as an earlier one did:
     a batch and the one before it take turns in two places, which moves others, and at capacity fragments may pile up over some steps until
-    one fails. Only large blocks are compared; for small ones there must be room for one more segment. A run that still releases its cache
-    and retries after the most steps is taken for one that fails.
+    one fails. Only large blocks are compared. A run that still releases its cache and retries after the most steps is taken for one that fails.
 
     `optional` are workspaces that may be done without where there is no memory for them: PyTorch then takes a plan of cuDNN's that needs
     less, and keeps to it (aten/src/ATen/native/cudnn/Conv_v8.cpp). How much less is not known, so no safe answer may count on it.
@@ -156,4 +167,4 @@ def _train(allocator: CachingAllocator, tape: Tape, sizes: list[int], accumulati
                     break
     except OutOfMemoryError:
         return False
-    return allocator.retries == retries and allocator.spare_bytes >= SMALL_SEGMENT
+    return allocator.retries == retries
