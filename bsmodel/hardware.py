@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -226,7 +225,8 @@ def _number(value: Any) -> Any:
         return value
     if isinstance(value, Integral):
         return int(value)
-    return int(value) if math.isfinite(value) and value == int(value) else float(value)
+    number = float(value)
+    return int(number) if number.is_integer() else number
 
 
 def defaults() -> tuple[Gpu, ...]:

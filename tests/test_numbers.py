@@ -55,7 +55,7 @@ COUNTED = {
     "Gpu.model_copy memory_bytes": lambda tape, value: GPU.model_copy(update={"memory_bytes": value}),
     "Goal target_batch": lambda tape, value: bsmodel.Goal(target_batch=value),
     "Goal samples": lambda tape, value: bsmodel.Goal(samples=value),
-    "Goal base_batch": lambda tape, value: bsmodel.Goal(base_batch=value),
+    "Goal base_batch": lambda tape, value: bsmodel.Goal(base_lr=0.1, base_batch=value),
     "study devices": lambda tape, value: bsmodel.study([tape], gpus=[GPU], devices=[value]),
     "by_module": bsmodel.by_module,
     "by_operator": bsmodel.by_operator,
@@ -65,7 +65,7 @@ COUNTED = {
     "predict": lambda tape, value: bsmodel.predict(tape, GPU, batch=value),
 }
 MEASURED = {
-    "Goal epochs": lambda tape, value: bsmodel.Goal(epochs=value),
+    "Goal epochs": lambda tape, value: bsmodel.Goal(samples=1000, epochs=value),
     "Goal base_lr": lambda tape, value: bsmodel.Goal(base_lr=value),
     "Price": lambda tape, value: bsmodel.Goal(prices=(("a100-40gb", bsmodel.Price(value, "mine")),)),
     "Gpu.model_copy bandwidth": lambda tape, value: GPU.model_copy(update={"bandwidth_bytes_per_s": value}),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps of the user's own, and models as their factories make them: what the recipe says of them is done, refused, or remarked."""
 
+import concurrent.futures
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from torch import nn
 
 import bsmodel
 from bsmodel import Training, Workload
-from tests.models import SGD, Attention, cross_entropy, images, next_token, tokens, workload
+from tests.models import SGD, Attention, attention, cross_entropy, images, next_token, tokens, workload
 from tests.test_refusals import line_of
 from tests.test_steps import Narrow, mean
 
@@ -120,6 +121,16 @@ def test_a_constructor_may_run_its_model():
             return self.head(self.stem(x).flatten(1))
 
     assert bsmodel.trace(workload(Hybrid), SGD).parameter_count == 64 * 27 + 64 + 128 + 128 * 576 + 128 + 7 * 7 * 128 * 10 + 10
+
+
+def test_recordings_in_two_threads_are_those_of_one():
+    asked = [workload(), attention(), workload(), attention()]
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda one: bsmodel.trace(one, SGD), asked))
+    for tape, one in zip(together, asked, strict=True):
+        alone = bsmodel.trace(one, SGD)
+        assert (tape.sizes(8) == alone.sizes(8)).all() and tape.blocks == alone.blocks
+    assert not torch.cuda.is_available()
 
 
 def test_nothing_of_a_recording_stays_behind():

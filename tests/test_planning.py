@@ -238,3 +238,12 @@ def test_a_row_of_a_card_has_finite_figures(a100, field, value):
         return
     with pytest.raises(InvalidInputError):
         a100.model_copy(update={field: value})
+
+
+def test_a_number_that_says_nothing_without_another_is_refused(tape, a100):
+    found = bsmodel.fit(tape, a100)
+    for alone in ({"epochs": 3}, {"base_batch": 256}):
+        with pytest.raises(bsmodel.InvalidInputError, match="says nothing alone"):
+            bsmodel.plan(found, **alone)
+        with pytest.raises(bsmodel.InvalidInputError, match="says nothing alone"):
+            bsmodel.Goal(**alone)

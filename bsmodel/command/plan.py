@@ -12,7 +12,7 @@ from bsmodel.command.documents import Notes, PlanDocument
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, Part, render, table, verdict
 from bsmodel.command.watching import until_a_defect, watching
-from bsmodel.command.wording import closed_form, missing, short, split, time_table, title, uncounted
+from bsmodel.command.wording import closed_form, missing, no_plan, short, split, time_table, title, uncounted
 from bsmodel.errors import InvalidInputError
 from bsmodel.memory import Footprint
 from bsmodel.studies import Recorded, Row, study
@@ -89,7 +89,7 @@ def _several_rates(rows: Sequence[Row]) -> bool:
 def _cells(row: Row) -> list[Cell]:
     largest, usable, binding = row.largest_batch or 0, row.usable_bytes or 0, short(row.binding or "")
     if row.peak is None or row.largest_peak is None:
-        return [row.gpu, str(largest), "-", binding, "-", "-", verdict(False, 0, usable), "-"]
+        return [row.gpu, str(largest), "-", binding, "-", "-", no_plan(row), "-"]
     return [
         row.gpu,
         str(largest) if row.likely_batch == largest else f"{largest} (likely {row.likely_batch})",

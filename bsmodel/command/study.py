@@ -18,7 +18,7 @@ from bsmodel.command.documents import Notes, StudyDocument
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, Part, render, table, verdict
 from bsmodel.command.watching import watching
-from bsmodel.command.wording import amount, money, seconds, split
+from bsmodel.command.wording import amount, money, no_plan, seconds, split
 from bsmodel.errors import InvalidInputError, UnknownNameError
 from bsmodel.hardware import Gpu, defaults
 from bsmodel.studies import Goal, Row, Study, study
@@ -159,7 +159,7 @@ def _cells(row: Row, several: list[str]) -> list[Cell]:
     if row.status == "refused" or row.largest_batch is None or row.usable_bytes is None:
         return [*head, "-", "-", "refused", *["-"] * 5]
     if row.peak is None:
-        return [*head, str(row.largest_batch), "-", verdict(False, 0, row.usable_bytes), *["-"] * 5]
+        return [*head, str(row.largest_batch), "-", no_plan(row), *["-"] * 5]
     timing, reserved = row.timing, f"{row.peak.reserved_bytes / GiB:.2f} of {row.usable_bytes / GiB:.2f} GiB"
     times = [seconds(timing.step.seconds), f"{timing.samples_per_s:,.1f}", amount(timing.hours)] if timing else ["-"] * 3
     room = verdict(True, row.usable_bytes - row.peak.reserved_upper_bytes, row.usable_bytes)

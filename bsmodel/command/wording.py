@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bsmodel.command.terminal import Part, ellipsis, styled, table, width
+from bsmodel.command.terminal import Cell, Part, ellipsis, styled, table, verdict, width
 from bsmodel.memory import Footprint
 from bsmodel.studies import Recorded, Row
 from bsmodel.units import format_bytes
@@ -19,6 +19,8 @@ def title(recorded: Recorded, target: str = "") -> str:
     recipe += [name.replace("_", " ") for name in ("checkpointing", "channels_last", "ema", "keep_outputs") if recorded.recipe.get(name)]
     if recorded.recipe.get("lora_rank"):
         recipe.append(f"LoRA rank {recorded.recipe['lora_rank']}")
+    if recorded.own_step:
+        recipe.append("a step of its own")
     return f"{recorded.name}: {recorded.parameters / 1e6:,.1f} M parameters, {', '.join(recipe)}{target}"
 
 
@@ -66,6 +68,11 @@ def seconds(value: float) -> str:
 def amount(value: float | None) -> str:
     """Two decimals, or two digits where that would say nothing."""
     return "-" if value is None else f"{value:,.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def no_plan(row: Row) -> Cell:
+    """Why a card has no plan, in a word or two: not one sample fits, or no number of them makes the target."""
+    return "target out of reach" if row.largest_batch else verdict(False, 0, 0)
 
 
 def money(row: Row) -> str:

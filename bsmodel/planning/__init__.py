@@ -4,7 +4,7 @@
 from bsmodel.planning.advice import trains_in_part
 from bsmodel.planning.learning_rate import learning_rate
 from bsmodel.planning.money import Price, Timing, ranked
-from bsmodel.planning.plan import Plan, Rung, ladder, plan
+from bsmodel.planning.plan import Plan, Rung, ladder, plan, require_together
 from bsmodel.planning.splits import Split, eligible, fastest, power_of_two_at_most, splits
 
 __all__ = (
@@ -20,6 +20,7 @@ __all__ = (
     "plan",
     "power_of_two_at_most",
     "ranked",
+    "require_together",
     "splits",
     "trains_in_part",
 )

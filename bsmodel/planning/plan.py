@@ -73,6 +73,7 @@ def plan(
     devices a fit with the gradient buckets of data parallelism. Raises `InvalidInputError` for numbers that are none or out of range, or a fit of
     nothing; `UnreachableTargetError` for a target that needs accumulation where the step cannot.
     """
+    require_together(samples=samples, epochs=epochs, base_lr=base_lr, base_batch=base_batch)
     fit, target, devices, samples, epochs = _asked(fit, target_batch, devices, samples, epochs)
     untimed = why_untimed(fit.tape, fit.gpu)
     fewest, chosen, peak = _chosen(fit, target, devices, in_time=not untimed and target_batch is not None)
@@ -106,6 +107,13 @@ def _asked(fit: Fit, target: int | None, devices: int, samples: int | None, epoc
     known_samples = None if samples is None else whole("samples", samples)
     known_epochs = None if epochs is None else finite("epochs", epochs, above=0)
     return fit, fit.batch * devices if target is None else whole("target batch", target), devices, known_samples, known_epochs
+
+
+def require_together(**given: object) -> None:
+    """Raises `InvalidInputError` for a number that says nothing without another: epochs without samples, a base batch without its rate."""
+    for name, other in (("epochs", "samples"), ("base_batch", "base_lr")):
+        if given[name] is not None and given[other] is None:
+            raise InvalidInputError(f"{name} is given without {other}, and says nothing alone; give both")
 
 
 def _rate(fit: Fit, chosen: Split, base_lr: float | None, base_batch: int | None) -> tuple[float | None, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
-from bsmodel.planning import Price
+from bsmodel.planning import Price, require_together
 from bsmodel.recording import key_of
 from bsmodel.tape import Tape
 from bsmodel.training import Training
@@ -46,6 +46,7 @@ class Goal:
         for name in ("epochs", "base_lr"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, finite(name, value, above=0))
+        require_together(epochs=self.epochs, samples=self.samples, base_batch=self.base_batch, base_lr=self.base_lr)
         for gpu, price in self.prices:
             finite(f"the price of {gpu}", price.usd_per_hour, above=0)
 

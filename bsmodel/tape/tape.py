@@ -77,7 +77,10 @@ class Tape:
     base_batch: int | None = None
     remarks: tuple[str, ...] = ()  # what an answer rests on that nobody asked for, a sentence each
     own_step: bool = False  # whether the workload's own step does all that a loop would
-    same_path_up_to: int | None = None  # a batch up to which recordings agree, where one near the largest was made
+    same_path_up_to: int | None = None  # the last batch that takes the recorded path, where a larger one was found to take another
+
+    def __repr__(self) -> str:  # its arrays would fill pages
+        return f"Tape({self.name!r}, {self.precision}, {self.optimizer}, {self.gpu.id}, {len(self.categories)} allocations)"
 
     def sizes(self, batch: int, gpu: Gpu | None = None) -> NDArray[np.int64]:
         """Requested bytes of every allocation at micro-batch `batch`; buffers inside kernels as `gpu` (default: the recorded one) has them."""

@@ -96,9 +96,7 @@ def _depthwise_copies(gpu: Gpu, everything: int, gradient_of: int, width: int) -
 
 
 FORMULAS: dict[str, Formula] = {
-    "reduction": Formula(
-        _reduction, "aten/src/ATen/native/cuda/Reduce.cuh, setReduceConfig and global_memory_size", {"along_rows": (0, 1), "vector": (1, 4)}
-    ),
+    "reduction": Formula(_reduction, "aten/src/ATen/native/cuda/Reduce.cuh, setReduceConfig and global_memory_size", {"along_rows": (0, 1), "vector": (1, 4)}),
     "embedding partials": Formula(_embedding_partials, "aten/src/ATen/native/cuda/EmbeddingBackwardKernel.cu"),
     "embedding indices": Formula(_embedding_indices, "aten/src/ATen/native/cuda/Embedding.cu, embedding_dense_backward_cuda"),
     "batch norm partials": Formula(_batch_norm_partials, "aten/src/ATen/native/cuda/Normalization.cuh, flexible_launch_configs"),
