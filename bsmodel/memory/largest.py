@@ -9,9 +9,10 @@ from typing import Annotated
 
 from pydantic import Field, InstanceOf, PlainSerializer
 
+from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.memory.closed_form import footprint
-from bsmodel.memory.peak import Peak, peak_at, replays, survives
+from bsmodel.memory.peak import BOUNDLESS, Peak, peak_at, replays, survives
 from bsmodel.memory.settings import Settings
 from bsmodel.tape import Tape, another_path, micro_steps, require_same_kernels
 from bsmodel.units import format_bytes
@@ -51,11 +52,14 @@ def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Setting
     The closed form bounds it from above, `b <= largest(capacity)`; replays decide below that. `batch` survives whatever
     cuDNN chooses, `likely_batch` with what it probably does, the workspaces that do not fit left out. `batch` is 0 where nothing fits, and
     the verdict then says how much is missing. No batch is considered above 2^20, nor one at which the step takes another path than recorded.
+    Raises `InvalidInputError` where one sample needs what no card will ever have.
     """
     require_same_kernels(tape, gpu)
     settings = settings or Settings()
     accumulation = micro_steps(tape, accumulation)
     form = footprint(tape, accumulation)
+    if form(1) > BOUNDLESS // 2:
+        raise InvalidInputError(f"{tape.name} needs {format_bytes(form(1))} for one sample; expected at most half an exbibyte")
     most = min(LARGEST, tape.same_path_up_to or LARGEST)
     bound = min(form.largest(gpu.usable_bytes), most)
     replay = replays(tape, gpu, accumulation, settings)
