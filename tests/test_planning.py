@@ -66,6 +66,13 @@ def test_a_rate_of_the_whole_model_is_not_proposed_for_a_part_of_it(changes, rea
     assert given_rate.learning_rate is not None and not any("no learning rate" in advice for advice in given_rate.advice)
 
 
+def test_a_rate_is_not_proposed_for_an_optimizer_of_another_family():
+    known = dataclasses.replace(attention(), base_lr=3e-4, base_batch=64)
+    rates = [study([known], [{"optimizer": name}], ["a100-40gb"], executor=Here()).rows[0].learning_rate for name in ("adamw", "adamw-8bit", "sgd", "lamb")]
+
+    assert [rate is not None for rate in rates] == [True, True, False, False]
+
+
 def test_batch_norm_is_spoken_of_where_there_is_one(tape, a100):
     said = [
         any("batch norm" in advice for advice in bsmodel.plan(bsmodel.fit(recorded, a100.model_copy(update={"memory_bytes": 600 * MiB})), 10_000).advice)

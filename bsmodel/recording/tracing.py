@@ -142,7 +142,7 @@ def _tape(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[i
         uncounted_operators=tuple(sorted(run.recorder.uncounted_operators)),
         uncounted=tuple(sorted(run.recorder.uncounted)),
         recipe=run.loop.training.model_dump(mode="json", exclude={"optimizer"}),
-        base_lr=run.loop.workload.base_lr,
+        base_lr=run.loop.workload.base_lr if run.loop.training.optimizer_family == run.loop.workload.training.optimizer_family else None,
         base_batch=run.loop.workload.base_batch,
         own_step=run.loop.workload.step is not None,
         remarks=(*run.loop.workload.remarks, *run.remarks),
