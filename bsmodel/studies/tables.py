@@ -23,7 +23,7 @@ SCHEMA_VERSION = 3
 COLUMNS: dict[str, str] = {
     **{name: name for name in ("workload", "gpu", "devices", "target_batch", "status", "verdict")},
     **{name: f"recorded.{name}" for name in ("parameters", "trained_parameters", "precision", "optimizer", "torch_version")},
-    **{name: name for name in ("usable_bytes", "largest_batch", "likely_batch", "power_of_two", "binding", "headroom_bytes")},
+    **{name: name for name in ("usable_bytes", "largest_batch", "likely_batch", "power_of_two", "bounded", "binding", "headroom_bytes")},
     **{name: name for name in ("micro_batch", "accumulation", "effective_batch", "exact")},
     **{name: f"peak.{name}" for name in ("requested_bytes", "allocated_bytes", "reserved_bytes", "reserved_upper_bytes", "device_bytes")},
     **{f"step_{name}": f"timing.step.{name}" for name in ("seconds", "low_seconds", "high_seconds", "device_seconds", "host_seconds")},

@@ -46,7 +46,7 @@ _FLASH_1 = "Dao 2023, arXiv 2307.08691: kernels of the first generation at 25 to
 _FLASH_3 = "Shah 2024, arXiv 2407.08608: cuDNN near flash attention 3 on Hopper"
 _WINOGRAD = (
     "Lavin 2015, arXiv 1509.09308: F(2x2, 3x3) needs 2.25 times fewer multiplications, forward and for the gradient of the input; cuDNN developer guide, "
-    "cudnnConvolutionBwdFilterAlgo_t: not implemented for that of the filter"
+    "cudnnConvolutionBwdFilterAlgo_t: the fused one is not implemented for that of the filter"
 )
 KINDS: dict[str, Kind] = {
     "elementwise": Kind("RRZE gpu-benches and NeuSight: PyTorch's elementwise kernels reach the copy bandwidth"),
