@@ -4,11 +4,12 @@
 from bsmodel.memory.allocator import CachingAllocator, OutOfMemoryError
 from bsmodel.memory.closed_form import Footprint, Moment, Share, breakdown, footprint
 from bsmodel.memory.data_parallel import buckets_bytes, data_parallel
-from bsmodel.memory.largest import Fit, fit
+from bsmodel.memory.largest import LARGEST, Fit, fit
 from bsmodel.memory.peak import Peak, predict
 from bsmodel.memory.settings import Settings
 
 __all__ = (
+    "LARGEST",
     "CachingAllocator",
     "Fit",
     "Footprint",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bsmodel.errors import InvalidInputError, UnreachableTargetError
 from bsmodel.hardware import Gpu
+from bsmodel.memory import LARGEST
 from bsmodel.tape import Tape
 from bsmodel.timing import step_time
 from bsmodel.units import whole
@@ -48,7 +49,7 @@ def splits(target_batch: int, largest: int, largest_accumulating: int, devices: 
     without accumulation only.
     """
     target, devices = whole("target batch", target_batch), whole("devices", devices)
-    largest, most = whole("largest", largest, least=0), whole("largest accumulating", largest_accumulating, least=0)
+    largest, most = (whole(name, value, least=0, most=LARGEST) for name, value in (("largest", largest), ("largest accumulating", largest_accumulating)))
     if target < devices:
         raise InvalidInputError(f"target batch {target} is less than one sample for each of {devices} devices; expected at least {devices}")
     if largest < 1:

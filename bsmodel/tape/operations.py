@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 COLUMNS = ("groups", "m", "n", "k", "moved_bytes", "launches", "counted_flops", "activations")
+DTYPES = ("fp32", "fp16", "bf16")
 PHASES = ("forward", "backward", "recompute", "gradient", "accumulation", "step")
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError
 from bsmodel.hardware import Gpu
-from bsmodel.tape.operations import COLUMNS, PHASES
+from bsmodel.tape.operations import COLUMNS, DTYPES, PHASES
 from bsmodel.tape.tape import BLOCKS, CATEGORIES, MOST_BYTES
 from bsmodel.tape.workspaces import FORMULAS
 from bsmodel.training import PRECISIONS, Training
@@ -202,8 +202,9 @@ def _operations(saved: SavedOperations) -> Problems:
     for name in ("modules", "phases", "kinds", "dtypes", "fixed", "per_sample"):
         if len(getattr(saved, name)) != count:
             yield f"operations.{name}", f"has {len(getattr(saved, name))} rows; expected {count}, as operators"
-    for word in sorted(set(saved.phases) - set(PHASES)):
-        yield "operations.phases", str(UnknownNameError("phase", word, PHASES))
+    for name, known in (("phases", PHASES), ("dtypes", DTYPES)):
+        for word in sorted(set(getattr(saved, name)) - set(known)):
+            yield f"operations.{name}", str(UnknownNameError(name.removesuffix("s"), word, known))
     for name in ("fixed", "per_sample"):
         for number, row in enumerate(getattr(saved, name)):
             if len(row) != len(COLUMNS):
