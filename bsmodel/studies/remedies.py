@@ -35,6 +35,19 @@ def remedies(cell: Cell, row: Row) -> tuple[dict[str, Any], ...]:
     return tuple(_distinct({name: value for name, value in change.items() if name in able} for change in _MILD_TO_DRASTIC))
 
 
+def _hopeless(cell: Cell, row: Row, change: dict[str, Any]) -> bool:
+    """Whether even the states do not fit: then no recording is needed to know."""
+    return row.recorded is not None and _states_bytes(row.recorded, change) > cell.gpu.usable_bytes
+
+
+def _states_bytes(recorded: Recorded, change: dict[str, Any]) -> int:
+    """What weights, gradients and moments take at the very least."""
+    weight_bytes = 4 if PRECISIONS[change.get("precision", recorded.precision)].weights == "float32" else 2
+    trained = 0 if "lora_rank" in change else recorded.trained_parameters
+    moment_bytes = 1 if "8bit" in change.get("optimizer", recorded.optimizer) else weight_bytes if recorded.optimizer in _TWO_MOMENTS else 0
+    return weight_bytes * (recorded.parameters + trained) + 2 * moment_bytes * trained
+
+
 def _able(recorded: Recorded, gpu: Gpu) -> set[str]:
     """Fields of the recipe in which a change can help on this card."""
     precision = PRECISIONS[recorded.precision]
@@ -63,9 +76,13 @@ def written(change: dict[str, Any]) -> str:
 def remedied(unfit: Sequence[tuple[Cell, Row]], work: Callable[[Sequence[Cell]], Iterable[tuple[Cell, Row]]]) -> Iterator[tuple[Cell, Row]]:
     """Each row with what makes it fit, the first of its remedies that does; all are tried side by side, a remedy at a time.
 
-    `work` gives the rows of other cells. A remedy that cannot be recorded is passed over, and a field that cannot be changed alone left out.
+    `work` gives the rows of other cells. One whose states alone are too large is known to fail; one that cannot be recorded is passed over, and a field that cannot be changed alone left out.
     """
-    waiting = [(cell, row, list(remedies(cell, row)), list[str]()) for cell, row in unfit]
+    waiting = []
+    for cell, row in unfit:
+        changes = remedies(cell, row)
+        hopeless = [written(change) for change in changes if _hopeless(cell, row, change)]
+        waiting.append((cell, row, [change for change in changes if written(change) not in hopeless], hopeless))
     while waiting:
         trials = [_trial(cell, left[0]) if left else cell for cell, _, left, _ in waiting]
         tried = {id(trial): found for trial, found in work([trial for trial, (*_, left, _) in zip(trials, waiting, strict=True) if left])}
@@ -83,9 +100,11 @@ def remedied(unfit: Sequence[tuple[Cell, Row]], work: Callable[[Sequence[Cell]],
 
 
 def _after(left: Sequence[dict[str, Any]], refused: bool) -> list[dict[str, Any]]:
-    """What there is to try after the first of the remedies."""
-    impossible = set(left[0]) if refused and len(left[0]) == 1 else set()
-    return _distinct(({name: value for name, value in change.items() if name not in impossible} for change in left[1:]), without=written(left[0]))
+    """What there is to try after the first of the remedies; a model that cannot be checkpointed is tried without."""
+    first = left[0]
+    impossible = {"checkpointing"} if refused and "checkpointing" in first else set(first) if refused and len(first) == 1 else set()
+    rest = left if "checkpointing" in impossible else left[1:]
+    return _distinct(({name: value for name, value in change.items() if name not in impossible} for change in rest), without=written(first))
 
 
 def _distinct(changes: Iterable[dict[str, Any]], without: str = "") -> list[dict[str, Any]]:
