@@ -76,7 +76,8 @@ def written(change: dict[str, Any]) -> str:
 def remedied(unfit: Sequence[tuple[Cell, Row]], work: Callable[[Sequence[Cell]], Iterable[tuple[Cell, Row]]]) -> Iterator[tuple[Cell, Row]]:
     """Each row with what makes it fit, the first of its remedies that does; all are tried side by side, a remedy at a time.
 
-    `work` gives the rows of other cells. One whose states alone are too large is known to fail; one that cannot be recorded is passed over, and a field that cannot be changed alone left out.
+    `work` gives the rows of other cells. One whose states alone are too large is known to fail; one that cannot be recorded is passed over, and a
+    field that cannot be changed left out.
     """
     waiting = []
     for cell, row in unfit:
