@@ -23,7 +23,7 @@ from bsmodel.tape import BLOCKS, Envelope, Tape, upper_envelope
 from bsmodel.tape import Line as Bytes
 from bsmodel.units import format_bytes
 
-_MOST_VALUES = 1 << 24  # integers in a batch, or in a mask made of them, whose values are kept: some 0.1 s of the host's time each
+_MOST_VALUES = 1 << 21  # integers in a batch, or in a mask made of them, whose values are kept: some 10 ms of the host for each operator
 _MOST_HOST_BYTES = 1 << 30  # of a batch on the host
 LARGEST = 1 << 20  # samples
 
