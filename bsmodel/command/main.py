@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -117,6 +118,9 @@ def run() -> NoReturn:
             code = code or _failed(InvalidInputError(f"cannot write the answer: {error.strerror}"), debug=False)
     for child in multiprocessing.active_children():  # of a pool: nothing that they still do is of use
         child.kill()
+    for thread in threading.enumerate():  # that of a pool, which sees its processes gone; at exit Python would write to the pipe that it closes
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(timeout=1)
     if "torch" in sys.modules:
         os._exit(code)
     sys.exit(code)
