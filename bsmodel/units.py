@@ -20,6 +20,8 @@ MB = 1_000_000
 GB = 1_000_000_000
 TERA = 1_000_000_000_000
 
+MOST_COUNT = 1 << 53  # up to which a double holds every whole number
+
 
 def format_bytes(size_bytes: float) -> str:
     """Render a number of bytes in the largest binary unit that keeps it above one, e.g. `23.64 GiB`."""
@@ -47,10 +49,9 @@ def parse_bytes(text: str) -> int:
     return size_bytes
 
 
-def whole(name: str, value: object, least: int = 1, most: int = 1 << 53) -> int:
+def whole(name: str, value: object, least: int = 1, most: int = MOST_COUNT) -> int:
     """`value` as an `int`: whole numbers of Python and numpy, and floats that are whole, from `least` to `most`.
 
-    `most` is by default the largest count up to which a double holds every whole number.
     Raises `InvalidInputError`, one line that names `name`, for everything else: fractions, NaN, booleans, text.
     """
     number: Any = value
@@ -59,11 +60,11 @@ def whole(name: str, value: object, least: int = 1, most: int = 1 << 53) -> int:
             return int(number)
         if number > most:
             raise InvalidInputError(f"{name} is {shown(value)}; expected a whole number from {least} to {most}")
-    limit = f"of at least {least}" if most == 1 << 53 else f"from {least} to {most}"
+    limit = f"of at least {least}" if most == MOST_COUNT else f"from {least} to {most}"
     raise InvalidInputError(f"{name} is {shown(value)}; expected a whole number {limit}")
 
 
-def wholes(name: str, values: Any, least: int = 1, most: int = 1 << 53) -> NDArray[np.int64]:
+def wholes(name: str, values: Any, least: int = 1, most: int = MOST_COUNT) -> NDArray[np.int64]:
     """One or several whole numbers, each as `whole` takes them, as an int64 array of their shape."""
     try:
         given = values if isinstance(values, np.ndarray) else np.asarray(values, object)  # numpy would take True for 1

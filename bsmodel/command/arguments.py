@@ -10,16 +10,16 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-from bsmodel.command.asked import Asked, one_of_each, recorded_cards
+from bsmodel.command.asked import Asked, recorded_cards
 from bsmodel.command.watching import watching
 from bsmodel.errors import InvalidInputError
 from bsmodel.files import require_writable
 from bsmodel.hardware import DEFAULT_GPUS, Gpu, defaults
 from bsmodel.planning import Price
-from bsmodel.studies import Goal, for_card, pool, tapes
+from bsmodel.studies import Goal, for_card, one_of_each, pool, require_asked_about, tapes
 from bsmodel.tape import Tape, is_tape, load_all, require_agreement, save_all
 from bsmodel.training import OPTIMIZERS, PRECISIONS, Training
-from bsmodel.units import finite, parse_bytes, whole
+from bsmodel.units import MOST_COUNT, finite, parse_bytes, whole
 from bsmodel.workloads import LOSSES, NAMED, Source
 
 MODELS = f"one of {', '.join(NAMED)}; timm:NAME, torchvision:NAME, config.json, module:attr, path.py:attr, or a file written with --save"
@@ -41,7 +41,7 @@ def positive(text: str) -> int:
     try:
         return whole("number", int(text) if text.strip().lstrip("+").isdecimal() else float(text))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1 (and at most {1 << 53})") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1 (and at most {MOST_COUNT})") from None
 
 
 def amount(text: str) -> float:
@@ -177,8 +177,7 @@ def prices(given: Sequence[tuple[str, float]], gpus: Sequence[Gpu]) -> tuple[tup
     found: dict[str, Price] = {}
     for name, usd in given:
         card = name if name in ids else Gpu.named(name).id
-        if card not in ids:
-            raise InvalidInputError(f"the price of {card} is given, and it is not asked about; the cards are {', '.join(ids)}")
+        require_asked_about([card], gpus)
         if found.setdefault(card, Price(usd, "yours")).usd_per_hour != usd:
             raise InvalidInputError(f"two prices of {card} are given, {found[card].usd_per_hour:g} and {usd:g}; give one")
     return tuple(found.items())

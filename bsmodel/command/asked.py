@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.recording import versions
 from bsmodel.studies import Recorded
@@ -14,15 +13,6 @@ from bsmodel.tape import Tape
 from bsmodel.workloads import Source
 
 Asked = Source | tuple[Tape, ...]  # a workload by name, or the recordings in a file, one for each family of kernels
-
-
-def one_of_each(gpus: Sequence[Gpu]) -> list[Gpu]:
-    """The cards; `InvalidInputError` where two have one id, whose answers could not be told apart."""
-    ids = [gpu.id for gpu in gpus]
-    for number, name in enumerate(ids):
-        if name in ids[:number]:
-            raise InvalidInputError(f"GPU {name!r} is asked about twice; name it once, or give a row of your own another id")
-    return [*gpus]
 
 
 def recorded_cards(found: Asked, otherwise: Sequence[Gpu]) -> tuple[list[Gpu], list[str]]:

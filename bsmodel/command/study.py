@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from bsmodel.command import arguments
-from bsmodel.command.asked import foot, of_other_versions, one_of_each
+from bsmodel.command.asked import foot, of_other_versions
 from bsmodel.command.documents import Notes, StudyDocument
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, Part, render, table, verdict
@@ -21,12 +21,12 @@ from bsmodel.command.watching import watching
 from bsmodel.command.wording import amount, money, no_plan, seconds, split
 from bsmodel.errors import InvalidInputError, UnknownNameError
 from bsmodel.hardware import Gpu, defaults
-from bsmodel.studies import Goal, Row, Study, study
+from bsmodel.studies import Goal, Row, Study, one_of_each, study
 from bsmodel.training import Training
-from bsmodel.units import GiB
+from bsmodel.units import MOST_COUNT, GiB
 
 _EXAMPLE = "bsmodel study --model resnet50 --model gpt2 --gpu a100-40gb --gpu h100-80gb --devices 1 --devices 8"
-Count = Annotated[int, BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value), Field(ge=1, le=1 << 53)]
+Count = Annotated[int, BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value), Field(ge=1, le=MOST_COUNT)]
 
 
 class StudyFile(BaseModel):

@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import FrameType
 
 import torch
@@ -84,7 +84,7 @@ def _run(workload: Workload, training: Training, gpu: Gpu, stand_in: int) -> Ite
             model = placement.adapt(model, training)
         recorder = Recorder(gpu.capability, stand_in)
         with pretend_cuda(gpu, recorder.follows), recorder:
-            yield replace(_prepared(recorder, model, workload, training), remarks=remarks)
+            yield _prepared(recorder, model, workload, training, remarks)
 
 
 def _backward_of(workload: Workload, training: Training, gpu: Gpu) -> str:
@@ -123,7 +123,7 @@ def _outermost(frame: FrameType) -> FrameType:
     return frame
 
 
-def _prepared(recorder: Recorder, model: torch.nn.Module, workload: Workload, training: Training) -> Run:
+def _prepared(recorder: Recorder, model: torch.nn.Module, workload: Workload, training: Training, remarks: tuple[str, ...]) -> Run:
     """The model on the device, its optimizer and loop made, nothing run."""
     placement.place(model, training, recorder)
     optimizer = placement.make_optimizer([parameter for parameter in model.parameters() if parameter.requires_grad], training)
@@ -133,7 +133,7 @@ def _prepared(recorder: Recorder, model: torch.nn.Module, workload: Workload, tr
         recorder.values.set(moved, tensor)
         return moved
 
-    run = Run(recorder, loop.start(model, optimizer, workload, training, move))
+    run = Run(recorder, loop.start(model, optimizer, workload, training, move), remarks=remarks)
     for tensor in run.loop.average:
         recorder.categorize(tensor, "optimizer state", "")
     run.spans["init"] = (0, len(recorder.events))

@@ -2,10 +2,24 @@
 """Many workloads, recipes, cards and device counts asked at once, on any executor."""
 
 from bsmodel.studies.executors import pool
-from bsmodel.studies.grid import Goal, for_card
+from bsmodel.studies.grid import Goal, for_card, one_of_each, require_asked_about
 from bsmodel.studies.recordings import tapes
 from bsmodel.studies.rows import Recorded, Row
 from bsmodel.studies.study import Progress, Watch, study
 from bsmodel.studies.tables import SCHEMA_VERSION, Study
 
-__all__ = ("SCHEMA_VERSION", "Goal", "Progress", "Recorded", "Row", "Study", "Watch", "for_card", "pool", "study", "tapes")
+__all__ = (
+    "SCHEMA_VERSION",
+    "Goal",
+    "Progress",
+    "Recorded",
+    "Row",
+    "Study",
+    "Watch",
+    "for_card",
+    "one_of_each",
+    "pool",
+    "require_asked_about",
+    "study",
+    "tapes",
+)

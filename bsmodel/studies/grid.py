@@ -136,7 +136,7 @@ def cells(
             raise InvalidInputError(f"a study needs at least one of {axis}")
     counts = [whole("devices", count) for count in counts]
     _require_own_names(subjects)
-    _require_asked_about(cards, wanted)
+    require_asked_about([name for goal in wanted for name, _ in goal.prices], one_of_each(cards))
     return tuple(
         Cell(subject if isinstance(subject, Subject) else for_card(subject, gpu), recipe, gpu, count, goal)
         for subject in subjects
@@ -152,11 +152,19 @@ def for_card(tapes: Sequence[Tape], gpu: Gpu) -> Tape:
     return next((tape for tape in tapes if tape.gpu.kernel_family == gpu.kernel_family), tapes[0])
 
 
-def _require_asked_about(cards: Sequence[Gpu], goals: Sequence[Goal]) -> None:
-    ids = [gpu.id for gpu in cards]
-    if twice := sorted({name for name in ids if ids.count(name) > 1}):
-        raise InvalidInputError(f"GPU {twice[0]!r} is asked about twice; name it once, or give a row of your own another id")
-    for name in (name for goal in goals for name, _ in goal.prices):
+def one_of_each(gpus: Sequence[Gpu]) -> list[Gpu]:
+    """The cards; `InvalidInputError` where two have one id, whose answers could not be told apart."""
+    ids = [gpu.id for gpu in gpus]
+    for number, name in enumerate(ids):
+        if name in ids[:number]:
+            raise InvalidInputError(f"GPU {name!r} is asked about twice; name it once, or give a row of your own another id")
+    return [*gpus]
+
+
+def require_asked_about(priced: Iterable[str], gpus: Sequence[Gpu]) -> None:
+    """Raises `InvalidInputError` where a price is for none of these cards."""
+    ids = [gpu.id for gpu in gpus]
+    for name in priced:
         if name not in ids:
             raise InvalidInputError(f"the price of {name} is given, and it is not asked about; the cards are {', '.join(ids)}")
 

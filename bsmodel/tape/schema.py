@@ -12,17 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError
 from bsmodel.hardware import Gpu
 from bsmodel.tape.operations import COLUMNS, DTYPES, PHASES
-from bsmodel.tape.tape import BLOCKS, CATEGORIES, MOST_BYTES
+from bsmodel.tape.tape import BLOCKS, CATEGORIES
 from bsmodel.tape.workspaces import FORMULAS
 from bsmodel.training import PRECISIONS, Training
+from bsmodel.units import MOST_COUNT
 
 SCHEMA_VERSION = 6
-MOST = MOST_BYTES
 _PROGRAM = (("init", "first", "accumulate", "first_step", "micro", "accumulate", "step"), ("init", "first", "first_step", "micro", "step", "micro", "step"))
 
-Size = Annotated[int, Field(ge=-MOST, le=MOST)]
-Count = Annotated[int, Field(ge=0, le=MOST)]
-Positive = Annotated[int, Field(ge=1, le=MOST)]
+Size = Annotated[int, Field(ge=-MOST_COUNT, le=MOST_COUNT)]
+Count = Annotated[int, Field(ge=0, le=MOST_COUNT)]
+Positive = Annotated[int, Field(ge=1, le=MOST_COUNT)]
 Numbers = tuple[tuple[float, ...], ...]
 
 
@@ -142,8 +142,8 @@ def _allocations(saved: SavedTape) -> Problems:
         if per_sample < 0 or fixed + per_sample < 0:
             yield f"per_sample_bytes.{number}", f"gives {fixed} + {per_sample} b bytes; expected none below zero from batch 1 on"
     for name in ("fixed_bytes", "per_sample_bytes"):
-        if sum(map(abs, getattr(saved, name))) > MOST:
-            yield name, f"adds up to more than {MOST}"
+        if sum(map(abs, getattr(saved, name))) > MOST_COUNT:
+            yield name, f"adds up to more than {MOST_COUNT}"
 
 
 def _buffers(saved: SavedTape) -> Problems:
@@ -166,8 +166,8 @@ def _term(formula: str, parameters: Sequence[tuple[int, int]]) -> Iterator[str]:
     if len(parameters) != len(names):
         yield f"gives {formula!r} {len(parameters)} parameters; expected {len(names)}"
     for name, (fixed, per_sample) in zip(names, parameters, strict=False):
-        least, most = FORMULAS[formula].ranges.get(name, (0, MOST))
-        if not least <= fixed + per_sample <= most or per_sample < 0 or (per_sample and most < MOST):
+        least, most = FORMULAS[formula].ranges.get(name, (0, MOST_COUNT))
+        if not least <= fixed + per_sample <= most or per_sample < 0 or (per_sample and most < MOST_COUNT):
             yield f"gives {formula!r} {fixed} + {per_sample} b for {name}; expected from {least} to {most}"
 
 

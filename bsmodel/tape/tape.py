@@ -15,12 +15,10 @@ from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.tape.operations import Operations
 from bsmodel.tape.workspaces import size_bytes
+from bsmodel.units import MOST_COUNT
 
 BLOCKS = ("init", "first", "first_step", "micro", "accumulate", "step")
 CATEGORIES = ("parameter", "buffer", "gradient", "gradient bucket", "optimizer state", "batch", "saved", "temporary", "workspace")
-
-
-MOST_BYTES = 1 << 53  # that a double counts exactly
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Term:
     def __call__(self, batch: int, gpu: Gpu) -> int:
         """Bytes at a micro-batch on a device."""
         size = size_bytes(self.formula, tuple(fixed + per_sample * batch for fixed, per_sample in self.parameters), gpu)
-        if size > MOST_BYTES:
+        if size > MOST_COUNT:
             raise InvalidInputError(f"a buffer takes {size:.1e} bytes at batch {batch}: more than can be counted")
         return size
 
