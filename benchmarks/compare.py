@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cases import DATA, read, write
+from cases import DATA, read, simulated, write
 from cases.matrix import Case, cases
 
 import bsmodel
@@ -23,7 +23,7 @@ from bsmodel.tape import counted
 
 def predicted(case: Case, tapes: dict[Any, Any]) -> dict[str, int]:
     """The prediction for a case, its tape shared among cases that differ in the batch or in a like GPU only."""
-    gpu = bsmodel.Gpu.named(case.gpu)
+    gpu = simulated(bsmodel.Gpu.named(case.gpu))
     shared = (case.model, case.options, repr(case.training), gpu.kernel_family)
     if shared not in tapes:
         tapes[shared] = bsmodel.trace(case.workload(), case.training, gpu)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cases import RESULTS, read
+from cases import RESULTS, read, simulated
 from cases.matrix import Case, largest_cases
 
 import bsmodel
@@ -51,7 +51,7 @@ def main() -> None:
     for case in largest_cases():
         if case.key in done:
             continue
-        gpu = bsmodel.Gpu.named(case.gpu)
+        gpu = simulated(bsmodel.Gpu.named(case.gpu))
         predicted = bsmodel.fit(bsmodel.trace(case.workload(), case.training, gpu), gpu).batch
         measured = largest_survivor(functools.partial(_survives, case), predicted).largest
         print(f"{predicted:6d} of {measured:6d}  {predicted / measured - 1:+.1%}  {case.key}", file=sys.stderr, flush=True)

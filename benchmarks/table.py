@@ -15,7 +15,7 @@ from typing import Any
 from cases import RESULTS, read
 from pydantic import BaseModel
 
-from bsmodel.hardware import Gpu, Runtime, Source
+from bsmodel.hardware import Gpu, Kernels, Runtime, Source, WorkspaceRule
 from bsmodel.validation import rows as validated
 from bsmodel.validation import summary
 from bsmodel.validation.rivals import RIVALS
@@ -133,12 +133,12 @@ def _unit(name: str, field: dict[str, Any]) -> str:
         return "one of " + ", ".join(f"`{value}`" for value in kind["enum"])
     if kind["type"] == "array":
         return "list of tables" if "$ref" in kind["items"] else "list of text"
-    return {"string": kind.get("format", "text"), "boolean": "true or false", "number": "fraction", "object": "numbers by dtype"}[kind["type"]]
+    return {"string": kind.get("format", "text"), "boolean": "true or false", "number": "fraction", "object": "table"}[kind["type"]]
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "benchmarks/README.md": {"summary": headline, "errors": tables, "rivals": estimators, "times": times},
-    "hardware/README.md": {row.__name__.lower(): lambda row=row: fields(row) for row in (Gpu, Source, Runtime)},
+    "hardware/README.md": {row.__name__.lower(): lambda row=row: fields(row) for row in (Gpu, Source, Runtime, Kernels, WorkspaceRule)},
 }
 
 

@@ -5,8 +5,14 @@ import torch
 from torch import nn
 
 from bsmodel import Training, Workload
+from bsmodel.units import MiB
 
 SGD = Training(precision="fp32", optimizer="sgd-momentum")
+
+
+def of_size(gpu, mebibytes):
+    """A card with so much memory, of which exactly 500 MiB are the context's."""
+    return gpu.leaving(context_bytes=500 * MiB).model_copy(update={"memory_bytes": mebibytes * MiB})
 
 
 def images(size):

@@ -13,7 +13,7 @@ from bsmodel.planning import Split
 from bsmodel.studies import Goal, study
 from bsmodel.studies.executors import Here
 from bsmodel.units import MiB
-from tests.models import SGD, attention, workload
+from tests.models import SGD, attention, of_size, workload
 
 A100_80 = bsmodel.Gpu.named("a100-80gb")
 GPT2_BYTES = 4 * 124_439_808  # of its gradients: a tied weight counts once
@@ -87,7 +87,7 @@ def test_a_study_and_a_plan_for_several_devices_count_them_and_say_so(a100):
 
     wide = workload(lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 2048), torch.nn.ReLU(), torch.nn.Linear(2048, 2048)), images)
     tape = bsmodel.trace(wide, SGD, a100)
-    card = a100.model_copy(update={"memory_bytes": a100.context_bytes + 200 * MiB})
+    card = of_size(a100, 700)
     rows = study([tape], gpus=[card], devices=[1, 2, 8], goals=[Goal()], executor=Here()).rows
     plan = bsmodel.plan(bsmodel.fit(tape, card), devices=8)
 

@@ -16,7 +16,7 @@ ROOMS = sorted(path.parent for path in ROOT.glob("bsmodel/*/__init__.py"))
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 40
 # Modules that a room opens whole: the loop that measuring runs too; and the parts of a measurement, most of which need torch only when run.
 OPEN_MODULES = {
-    "bsmodel.recording": {"loop", "placement"},
+    "bsmodel.recording": {"loop", "placement", "probes"},
     "bsmodel.validation": {"calibration", "cases", "child", "device", "environment", "page", "rows", "running", "summary"},
 }
 

@@ -8,7 +8,7 @@ from torch import nn
 import bsmodel
 from bsmodel import planning
 from bsmodel.units import GiB, MiB, format_bytes, parse_bytes
-from tests.models import SGD, workload
+from tests.models import SGD, of_size, workload
 
 
 def linear(width=1024):
@@ -119,13 +119,13 @@ def test_hopper_keeps_larger_matmul_workspaces(tape, a100):
 
 
 def test_a_card_holds_nothing_of_a_model_larger_than_it(tape, a100):
-    fit = bsmodel.fit(tape, a100.model_copy(update={"memory_bytes": a100.context_bytes + MiB}))
+    fit = bsmodel.fit(tape, of_size(a100, 501))
 
     assert fit.batch == 0 and fit.headroom_bytes < 0
 
 
 def test_the_ladder_climbs_in_powers_of_two_to_the_largest(tape, a100):
-    fit = bsmodel.fit(tape, a100.model_copy(update={"memory_bytes": 600 * MiB}))
+    fit = bsmodel.fit(tape, of_size(a100, 600))
     rungs = bsmodel.ladder(fit)
 
     assert [rung.batch for rung in rungs[:3]] == [1, 2, 4] and rungs[-1].batch == fit.batch

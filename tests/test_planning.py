@@ -17,12 +17,12 @@ from bsmodel.studies import Goal, study
 from bsmodel.studies.executors import Here
 from bsmodel.timing import curve, knee, step_time
 from bsmodel.units import MiB
-from tests.models import SGD, attention, workload
+from tests.models import SGD, attention, of_size, workload
 
 
 @pytest.fixture(scope="module")
 def fit(tape, a100):
-    return bsmodel.fit(tape, a100.model_copy(update={"memory_bytes": 600 * MiB}))
+    return bsmodel.fit(tape, of_size(a100, 600))
 
 
 # -- splits ------------------------------------------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def test_a_rate_is_not_proposed_for_an_optimizer_of_another_family():
 
 def test_batch_norm_is_spoken_of_where_there_is_one(tape, a100):
     said = [
-        any("batch norm" in advice for advice in bsmodel.plan(bsmodel.fit(recorded, a100.model_copy(update={"memory_bytes": 600 * MiB})), 10_000).advice)
+        any("batch norm" in advice for advice in bsmodel.plan(bsmodel.fit(recorded, of_size(a100, 600)), 10_000).advice)
         for recorded in (tape, bsmodel.trace(attention(), Training(), a100))
     ]
 
@@ -104,7 +104,7 @@ def test_no_batch_on_another_path_is_the_largest(tape, a100):
     assert (fit.batch, fit.likely_batch, fit.bounded) == (63, 63, False)
     assert "another path from batch 64 on" in fit.binding and "another path from batch 64 on" in fit.verdict
     assert bsmodel.plan(fit, 1024).split.micro_batch <= 63
-    small = a100.model_copy(update={"memory_bytes": 520 * MiB})
+    small = of_size(a100, 520)
     assert bsmodel.fit(capped, small) == dataclasses.replace(bsmodel.fit(tape, small), tape=capped)
     for ask in (lambda: bsmodel.predict(capped, a100, 64), lambda: step_time(capped, a100, [1, 64]), lambda: bsmodel.breakdown(capped, 64)):
         with pytest.raises(InvalidInputError, match="batch is 64; the step takes another path from batch 64 on"):
@@ -125,7 +125,7 @@ def own_step(a100):
 
 
 def test_an_own_step_is_not_repeated_to_reach_a_target(own_step, a100):
-    card = a100.model_copy(update={"memory_bytes": 600 * MiB})
+    card = of_size(a100, 600)
     fit = bsmodel.fit(own_step, card)
     row = study([own_step], gpus=[card], goals=[Goal(target_batch=10 * fit.batch)], executor=Here()).rows[0]
 

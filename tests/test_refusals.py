@@ -13,7 +13,7 @@ from torch import nn
 
 import bsmodel
 from bsmodel.command import main
-from tests.models import SGD, Attention, next_token, tokens, workload
+from tests.models import SGD, Attention, next_token, of_size, tokens, workload
 
 
 def line_of(call, *arguments, **keywords):
@@ -156,7 +156,7 @@ def test_a_tape_of_another_version_or_none_at_all(tape, a100, tmp_path, capsys):
         json.dump({**document, "schema_version": 99}, stream)
     (tmp_path / "no.json.gz").write_text("hello")
 
-    assert "has schema version 99, this bsmodel reads 6: record it again" in refused(capsys, "plan", str(path))
+    assert "has schema version 99, this bsmodel reads 7: record it again" in refused(capsys, "plan", str(path))
     assert "cannot read the tape" in refused(capsys, "plan", str(tmp_path / "no.json.gz"))
     assert "cannot write the tape" in line_of(tape.save, tmp_path / "missing" / "tape.json.gz")
     assert "trace again with this GPU" in line_of(bsmodel.predict, tape, bsmodel.Gpu.named("h100-80gb"), 4)
@@ -166,7 +166,7 @@ def test_a_card_too_small_for_the_fixed_cost_says_how_much_is_missing(a100):
     def large():
         return nn.Sequential(nn.Flatten(), nn.Linear(768, 16384), nn.Linear(16384, 16384), nn.Linear(16384, 10))
 
-    card = a100.model_copy(update={"memory_bytes": 4 * 2**30})
+    card = of_size(a100, 4096)
     found = bsmodel.fit(bsmodel.trace(workload(large), bsmodel.Training(optimizer="adamw"), card), card)
 
     assert found.batch == 0 and found.peak is None

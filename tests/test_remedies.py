@@ -12,8 +12,7 @@ import bsmodel
 from bsmodel import Training
 from bsmodel.studies import Goal, Progress, study
 from bsmodel.studies.executors import Here
-from bsmodel.units import MiB
-from tests.models import workload
+from tests.models import of_size, workload
 
 WIDTH, LONG = 256, 4096
 SGD = {"optimizer": "sgd"}
@@ -21,7 +20,7 @@ SGD = {"optimizer": "sgd"}
 
 def card(mebibytes, name="a100-40gb"):
     gpu = bsmodel.Gpu.named(name)
-    return gpu.model_copy(update={"memory_bytes": gpu.context_bytes + mebibytes * MiB})
+    return of_size(gpu, 500 + mebibytes)
 
 
 def deep():

@@ -17,7 +17,7 @@ import pytest
 
 import bsmodel
 from bsmodel.command import main
-from bsmodel.hardware import DEFAULT_GPUS
+from bsmodel.hardware import DEFAULT_GPUS, KINDS
 from bsmodel.tape import is_tape, load_all, save_all
 from bsmodel.tape.saved import LIMIT_BYTES
 from bsmodel.tape.schema import SavedTape
@@ -93,8 +93,9 @@ CORRUPTIONS = [
     (("terms",), [[0, "magic", []]], "terms.0 unknown formula 'magic'"),
     (("terms",), [[0, "reduction", [[1, 1]]]], "terms.0 gives 'reduction' 1 parameters; expected 4"),
     (("terms",), [[10**6, "reduction", [[1, 1]] * 4]], "terms is of allocations 1000000"),
-    (("excess",), [[0, -9, 0]], "excess.0 is -9 + 0 b bytes"),
-    (("excess",), [[0, 1, 1], [0, 1, 1]], "excess is of allocations 0 and below; expected each of the"),
+    (("workspaces",), [[0, KINDS[0], -9, 0]], "workspaces.0 may be -9 + 0 b bytes larger"),
+    (("workspaces",), [[0, "large", 0, 0]], "workspaces.0 unknown kind 'large'"),
+    (("workspaces",), [[0, KINDS[0], 1, 1], [0, KINDS[0], 1, 1]], "workspaces is of allocations 0 and below; expected each of the"),
     (("blocks", "micro"), _MISSING, "blocks are accumulate, first"),
     (("blocks", "micro", 0), 10**6, "blocks.micro goes from"),
     (("blocks", "micro", 0), 0.5, "blocks.micro.0 is 0.5"),

@@ -15,8 +15,7 @@ from bsmodel.errors import UnreachableTargetError
 from bsmodel.hardware import Source
 from bsmodel.tape.operations import COLUMNS, PHASES, Operations
 from bsmodel.timing import KINDS, curve, knee, step_time
-from bsmodel.units import GiB
-from tests.models import attention, workload
+from tests.models import attention, of_size, workload
 
 BATCHES = st.integers(1, 4096)
 FACTORS = st.floats(1.0, 8.0)
@@ -173,7 +172,7 @@ def test_a_card_without_rates_has_a_plan_without_a_time(tape, a100):
 
 
 def test_the_fastest_split_is_chosen_and_the_fewest_steps_are_kept(tape, a100):
-    fit = bsmodel.fit(tape, a100.model_copy(update={"memory_bytes": 2 * GiB}))
+    fit = bsmodel.fit(tape, of_size(a100, 2048))
     plan = bsmodel.plan(fit, target_batch=4096)
     candidates = planning.splits(4096, fit.batch, bsmodel.fit(tape, fit.gpu, accumulation=2).batch)
     exact = [s for s in candidates if s.effective_batch == plan.split.effective_batch]

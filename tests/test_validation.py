@@ -217,6 +217,12 @@ def recorded(count=20, context_bytes=400 << 20, **device):
     return made
 
 
+def convolved(**taken):
+    """The row of what single convolutions took, by kind, of a planned mebibyte each."""
+    kinds = {kind.replace("_", " "): {"wanted_bytes": 1 << 20, "taken_bytes": size, "probes": 1} for kind, size in taken.items()}
+    return rows.row("workspaces", "convolutions", rows.MEASURED, gpu="a100-40gb", measured={"kinds": kinds}, environment={"gpu": "a100-40gb", **CARD})
+
+
 def written(path, items):
     path.write_text("".join(json.dumps(item) + "\n" for item in items))
     return path
@@ -233,6 +239,15 @@ def test_calibration_writes_a_row_of_the_users_own_with_its_provenance(tmp_path,
     provenance = gpu.source_of("context_bytes")
     assert provenance.kind == "measured" and "rows.jsonl" in provenance.source and str(gpu.calibrated_on) == "2026-11-20"
     assert "held out" in capsys.readouterr().out and known.calibrated_on is None
+
+
+def test_calibration_writes_which_workspaces_the_card_takes(tmp_path):
+    taken = convolved(contiguous_half_dense_forward=900_000, contiguous_tf32_dense_forward=200_000)
+    (tmp_path / "my_gpu.toml").write_text(calibration.toml(calibration.calibrate([*recorded(), taken], "rows.jsonl").gpu))
+    gpu = bsmodel.Gpu.load(tmp_path / "my_gpu.toml")
+
+    assert gpu.workspaces == {"contiguous half dense forward": True, "contiguous tf32 dense forward": False}
+    assert gpu.source_of("workspaces").kind == "measured"
 
 
 def test_calibration_reports_errors_only_on_cases_it_did_not_use():

@@ -9,12 +9,17 @@ import pytest
 
 import bsmodel
 from bsmodel.command import main
+from bsmodel.recording.probes import DIRECTIONS, probes
 from bsmodel.units import GiB
 from bsmodel.validation import rows
+from tests.models import of_size
 from tests.test_refusals import refused
 
 MINE = f"{Path(__file__).parent}/models.py:attention"
 GPU = bsmodel.Gpu.named("a100-40gb")
+
+# What its convolutions take besides their outputs: all that could be wanted in half precision, nothing in float32.
+WORKSPACES = {probe.name: dict.fromkeys(DIRECTIONS, GiB if probe.dtype == "float16" else 0) for probe in probes()}
 
 # A card on which a batch needs 100 MiB and 1 MiB a sample, and runs out of memory at what it may reserve.
 CARD = """
@@ -30,6 +35,7 @@ answers = {
     "step": {**figures, "out_of_memory": not fits, "device_bytes": need + (400 << 20), "context_bytes": 400 << 20, "device_bytes_from": "nvml",
              "step_seconds": 0.1, "retries": 0},
     "trial": {"survives": fits, **figures},
+    "workspaces": WORKSPACES,
     "gradients": {"agree": True, "difference": 1e-7, "parameter": "w", "tolerance": 1e-4},
     "rival": {"predicted_bytes": need, "recommended_batch": 3},
 }
@@ -47,7 +53,7 @@ def validate(tmp_path, monkeypatch):
 
     def run(*arguments, capacity=GPU.usable_bytes, name="NVIDIA A100-SXM4-40GB", out="rows.jsonl"):
         card = tmp_path / "card.py"
-        card.write_text(f"CAPACITY, MEMORY, NAME = {capacity}, {GPU.memory_bytes}, {name!r}\n{CARD}")
+        card.write_text(f"CAPACITY, MEMORY, NAME, WORKSPACES = {capacity}, {GPU.memory_bytes}, {name!r}, {WORKSPACES}\n{CARD}")
         code = main(["validate", MINE, "--out", str(tmp_path / out), "--python", f"{sys.executable} {card}", *arguments])
         assert code == 0
         return rows.read(tmp_path / out)
@@ -56,9 +62,13 @@ def validate(tmp_path, monkeypatch):
 
 
 def test_a_step_row_has_prediction_measurement_and_environment(validate):
-    hardware, step = validate("--batch", "64", "--precision", "fp32")
+    hardware, workspaces, step = validate("--batch", "64", "--precision", "fp32")
 
     assert hardware["kind"] == "hardware" and step["kind"] == "step" and step["status"] == "measured"
+    kinds = workspaces["measured"]["kinds"]
+    assert len(kinds) >= 25 and all(sizes["wanted_bytes"] > 0 and sizes["probes"] >= 1 for sizes in kinds.values())
+    assert all((sizes["taken_bytes"] > sizes["wanted_bytes"]) == (" half " in kind) for kind, sizes in kinds.items())
+    assert "contiguous tf32 winograd filter gradient" in kinds
     assert step["case"] == f"{MINE} a100-40gb b=64 precision=fp32 optimizer=adamw" and step["batch"] == 64
     training = bsmodel.Training(precision="fp32")
     peak = bsmodel.predict(bsmodel.trace(bsmodel.Workload.named(MINE), training, GPU), GPU, 64)
@@ -70,8 +80,8 @@ def test_a_step_row_has_prediction_measurement_and_environment(validate):
 
 def test_the_matrix_goes_on_where_it_stopped(validate, capsys):
     first = validate("--precision", "fp32")
-    assert [item["case"].split()[2] for item in first[1:]] == ["share=1/2", "share=1", "share=1/8"]
-    assert first[2]["batch"] // 2 == first[1]["batch"] and first[2]["batch"] // 8 == first[3]["batch"]
+    assert [item["case"].split()[2] for item in first[2:]] == ["share=1/2", "share=1", "share=1/8"]
+    assert first[3]["batch"] // 2 == first[2]["batch"] and first[3]["batch"] // 8 == first[4]["batch"]
     capsys.readouterr()
 
     assert validate("--precision", "fp32") == first
@@ -80,18 +90,18 @@ def test_the_matrix_goes_on_where_it_stopped(validate, capsys):
 
 
 def test_a_card_that_no_row_describes_is_never_another_one(validate):
-    _, step = validate("--batch", "4", "--precision", "fp32", name="NVIDIA Unheard Of")
+    *_, step = validate("--batch", "4", "--precision", "fp32", name="NVIDIA Unheard Of")
 
     assert step["gpu"] == "nvidia-unheard-of-39gb" and step["environment"]["in_catalogue"] is False
 
 
 def test_the_allocator_settings_of_the_runs_are_those_of_the_prediction(validate, monkeypatch, capsys):
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    _, step = validate("--batch", "100", "--precision", "fp32")
-    plain = validate("--batch", "100", "--precision", "fp32", out="same.jsonl")[1]
+    *_, step = validate("--batch", "100", "--precision", "fp32")
+    plain = validate("--batch", "100", "--precision", "fp32", out="same.jsonl")[-1]
     assert step["environment"]["allocator_settings"] == "expandable_segments:True"
     monkeypatch.delenv("PYTORCH_ALLOC_CONF")
-    assert plain["predicted"] == step["predicted"] != validate("--batch", "100", "--precision", "fp32", out="other.jsonl")[1]["predicted"]
+    assert plain["predicted"] == step["predicted"] != validate("--batch", "100", "--precision", "fp32", out="other.jsonl")[-1]["predicted"]
 
 
 def test_largest_finds_the_first_failure_at_each_capacity(validate, capsys):
@@ -99,7 +109,7 @@ def test_largest_finds_the_first_failure_at_each_capacity(validate, capsys):
 
     assert [item["capacity_bytes"] for item in (own, small)] == [1 * GiB, 2 * GiB]
     assert own["measured"]["batch"] <= 924 < own["measured"]["first_failure"] <= own["measured"]["batch"] + 5
-    limited = GPU.model_copy(update={"memory_bytes": GiB + GPU.context_bytes})
+    limited = of_size(GPU, 1024 + 500)
     tape = bsmodel.trace(bsmodel.Workload.named(MINE), bsmodel.Training(), GPU)
     assert own["predicted"]["batch"] == bsmodel.fit(tape, limited).batch
     assert own["measured"]["survives"] == (own["predicted"]["batch"] <= 924)
@@ -135,4 +145,4 @@ def test_a_row_of_another_architecture_is_refused(validate, tmp_path, capsys):
 def test_json_is_all_that_is_on_stdout(validate, capsys):
     validate("--batch", "4", "--precision", "fp32", "--json")
 
-    assert json.loads(capsys.readouterr().out)["written"] == 2
+    assert json.loads(capsys.readouterr().out)["written"] == 3

@@ -2,11 +2,23 @@
 """What the scripts of this folder share: models, cases, and where the rows about them lie."""
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+from bsmodel import Gpu
+from bsmodel.hardware import KINDS, PLANNED, Source
+from bsmodel.units import MiB
+
 DATA = Path(__file__).parent.parent / "data"  # measured or published
 RESULTS = Path(__file__).parent.parent / "results"  # computed from that
+
+
+def simulated(gpu: Gpu) -> Gpu:
+    """The card as the simulated device has it: a context of 500 MiB, and every workspace that cuDNN's planner wants."""
+    source = Source(figures=("workspaces",), source="plans of cuDNN 9.19 without a device", checked=date(2026, 11, 1), kind="measured")
+    card = gpu.leaving(context_bytes=500 * MiB)
+    return card.model_copy(update={"workspaces": {kind: kind in PLANNED for kind in KINDS}, "sources": (*card.sources, source)})
 
 
 def read(path: Path) -> list[dict[str, Any]]:

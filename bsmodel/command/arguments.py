@@ -19,7 +19,7 @@ from bsmodel.planning import Price
 from bsmodel.studies import Goal, for_card, one_of_each, pool, require_asked_about, tapes
 from bsmodel.tape import Tape, is_tape, load_all, require_agreement, save_all
 from bsmodel.training import OPTIMIZERS, PRECISIONS, Training
-from bsmodel.units import MOST_COUNT, finite, parse_bytes, whole
+from bsmodel.units import MOST_COUNT, finite, format_bytes, parse_bytes, whole
 from bsmodel.workloads import LOSSES, NAMED, Source
 
 MODELS = f"one of {', '.join(NAMED)}; timm:NAME, torchvision:NAME, config.json, module:attr, path.py:attr, or a file written with --save"
@@ -67,11 +67,19 @@ def add_model(parser: argparse.ArgumentParser, gpus: str = f"the four defaults: 
     """What is trained, and on which cards."""
     parser.add_argument("model", help=MODELS)
     parser.add_argument("--gpu", action="append", metavar="GPU", help=f"id or TOML file, repeatable (default: {gpus})")
+    add_room(parser)
     parser.add_argument("--seq-len", type=positive, metavar="N", help="tokens a sample (default: the model's own)")
     parser.add_argument("--image-size", type=positive, metavar="N", help="pixels a side (default: the model's own)")
     parser.add_argument("--attention", choices=("sdpa", "eager"), help="how attention is computed (default: the library's choice)")
     parser.add_argument("--input", metavar="SHAPE", help="one sample of a bare nn.Module, e.g. 3x224x224, 128:long for tokens (default: it is a Workload)")
     parser.add_argument("--loss", choices=LOSSES, help="with --input (default: what suits the output; the answer names it)")
+
+
+def add_room(parser: argparse.ArgumentParser) -> None:
+    """What of each card the allocator cannot have."""
+    text = "CUDA context with kernels loaded, e.g. 900MiB (default: by the card's multiprocessors, hardware/runtime.toml)"
+    parser.add_argument("--context", type=size, metavar="SIZE", help=text)
+    parser.add_argument("--headroom", type=size, metavar="SIZE", help="leave so much of each card free, for a desktop or to be safe (default: nothing)")
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -144,15 +152,30 @@ def subject(name: str, **options: Any) -> Asked:
 
 
 def gpus_asked(options: argparse.Namespace, found: Asked, otherwise: tuple[Gpu, ...] | None = None) -> tuple[list[Gpu], list[str]]:
-    """The cards, and notes: which rows have figures that the user measured, and which cards a recording leaves out.
+    """The cards with the room that is asked, and notes: that, rows with figures that the user measured, and cards a recording leaves out.
 
     Where none is named, those of `otherwise` (default: the four defaults) that a recording is for, or those that it was made for.
     """
-    if not options.gpu:
-        return recorded_cards(found, defaults() if otherwise is None else otherwise)
-    gpus = one_of_each([Gpu.named(name) for name in options.gpu])
-    own = [f"GPU row {gpu.id} from {name} (measured {gpu.calibrated_on})" for name, gpu in zip(options.gpu, gpus) if gpu.calibrated_on]
-    return gpus, own
+    if options.gpu:
+        gpus = one_of_each([Gpu.named(name) for name in options.gpu])
+        notes = [f"GPU row {gpu.id} from {name} (measured {gpu.calibrated_on})" for name, gpu in zip(options.gpu, gpus) if gpu.calibrated_on]
+    else:
+        gpus, notes = recorded_cards(found, defaults() if otherwise is None else otherwise)
+    return with_room(options, gpus), [*notes, *room_asked(options)]
+
+
+def with_room(options: argparse.Namespace, gpus: Iterable[Gpu]) -> list[Gpu]:
+    """The cards as `--context` and `--headroom` say."""
+    if options.context is None and options.headroom is None:
+        return list(gpus)
+    return [gpu.leaving(options.headroom or 0, options.context) for gpu in gpus]
+
+
+def room_asked(options: argparse.Namespace) -> list[str]:
+    """A note of what `--context` and `--headroom` say."""
+    said = [f"a CUDA context of {format_bytes(options.context)}"] if options.context else []
+    said += [f"{format_bytes(options.headroom)} left free"] if options.headroom else []
+    return [f"{' and '.join(said)} on each card, as asked"] if said else []
 
 
 def changes(options: argparse.Namespace) -> dict[str, Any]:

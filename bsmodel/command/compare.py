@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Answer:
     """The GPUs that have a plan, cheapest first, and why the others have none; raises `InvalidInputError` where none can be answered for."""
     asked = arguments.asked(options)
-    gpus, notes = arguments.gpus_asked(options, asked) if options.gpu else ([*Gpu.all()], [])  # those that a recording leaves out are answers too
+    gpus, notes = arguments.gpus_asked(options, asked) if options.gpu else _all(options)
     goals = (arguments.goal(options, gpus),)
     asked, notes = arguments.saved(asked, options, gpus), [*notes, *of_other_versions(asked)]
     with watching() as watch, arguments.hands([asked]) as executor:
@@ -43,6 +43,11 @@ def run(options: argparse.Namespace) -> Answer:
     recorded = together(answered)
     document = CompareDocument(command="compare", notes=tuple(notes), workload=recorded, gpus=found.plans, left_out=left_out)
     return Answer(document, _text(recorded, found, left_out, tuple(notes)), fits=bool(found.plans))
+
+
+def _all(options: argparse.Namespace) -> tuple[list[Gpu], list[str]]:
+    """Every card: those that a recording leaves out are answers too."""
+    return arguments.with_room(options, Gpu.all()), arguments.room_asked(options)
 
 
 def _together(left_out: Mapping[str, str]) -> str:

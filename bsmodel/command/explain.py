@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> Answer:
 
 
 def _explained(tape: Tape, gpu: Gpu, batch: int) -> Explained:
-    form, shares, line = footprint(tape), breakdown(tape, batch), counted(tape)
+    form, shares, line = footprint(tape, gpu=gpu), breakdown(tape, batch, gpu=gpu), counted(tape)
     return Explained(
         gpu=gpu.id,
         moment=str(form.binding(batch)),

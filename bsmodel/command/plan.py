@@ -12,11 +12,10 @@ from bsmodel.command.documents import Notes, PlanDocument
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, Part, render, table, verdict
 from bsmodel.command.watching import until_a_defect, watching
-from bsmodel.command.wording import closed_form, missing, no_plan, short, split, time_table, title, uncounted
+from bsmodel.command.wording import closed_form, missing, no_plan, reserved_of, short, split, time_table, title, uncounted
 from bsmodel.errors import InvalidInputError
 from bsmodel.memory import Footprint
 from bsmodel.studies import Recorded, Row, study
-from bsmodel.units import GiB
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +73,7 @@ def _table(rows: Sequence[Row]) -> Part:
         ("largest", "right"),
         ("2^k", "right"),
         ("bound by", ""),
-        ("reserved of usable", "right"),
+        ("GiB reserved of usable", "right"),
         ("micro x accumulation x devices", ""),
         ("room", ""),
         *((("learning rate", "right"),) if several else ()),
@@ -95,7 +94,7 @@ def _cells(row: Row) -> list[Cell]:
         str(largest) if row.likely_batch == largest else f"{largest} (likely {row.likely_batch})",
         str(row.power_of_two),
         binding,
-        f"{row.largest_peak.reserved_bytes / GiB:.2f} of {usable / GiB:.2f} GiB",
+        reserved_of(row.largest_peak, usable),
         split(row),
         verdict(True, usable - row.peak.reserved_upper_bytes, usable),
         f"{row.learning_rate:.3g}" if row.learning_rate is not None else "-",

@@ -11,7 +11,7 @@ from bsmodel.command.asked import foot, of_other_versions, together
 from bsmodel.command.documents import CardPeak, Notes, PredictDocument
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, render, table, verdict
-from bsmodel.command.wording import title, uncounted
+from bsmodel.command.wording import interval, title, uncounted
 from bsmodel.memory import predict
 from bsmodel.studies import Recorded
 from bsmodel.units import GiB
@@ -45,6 +45,9 @@ def _text(recorded: Recorded, peaks: Sequence[CardPeak], notes: Notes) -> str:
 
 
 def _cells(peak: CardPeak) -> list[Cell]:
-    sizes = (peak.requested_bytes, peak.allocated_bytes, peak.reserved_bytes, peak.device_bytes, peak.usable_bytes)
-    room = verdict(peak.fits, peak.usable_bytes - peak.reserved_upper_bytes, peak.usable_bytes, before="fits, ")
-    return [peak.gpu, room, *(f"{size / GiB:.2f} GiB" for size in sizes), peak.moment]
+    reserved = interval(peak.reserved_bytes, peak.reserved_lower_bytes, peak.reserved_upper_bytes)
+    device = interval(peak.device_bytes, peak.device_lower_bytes, peak.device_upper_bytes)
+    headroom_bytes = peak.usable_bytes - peak.reserved_upper_bytes
+    room: Cell = verdict(peak.fits, headroom_bytes, peak.usable_bytes, before="fits, ") if peak.fits or not peak.likely_fits else "may fit"
+    requested, allocated, usable = (f"{size / GiB:.2f} GiB" for size in (peak.requested_bytes, peak.allocated_bytes, peak.usable_bytes))
+    return [peak.gpu, room, requested, allocated, reserved, device, usable, peak.moment]

@@ -18,12 +18,12 @@ from bsmodel.command.documents import Notes, StudyDocument
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, Part, render, table, verdict
 from bsmodel.command.watching import watching
-from bsmodel.command.wording import amount, money, no_plan, seconds, split
+from bsmodel.command.wording import amount, money, no_plan, reserved_of, seconds, split
 from bsmodel.errors import InvalidInputError, UnknownNameError
 from bsmodel.hardware import Gpu, defaults
 from bsmodel.studies import Goal, Row, Study, one_of_each, study
 from bsmodel.training import Training
-from bsmodel.units import MOST_COUNT, GiB
+from bsmodel.units import MOST_COUNT
 
 _EXAMPLE = "bsmodel study --model resnet50 --model gpt2 --gpu a100-40gb --gpu h100-80gb --devices 1 --devices 8"
 Count = Annotated[int, BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value), Field(ge=1, le=MOST_COUNT)]
@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", action="append", metavar="NAME", help="repeatable (default: the workload's own)")
     parser.add_argument("--checkpointing", action="append", choices=("yes", "no"), help="repeatable (default: the workload's own)")
     parser.add_argument("--gpu", action="append", metavar="GPU", help="id or TOML file, repeatable (default: the four defaults)")
+    arguments.add_room(parser)
     parser.add_argument("--devices", action="append", type=arguments.positive, metavar="N", help="data-parallel GPUs, repeatable (default: 1)")
     parser.add_argument("--target-batch", action="append", type=arguments.positive, metavar="N", help="repeatable (default: the largest micro-batch)")
     parser.add_argument("--samples", type=arguments.positive, metavar="N", help="samples in the training set (default: unknown)")
@@ -77,12 +78,12 @@ def run(options: argparse.Namespace) -> Answer:
     """A row for every cell; 1 where none of them has a plan."""
     asked = _from_flags(options) if options.file is None else _from_file(options)
     workloads = [arguments.subject(**({"name": item} if isinstance(item, str) else item)) for item in asked.workloads]
-    gpus = one_of_each([Gpu.named(name) for name in asked.gpus]) or list(defaults())
+    gpus = arguments.with_room(options, one_of_each([Gpu.named(name) for name in asked.gpus]) or defaults())
     targets: list[int | None] = [*asked.target_batch] or [None]
     goals = [Goal(target, asked.samples, asked.epochs, prices=arguments.prices([*asked.prices.items()], gpus)) for target in targets]
     with watching("rows") as watch, arguments.hands(workloads, options.workers) as executor:
         found = study(workloads, asked.trainings, gpus, asked.devices, goals, executor=executor, out=options.out, caching=options.cache, watch=watch)
-    notes = tuple(dict.fromkeys(note for subject in workloads for note in of_other_versions(subject)))
+    notes = tuple(dict.fromkeys([*arguments.room_asked(options), *(note for subject in workloads for note in of_other_versions(subject))]))
     text = found.to_csv() if options.csv else _text(found, notes)
     return Answer(StudyDocument(command="study", notes=notes, rows=found.rows), text, fits=any(row.fits for row in found.rows))
 
@@ -143,7 +144,7 @@ def _text(found: Study, notes: Notes) -> str:
     names = sorted({name for row in found.rows for name in row.recipe})
     several = [name for name in names if len({repr(row.recipe.get(name)) for row in found.rows}) > 1]
     columns = [("workload", ""), *((name.replace("_", " "), "") for name in several), ("GPU", ""), ("largest", "right")]
-    columns += [("micro x accumulation x devices", ""), ("room", ""), ("reserved of usable", "right"), ("step", "right"), ("samples per s", "right")]
+    columns += [("micro x accumulation x devices", ""), ("room", ""), ("GiB reserved of usable", "right"), ("step", "right"), ("samples per s", "right")]
     columns += [("hours", "right"), ("cost", "right")]
     parts: list[Part] = [table(*columns, rows=[_cells(row, several) for row in found.rows], repeated=len(several) + 2), ""]
     reasons = {row.verdict: None for row in found.rows if row.status == "refused"}
@@ -160,7 +161,7 @@ def _cells(row: Row, several: list[str]) -> list[Cell]:
         return [*head, "-", "-", "refused", *["-"] * 5]
     if row.peak is None:
         return [*head, str(row.largest_batch), "-", no_plan(row), *["-"] * 5]
-    timing, reserved = row.timing, f"{row.peak.reserved_bytes / GiB:.2f} of {row.usable_bytes / GiB:.2f} GiB"
+    timing, reserved = row.timing, reserved_of(row.peak, row.usable_bytes)
     times = [seconds(timing.step.seconds), f"{timing.samples_per_s:,.1f}", amount(timing.hours)] if timing else ["-"] * 3
     room = verdict(True, row.usable_bytes - row.peak.reserved_upper_bytes, row.usable_bytes)
     return [*head, str(row.largest_batch), split(row), room, reserved, *times, money(row)]

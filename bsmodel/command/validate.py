@@ -148,7 +148,8 @@ def _passes(options: argparse.Namespace, kind: str, matrix: list[Case], bench: B
         limits = _capacities(options, bench.gpu) if options.capacity else [None]
         return [("side-by-side", [replace(case, capacity_bytes=limit) for case in matrix for limit in limits], running.side_by_side)]
     rates = cases.Case("rates", bench.gpu.id, Training())
-    return [("hardware", [rates], _hardware), ("step", matrix, running.step)]
+    convolutions = cases.Case("convolutions", bench.gpu.id, Training())
+    return [("hardware", [rates], _hardware), ("workspaces", [convolutions], _workspaces), ("step", matrix, running.step)]
 
 
 def _hardware(bench: Bench, case: Case) -> list[dict[str, Any]]:
@@ -162,6 +163,28 @@ def _hardware(bench: Bench, case: Case) -> list[dict[str, Any]]:
     if seconds := measured.pop("tiny_step_seconds", None):
         measured["launch_seconds"] = seconds / float(kernels)
     return [rows.row("hardware", case.key, rows.MEASURED, gpu=case.gpu, measured=measured, environment=bench.environment)]
+
+
+def _workspaces(bench: Bench, case: Case) -> list[dict[str, Any]]:
+    """By kind of workspace what single convolutions allocate besides their outputs, beside what may be wanted, summed over the probes.
+
+    Where one of several kinds may be taken, the nearest in size is.
+    """
+    from bsmodel.recording import probes
+    from bsmodel.validation import rows
+
+    measured = bench.child({"do": "workspaces"})
+    sums: dict[str, dict[str, int]] = {}
+    for probe in probes.probes():
+        for direction, (kinds, others) in probes.wanted(probe, bench.gpu).items():
+            taken = max(0, measured[probe.name][direction] - others)
+            nearest = min((0, *kinds.values()), key=lambda wanted: abs(wanted - taken))
+            for kind, wanted in kinds.items():
+                found = sums.setdefault(kind, {"wanted_bytes": 0, "taken_bytes": 0, "probes": 0})
+                found["wanted_bytes"] += wanted
+                found["taken_bytes"] += taken if wanted == nearest else 0
+                found["probes"] += 1
+    return [rows.row("workspaces", case.key, rows.MEASURED, gpu=case.gpu, measured={"kinds": sums}, environment=bench.environment)]
 
 
 def _capacities(options: argparse.Namespace, gpu: Gpu) -> list[int | None]:

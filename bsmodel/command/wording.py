@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from bsmodel.command.terminal import Cell, Part, ellipsis, styled, table, verdict, width
-from bsmodel.memory import Footprint
+from bsmodel.memory import Footprint, Peak
 from bsmodel.studies import Recorded, Row
-from bsmodel.units import format_bytes
+from bsmodel.units import GiB, format_bytes
 
 _NARROW = 110  # columns, below which module paths are cut to their end
 
@@ -52,6 +52,18 @@ def short(moment: str) -> str:
     """A moment in one table cell: of a long module path only the end."""
     words, separator, module = moment.partition(", at ")
     return moment if len(module) <= 24 else f"{words}{separator}{ellipsis()}{module[-24:].partition('.')[2]}"
+
+
+def reserved_of(peak: Peak, usable_bytes: int) -> str:
+    """GiB reserved, likely and at most, of what can be: `6.31 to 7.12 of 7.46`."""
+    likely, most = f"{peak.reserved_bytes / GiB:.2f}", f"{peak.reserved_upper_bytes / GiB:.2f}"
+    return f"{likely}{'' if most == likely else f' to {most}'} of {usable_bytes / GiB:.2f}"
+
+
+def interval(likely_bytes: int, low_bytes: int, high_bytes: int) -> str:
+    """`7.31 GiB (6.90 to 8.12)`, or without the ends where they are the same."""
+    likely, low, high = (f"{size / GiB:.2f}" for size in (likely_bytes, low_bytes, high_bytes))
+    return f"{likely} GiB" + ("" if low == likely == high else f" ({low} to {high})")
 
 
 def split(row: Row) -> str:

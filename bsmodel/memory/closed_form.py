@@ -9,6 +9,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from bsmodel.hardware import Gpu
 from bsmodel.tape import CATEGORIES, Envelope, Integer, Integers, Line, Tape, micro_batches, micro_steps, upper_envelope
 from bsmodel.units import format_bytes, whole
 
@@ -77,13 +78,13 @@ class _Timeline:
     per_sample: NDArray[np.int64]
 
 
-def _timeline(tape: Tape, accumulation: int | None) -> _Timeline:
+def _timeline(tape: Tape, accumulation: int | None, gpu: Gpu | None = None) -> _Timeline:
     program = list(tape.program(STEPS, micro_steps(tape, accumulation)))
     events = np.concatenate([np.asarray(block, np.int64) for _, block in program])
     names = [name for name, block in program for _ in block]
     numbers = np.where(events >= 0, events, ~events)
     sign = np.where(events >= 0, 1, -1)
-    fixed, per_sample = np.cumsum(sign * tape.fixed_bytes[numbers]), np.cumsum(sign * tape.per_sample_bytes[numbers])
+    fixed, per_sample = (np.cumsum(sign * line[numbers]) for line in tape.lines(gpu))
     births = np.flatnonzero(events >= 0)
     return _Timeline(tuple(names[i] for i in births), numbers[births], fixed[births], per_sample[births])
 
@@ -93,15 +94,15 @@ def _moment(tape: Tape, timeline: _Timeline, position: int) -> Moment:
     return Moment(timeline.blocks[position], tape.phases[number], tape.modules[number], tape.operators[number])
 
 
-def footprint(tape: Tape, accumulation: int | None = None) -> Footprint:
+def footprint(tape: Tape, accumulation: int | None = None, gpu: Gpu | None = None) -> Footprint:
     """The closed form of the peak: `M(b) = max_t (f_t + s_t b)` over all moments t of three training steps.
 
     `f_t` and `s_t` are the fixed and per-sample bytes alive at moment t. Only lines that are highest at some b >= 1 are kept.
     Counts bytes as requested; rounding, caching and the few kernel buffers that are no line in b come on top, see `predict`.
     Valid when every allocation is a straight line in the micro-batch, which `trace` has checked. `accumulation`: micro-steps per
-    optimizer step, the recipe's own by default.
+    optimizer step, the recipe's own by default. `gpu`: the card whose libraries' workspaces count, the recorded one by default.
     """
-    timeline = _timeline(tape, accumulation)
+    timeline = _timeline(tape, accumulation, gpu)
     kept = upper_envelope(timeline.fixed, timeline.per_sample)
     lines = tuple(Line(int(timeline.fixed[i]), int(timeline.per_sample[i])) for i in kept)
     return Footprint(Envelope(lines), tuple(_moment(tape, timeline, i) for i in kept))
@@ -116,13 +117,14 @@ class Share:
     bytes: int
 
 
-def breakdown(tape: Tape, batch: int, accumulation: int | None = None) -> tuple[Share, ...]:
+def breakdown(tape: Tape, batch: int, accumulation: int | None = None, gpu: Gpu | None = None) -> tuple[Share, ...]:
     """Who holds the bytes of `M(b)`: all that is alive at the binding moment, by category and module. Sums to `M(b)` exactly."""
     batch = int(micro_batches(tape, whole("batch", batch)))
-    footprint(tape, accumulation)(batch)  # refuses more bytes than can be counted
-    timeline = _timeline(tape, accumulation)
+    footprint(tape, accumulation, gpu)(batch)  # refuses more bytes than can be counted
+    timeline = _timeline(tape, accumulation, gpu)
     position = int(np.argmax(timeline.fixed + timeline.per_sample * batch))
-    sizes = tape.fixed_bytes + tape.per_sample_bytes * batch
+    fixed, per_sample = tape.lines(gpu)
+    sizes = fixed + per_sample * batch
     shares: dict[tuple[str, str], int] = {}
     births = 0
     alive: dict[int, int] = {}

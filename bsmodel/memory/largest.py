@@ -57,7 +57,7 @@ def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Setting
     require_same_kernels(tape, gpu)
     settings = settings or Settings()
     accumulation = micro_steps(tape, accumulation)
-    form = footprint(tape, accumulation)
+    form = footprint(tape, accumulation, gpu)
     if form(1) > BOUNDLESS // 2:
         raise InvalidInputError(f"{tape.name} needs {format_bytes(form(1))} for one sample; expected at most half an exbibyte")
     most = min(LARGEST, tape.same_path_up_to or LARGEST)
@@ -67,13 +67,13 @@ def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Setting
     likely = max(batch, _largest(lambda candidate: replay(candidate, "lenient", True) is not None, bound))
     peak = peak_at(form, max(batch, 1), gpu, replay)
     if batch == 0:
-        missing = peak.reserved_bytes - gpu.usable_bytes
+        missing = peak.reserved_upper_bytes - gpu.sure_bytes
         verdict = (
-            f"does not fit on {gpu.id}: one sample needs {format_bytes(peak.reserved_bytes)} of {format_bytes(gpu.usable_bytes)}, "
+            f"does not fit on {gpu.id}: one sample needs {format_bytes(peak.reserved_upper_bytes)} of {format_bytes(gpu.sure_bytes)}, "
             f"{format_bytes(missing)} too much, at the {peak.moment}"
         )
         return Fit(tape, gpu, accumulation, settings, 0, likely, peak.moment, -missing, verdict, None)
-    headroom = gpu.usable_bytes - peak.reserved_upper_bytes
+    headroom = gpu.sure_bytes - peak.reserved_upper_bytes
     binding, verdict = _why(tape, batch, most, str(form.binding(batch)))
     return Fit(tape, gpu, accumulation, settings, batch, likely, binding, headroom, verdict, peak, batch < most)
 

@@ -25,15 +25,23 @@ _MOST_STEPS = 16  # in which the allocator comes to rest, or hardly ever does
 
 @dataclass(frozen=True)
 class Peak:
-    """What torch would report for a run at one batch, in bytes."""
+    """What torch would report for a run at one batch, in bytes.
+
+    `reserved_lower_bytes` and `reserved_upper_bytes`, `device_lower_bytes` and `device_upper_bytes` are what it may also be, where a library
+    sizes workspaces by rules nobody publishes, and where the CUDA context is not known. `fits`: it surely does; `likely_fits`: it probably does.
+    """
 
     batch: int
     requested_bytes: int
     allocated_bytes: int
     reserved_bytes: int
+    reserved_lower_bytes: int
     reserved_upper_bytes: int
     device_bytes: int
+    device_lower_bytes: int
+    device_upper_bytes: int
     fits: bool
+    likely_fits: bool
     moment: str
 
     @property
@@ -46,12 +54,13 @@ def predict(tape: Tape, gpu: Gpu, batch: int, accumulation: int | None = None, s
     """The peak of training at micro-batch `batch`, by replay through the caching allocator of a card of this size until it comes to rest.
 
     `allocated_bytes` and `reserved_bytes` are `torch.cuda.max_memory_allocated()` and `max_memory_reserved()`; `device_bytes` adds
-    the CUDA context. `reserved_upper_bytes` is the upper end where a library's workspaces cannot be known (cuDNN's in the contiguous
-    layout), else the same; `fits` holds for both ends. Where the run does not fit, the figures are those of a card without a limit.
+    the CUDA context. Lower and upper ends: what is allocated without the workspaces that cannot be known, and the most that is reserved with
+    all, some or none of them; `fits` holds for all of these, and with the context as large as it may be. Where a run does not fit, the
+    figures are those of a card without a limit.
     Raises `InvalidInputError` for what is no batch, or one at which the step takes another path than it was recorded on, and for a tape recorded for
     kernels of another compute capability.
     """
-    form, size = footprint(tape, accumulation), int(micro_batches(tape, whole("batch", batch)))
+    form, size = footprint(tape, accumulation, gpu), int(micro_batches(tape, whole("batch", batch)))
     if form(size) > BOUNDLESS // 2:
         raise InvalidInputError(f"batch is {size}; expected at most {form.largest(BOUNDLESS // 2)}, which takes half an exbibyte")
     require_same_kernels(tape, gpu)
@@ -59,29 +68,39 @@ def predict(tape: Tape, gpu: Gpu, batch: int, accumulation: int | None = None, s
 
 
 def peak_at(form: Footprint, batch: int, gpu: Gpu, replay: Replay) -> Peak:
-    """The peak, likely and at the upper end of what is known, on this card or, where it is too small, on one without a limit."""
-    fits = survives(batch, replay)
-    likely, upper = replay(batch, "likely", fits), replay(batch, "upper", fits)
-    assert likely is not None and upper is not None
+    """The peak, likely and at both ends of what is known, on this card or, where it is too small, on one without a limit."""
+    fits, usual = survives(batch, replay), replay(batch, "lenient", True)
+    likely = usual or replay(batch, "likely", False)
+    found = [run for assumed in ("upper", "lower", "mixed") if (run := replay(batch, assumed, fits)) is not None]  # some are not, where there is room
+    assert likely is not None and found
+    lowest = replay(batch, "lower", False)
+    assert lowest is not None
+    known = lowest is replay(batch, "likely", False)  # nothing is done without
+    low = likely.reserved_bytes if known else min(likely.reserved_bytes, lowest.allocated_bytes)
+    high = max(likely.reserved_bytes, *(run.reserved_bytes for run in found))
     return Peak(
         batch,
         form(batch),
         likely.allocated_bytes,
         likely.reserved_bytes,
-        max(likely.reserved_bytes, upper.reserved_bytes),
+        low,
+        high,
         likely.reserved_bytes + gpu.context_bytes,
+        low + gpu.context.low_bytes,
+        high + gpu.context.high_bytes,
         fits,
+        usual is not None,
         str(form.binding(batch)),
     )
 
 
 class _Reached(NamedTuple):
-    """The peaks of one replay, whether there was room for another of its largest block then, and whether nothing was done without."""
+    """The peaks of one replay, whether there was room for another of its largest block then, and whether the end of the card was never felt."""
 
     allocated_bytes: int
     reserved_bytes: int
     roomy: bool
-    complete: bool
+    undisturbed: bool
 
 
 # What is assumed of the buffers that a library sizes by rules nobody publishes.
@@ -90,41 +109,40 @@ _ASSUMED: dict[str, Callable[[Tape, int, Gpu], NDArray[np.int64]]] = {
     "upper": Tape.upper_sizes,
     "lower": Tape.lower_sizes,
     "mixed": Tape.mixed_sizes,
-    "lenient": Tape.sizes,  # and that they are done without where they do not fit
+    "lenient": Tape.sizes,  # and that they are done without where they do not fit, and that the CUDA context is of the usual size
 }
 Replay = Callable[[int, str, bool], _Reached | None]  # at a batch, what is assumed, and within the card or not; None where memory runs out
 
 
 def replays(tape: Tape, gpu: Gpu, accumulation: int, settings: Settings) -> Replay:
-    """Runs of the tape through the allocator of a card, each done once.
+    """Runs of the tape through the allocator of a card, each done once; all but the lenient one with a context as large as it may be.
 
     Small blocks wander, and may need one segment more: a run that comes close to the end of the card has to survive without that segment, too.
     If only what is left at its end counted, a little more memory would turn one that releases its cache into one that fails.
     """
-    boundless = gpu.model_copy(update={"memory_bytes": BOUNDLESS})
 
-    def trained(batch: int, assumed: str, card: Gpu, aside_bytes: int) -> CachingAllocator | None:
-        sizes, optional = _ASSUMED[assumed](tape, batch, gpu).tolist(), tape.excess if assumed == "lenient" else ()
-        allocator = CachingAllocator(card.usable_bytes - aside_bytes, settings, total_bytes=card.memory_bytes)
+    def trained(batch: int, assumed: str, capacity_bytes: int) -> CachingAllocator | None:
+        sizes, optional = _ASSUMED[assumed](tape, batch, gpu).tolist(), tape.workspaces if assumed == "lenient" else ()
+        allocator = CachingAllocator(capacity_bytes, settings, total_bytes=max(gpu.memory_bytes, capacity_bytes))
         return allocator if _train(allocator, tape, sizes, accumulation, optional) else None
 
     @functools.cache
     def replay(batch: int, assumed: str, within: bool) -> _Reached | None:
-        if assumed != "likely" and not tape.excess:
+        if assumed not in ("likely", "lenient") and not tape.workspaces:
             return replay(batch, "likely", within)
-        if assumed == "likely" and tape.excess and within:
-            found = replay(batch, "lenient", within)
-            if found is None or found.complete:
-                return found
-        card = gpu if within else boundless
-        run = trained(batch, assumed, card, 0)
+        if assumed == "likely" and within:
+            usual = replay(batch, "lenient", within)
+            if usual is None or (usual.undisturbed and usual.reserved_bytes + SMALL_SEGMENT <= gpu.sure_bytes):
+                return usual
+        capacity_bytes = (gpu.usable_bytes if assumed == "lenient" else gpu.sure_bytes) if within else BOUNDLESS
+        run = trained(batch, assumed, capacity_bytes)
         if run is None:
             return None
         spare_bytes = 0 if run.retries else run.least_spare_bytes
-        if spare_bytes < SMALL_SEGMENT and trained(batch, assumed, card, SMALL_SEGMENT) is None:
+        if spare_bytes < SMALL_SEGMENT and trained(batch, assumed, capacity_bytes - SMALL_SEGMENT) is None:
             return None
         largest = max(_ASSUMED[assumed](tape, batch, gpu).tolist(), default=0)
-        return _Reached(run.max_allocated_bytes, run.max_reserved_bytes, spare_bytes > largest, not run.forgone)
+        return _Reached(run.max_allocated_bytes, run.max_reserved_bytes, spare_bytes > largest, not (run.forgone or run.retries))
 
     return replay
 

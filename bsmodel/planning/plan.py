@@ -167,5 +167,5 @@ def _limits(fit: Fit, target: int, devices: int) -> Iterator[int]:
     if target <= fit.batch * devices or fit.accumulation > 1:
         yield fit.batch
         return
-    yield min(footprint(fit.tape, 2).largest(fit.gpu.usable_bytes), fit.batch)
+    yield min(footprint(fit.tape, 2, fit.gpu).largest(fit.gpu.usable_bytes), fit.batch)
     yield fit_tape(fit.tape, fit.gpu, 2, fit.settings).batch

@@ -17,13 +17,14 @@ Line = tuple[int, int]
 class Size:
     """Bytes of an allocation: a line in the batch, plus a formula of `bsmodel.tape.workspaces` over parameters that are lines.
 
-    `excess` is the line of how much larger it may be, where a library's choice cannot be known.
+    `kind` is what it is where a library's choice cannot be known, `excess` the line of how much larger it may then be.
     """
 
     line: Line
     formula: str = ""
     parameters: tuple[Line, ...] = ()
-    excess: Line | None = None
+    kind: str = ""
+    excess: Line = (0, 0)
 
 
 Allocated = Sequence[tuple[int, Any]]  # (number, allocation)
@@ -44,8 +45,8 @@ def lines(steps: Sequence[Allocated], batches: Sequence[int], workload: str) -> 
         line = _line([a.size_bytes for _, a in same], batches, what, workload)
         columns = zip(*(a.parameters for _, a in same), strict=True)
         parameters = tuple(_line(list(column), batches, what, workload) for column in columns)
-        excess = None if allocation.excess_bytes is None else _line([a.excess_bytes for _, a in same], batches, what, workload)
-        found.update((number, Size(line, allocation.formula, parameters, excess)) for number, _ in same)
+        excess = _line([a.excess_bytes for _, a in same], batches, what, workload)
+        found.update((number, Size(line, allocation.formula, parameters, allocation.kind, excess)) for number, _ in same)
     return found
 
 

@@ -61,7 +61,7 @@ def require_steady(period: Period, sizes: Mapping[int, Size], recorded: Sequence
 def same_memory(tape: Tape, other: Tape) -> bool:
     """Whether two recordings allocate and release the same in the same order."""
     lines = all(np.array_equal(getattr(tape, name), getattr(other, name)) for name in ("fixed_bytes", "per_sample_bytes"))
-    return lines and (tape.blocks, tape.operators, tape.terms) == (other.blocks, other.operators, other.terms)
+    return lines and all(getattr(tape, name) == getattr(other, name) for name in ("blocks", "operators", "terms", "workspaces"))
 
 
 def _roomiest(gpu: Gpu) -> int:
@@ -73,7 +73,7 @@ def _about_the_largest(tape: Tape, memory_bytes: int) -> int:
     """The batch at which the bytes requested fill this memory."""
     events = np.array([event for name in BLOCKS for event in tape.blocks[name]], np.int64)
     numbers, sign = np.where(events >= 0, events, ~events), np.where(events >= 0, 1, -1)
-    fixed, per_sample = (np.cumsum(sign * sizes[numbers]) for sizes in (tape.fixed_bytes, tape.per_sample_bytes))
+    fixed, per_sample = (np.cumsum(sign * sizes[numbers]) for sizes in tape.lines())
     lines = tuple(Bytes(int(fixed[i]), int(per_sample[i])) for i in upper_envelope(fixed, per_sample))
     return Envelope(lines).largest(memory_bytes)
 

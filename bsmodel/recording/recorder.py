@@ -45,7 +45,8 @@ class Allocation:
     owner: str = ""  # the module of a parameter, and of its gradient and optimizer state
     formula: str = ""  # of `bsmodel.tape.workspaces`, for what comes on top of `size_bytes` and is no line in the batch
     parameters: tuple[int, ...] = ()
-    excess_bytes: int | None = None  # how much larger it may be, where a library's choice is not known
+    kind: str = ""  # of a workspace that a library sizes by rules nobody publishes
+    excess_bytes: int = 0  # how much larger that may be
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ class Recorder(TorchDispatchMode):
         phase, module = self._where()
         forward = phase == "forward" or (phase == "backward" and bool(self._stack))
         number = len(self.allocations)
-        term = (buffer.formula, buffer.parameters, buffer.excess_bytes) if buffer is not None else ("", (), None)
+        term = (buffer.formula, buffer.parameters, buffer.kind, buffer.excess_bytes) if buffer is not None else ("", (), "", 0)
         self.allocations.append(Allocation(size_bytes, operator, module, phase, category or ("saved" if forward else "temporary"), "", *term))
         self.events.append(number)
         return number

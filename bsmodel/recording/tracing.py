@@ -16,7 +16,7 @@ from bsmodel.hardware import Gpu
 from bsmodel.recording import alignment, checks, loop
 from bsmodel.recording.recorder import Allocation
 from bsmodel.recording.run import Run, running, two_steps
-from bsmodel.tape import BLOCKS, Operations, Row, Tape, Term
+from bsmodel.tape import BLOCKS, Operations, Row, Tape, Term, Workspace
 from bsmodel.training import Training, require_arithmetic
 from bsmodel.workloads import Workload
 
@@ -136,7 +136,7 @@ def _tape(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[i
         phases=tuple(a.phase for a in allocations),
         categories=tuple(a.category for a in allocations),
         terms={index: Term(size.formula, size.parameters) for index, size in enumerate(found) if size.formula},
-        excess={index: size.excess for index, size in enumerate(found) if size.excess is not None},
+        workspaces={index: Workspace(size.kind, *size.excess) for index, size in enumerate(found) if size.kind},
         blocks=period.blocks,
         operations=_all_operations(run, micro_step),
         uncounted_operators=tuple(sorted(run.recorder.uncounted_operators)),

@@ -45,7 +45,7 @@ def answer(label: str, recipe: Recipe, tape: Tape, gpu: Gpu, asks: Sequence[Ask]
 
 def _largest(recipe: Recipe, tape: Tape, gpu: Gpu) -> tuple[dict[str, Any], Fit | BsmodelError]:
     """The fields that all rows of a tape on a card share, and its largest batch, or why there is none."""
-    head: dict[str, Any] = {"recorded": Recorded.of(tape), "closed_form": footprint(tape)}
+    head: dict[str, Any] = {"recorded": Recorded.of(tape), "closed_form": footprint(tape, gpu=gpu)}
     try:
         require_agreement(tape, dict(recipe.changes))
         found = fit(tape, gpu)

@@ -7,7 +7,8 @@ from bsmodel.tape.lines import Envelope, Integer, Integers, Line, upper_envelope
 from bsmodel.tape.operations import Operations, Row, fixed, joined, through
 from bsmodel.tape.saved import is_tape, load_all, save_all
 from bsmodel.tape.tables import ModuleRow, OperatorRow, by_module, by_operator, counted
-from bsmodel.tape.tape import BLOCKS, CATEGORIES, Tape, Term, require_same_kernels
+from bsmodel.tape.tape import BLOCKS, CATEGORIES, Tape, Term, Workspace, require_same_kernels
+from bsmodel.tape.workspaces import buffer_bytes
 
 __all__ = (
     "BLOCKS",
@@ -22,7 +23,9 @@ __all__ = (
     "Row",
     "Tape",
     "Term",
+    "Workspace",
     "another_path",
+    "buffer_bytes",
     "by_module",
     "by_operator",
     "counted",

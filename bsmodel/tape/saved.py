@@ -18,7 +18,7 @@ from bsmodel.errors import InvalidInputError
 from bsmodel.files import write_whole
 from bsmodel.tape.operations import Operations
 from bsmodel.tape.schema import SCHEMA_VERSION, SavedTape, SavedTapes, require_sound
-from bsmodel.tape.tape import Tape, Term
+from bsmodel.tape.tape import Tape, Term, Workspace
 from bsmodel.units import MiB, shown
 
 LIMIT_BYTES = 256 * MiB  # of JSON; the tapes of the largest named models take two
@@ -116,7 +116,7 @@ def _document(tape: Tape) -> dict[str, Any]:
     plain = {field.name: getattr(tape, field.name) for field in fields(tape)}
     document = {**plain, "gpu": tape.gpu.model_dump(mode="json"), "operations": tape.operations.document()}
     document["fixed_bytes"], document["per_sample_bytes"] = tape.fixed_bytes.tolist(), tape.per_sample_bytes.tolist()
-    document["excess"] = [[number, *line] for number, line in tape.excess.items()]
+    document["workspaces"] = [[number, *workspace] for number, workspace in tape.workspaces.items()]
     document["terms"] = [[number, term.formula, term.parameters] for number, term in tape.terms.items()]
     for name in WORDS:
         words = sorted(set(plain[name]))
@@ -133,6 +133,6 @@ def _tape(saved: SavedTape) -> Tape:
     for name in ("fixed_bytes", "per_sample_bytes"):
         plain[name] = np.array(plain[name], np.int64)
     plain["terms"] = {number: Term(formula, parameters) for number, formula, parameters in saved.terms}
-    plain["excess"] = {number: (fixed, per_sample) for number, fixed, per_sample in saved.excess}
+    plain["workspaces"] = {number: Workspace(kind, fixed, per_sample) for number, kind, fixed, per_sample in saved.workspaces}
     plain["operations"] = Operations.of(dict(saved.operations))
     return Tape(**plain)

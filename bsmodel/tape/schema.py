@@ -10,14 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError
-from bsmodel.hardware import Gpu
+from bsmodel.hardware import KINDS, Gpu
 from bsmodel.tape.operations import COLUMNS, DTYPES, PHASES
 from bsmodel.tape.tape import BLOCKS, CATEGORIES
 from bsmodel.tape.workspaces import FORMULAS
 from bsmodel.training import PRECISIONS, Training
 from bsmodel.units import MOST_COUNT
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 _PROGRAM = (("init", "first", "accumulate", "first_step", "micro", "accumulate", "step"), ("init", "first", "first_step", "micro", "step", "micro", "step"))
 
 Size = Annotated[int, Field(ge=-MOST_COUNT, le=MOST_COUNT)]
@@ -70,7 +70,7 @@ class SavedTape(_Checked):
     phases: Words
     categories: Words
     terms: tuple[tuple[Count, str, tuple[tuple[Size, Size], ...]], ...]
-    excess: tuple[tuple[Count, Size, Size], ...]
+    workspaces: tuple[tuple[Count, str, Size, Size], ...]
     blocks: dict[str, tuple[int, ...]]
     operations: SavedOperations
     uncounted_operators: tuple[str, ...]
@@ -87,7 +87,7 @@ class SavedTape(_Checked):
 class SavedTapes(_Checked):
     """A file: the recordings of one workload and recipe, one for each family of kernels."""
 
-    schema_version: Literal[6]
+    schema_version: Literal[7]
     tapes: tuple[SavedTape, ...] = Field(min_length=1)
 
 
@@ -148,14 +148,16 @@ def _allocations(saved: SavedTape) -> Problems:
 
 def _buffers(saved: SavedTape) -> Problems:
     count = len(saved.fixed_bytes)
-    for name, numbers in (("terms", [term[0] for term in saved.terms]), ("excess", [line[0] for line in saved.excess])):
+    for name, numbers in (("terms", [term[0] for term in saved.terms]), ("workspaces", [item[0] for item in saved.workspaces])):
         if len(set(numbers)) < len(numbers) or max(numbers, default=-1) >= count:
             yield name, f"is of allocations {max(numbers)} and below; expected each of the {count} at most once"
     for position, (_, formula, parameters) in enumerate(saved.terms):
         yield from ((f"terms.{position}", problem) for problem in _term(formula, parameters))
-    for position, (_, fixed, per_sample) in enumerate(saved.excess):
+    for position, (_, kind, fixed, per_sample) in enumerate(saved.workspaces):
+        if kind not in KINDS:
+            yield f"workspaces.{position}", str(UnknownNameError("kind", kind, KINDS))
         if per_sample < 0 or fixed + per_sample < 0:
-            yield f"excess.{position}", f"is {fixed} + {per_sample} b bytes; expected none below zero from batch 1 on"
+            yield f"workspaces.{position}", f"may be {fixed} + {per_sample} b bytes larger; expected none below zero from batch 1 on"
 
 
 def _term(formula: str, parameters: Sequence[tuple[int, int]]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.tape.operations import Operations
-from bsmodel.tape.workspaces import size_bytes
+from bsmodel.tape.workspaces import buffer_bytes, is_taken
 from bsmodel.units import MOST_COUNT
 
 BLOCKS = ("init", "first", "first_step", "micro", "accumulate", "step")
@@ -30,10 +30,18 @@ class Term:
 
     def __call__(self, batch: int, gpu: Gpu) -> int:
         """Bytes at a micro-batch on a device."""
-        size = size_bytes(self.formula, tuple(fixed + per_sample * batch for fixed, per_sample in self.parameters), gpu)
+        size = buffer_bytes(self.formula, tuple(fixed + per_sample * batch for fixed, per_sample in self.parameters), gpu)
         if size > MOST_COUNT:
             raise InvalidInputError(f"a buffer takes {size:.1e} bytes at batch {batch}: more than can be counted")
         return size
+
+
+class Workspace(NamedTuple):
+    """A workspace whose size no rule tells: its kind, and the line of how much more than the planner's first choice it may be."""
+
+    kind: str
+    fixed: int
+    per_sample: int
 
 
 @dataclass(frozen=True)
@@ -41,9 +49,10 @@ class Tape:
     """Everything later questions need, and nothing of torch.
 
     Allocation `k` asks for `fixed_bytes[k] + per_sample_bytes[k] * b` bytes, and `terms[k]` on top where it has one;
-    `excess[k]` is the line of how much more it may be, where a library sizes it by rules nobody publishes. `blocks` holds the events of each part of a run: `k`
-    allocates number k, `~k` releases its oldest living instance. A run of n steps with a micro-steps each is `init`, `first`,
-    (`accumulate` x (a-1)), `first_step`, then n-1 times `micro`, (`accumulate` x (a-1)), `step`.
+    `workspaces[k]` says what it is where a library sizes it by rules nobody publishes: so much is what its planner wants first, and whether
+    the library of a card takes it depends on the kind. `blocks` holds the events of each part of a run: `k` allocates number k, `~k` releases
+    its oldest living instance. A run of n steps with a micro-steps each is `init`, `first`, (`accumulate` x (a-1)), `first_step`, then n-1
+    times `micro`, (`accumulate` x (a-1)), `step`.
     """
 
     name: str
@@ -64,7 +73,7 @@ class Tape:
     phases: tuple[str, ...]
     categories: tuple[str, ...]
     terms: dict[int, Term]
-    excess: dict[int, tuple[int, int]]
+    workspaces: dict[int, Workspace]
     blocks: dict[str, tuple[int, ...]]
     operations: Operations
     uncounted_operators: tuple[str, ...] = ()
@@ -80,32 +89,48 @@ class Tape:
     def __repr__(self) -> str:  # its arrays would fill pages
         return f"Tape({self.name!r}, {self.precision}, {self.optimizer}, {self.gpu.id}, {len(self.categories)} allocations)"
 
+    def lines(self, gpu: Gpu | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Fixed and per-sample bytes of every allocation as `gpu` (default: the recorded one) likely has them, but for what is no line."""
+        fixed, per_sample, absent = self.fixed_bytes.copy(), self.per_sample_bytes.copy(), self._absent(gpu or self.gpu)
+        fixed[absent] = per_sample[absent] = 0
+        return fixed, per_sample
+
     def sizes(self, batch: int, gpu: Gpu | None = None) -> NDArray[np.int64]:
-        """Requested bytes of every allocation at micro-batch `batch`; buffers inside kernels as `gpu` (default: the recorded one) has them."""
-        sizes = self.fixed_bytes + self.per_sample_bytes * batch
-        for number, term in self.terms.items():
-            sizes[number] += term(batch, gpu or self.gpu)
+        """Requested bytes of every allocation at micro-batch `batch`, as `gpu` (default: the recorded one) likely has them."""
+        sizes = self._planned(batch, gpu or self.gpu)
+        sizes[self._absent(gpu or self.gpu)] = 0
         return sizes
 
     def upper_sizes(self, batch: int, gpu: Gpu | None = None) -> NDArray[np.int64]:
-        """`sizes`, with every buffer that a library sizes by rules nobody publishes as large as it may be."""
-        sizes = self.sizes(batch, gpu)
-        for number, (fixed, per_sample) in self.excess.items():
+        """`sizes`, with every workspace that a library sizes by rules nobody publishes as large as it may be."""
+        sizes = self._planned(batch, gpu or self.gpu)
+        for number, (_, fixed, per_sample) in self.workspaces.items():
             sizes[number] += fixed + per_sample * batch
         return sizes
 
     def lower_sizes(self, batch: int, gpu: Gpu | None = None) -> NDArray[np.int64]:
-        """`sizes`, without the buffers that a library sizes by rules nobody publishes."""
-        sizes = self.sizes(batch, gpu)
-        sizes[list(self.excess)] = 0
+        """`sizes`, without the workspaces that a library sizes by rules nobody publishes."""
+        sizes = self._planned(batch, gpu or self.gpu)
+        sizes[list(self.workspaces)] = 0
         return sizes
 
     def mixed_sizes(self, batch: int, gpu: Gpu | None = None) -> NDArray[np.int64]:
-        """`upper_sizes`, without every second of those buffers: fragments are then most unlike."""
+        """`upper_sizes`, without every second of those workspaces: fragments are then most unlike."""
         sizes = self.upper_sizes(batch, gpu)
         for events in self.blocks.values():
-            sizes[[event for event in events if event in self.excess][1::2]] = 0
+            sizes[[event for event in events if event in self.workspaces][1::2]] = 0
         return sizes
+
+    def _planned(self, batch: int, gpu: Gpu) -> NDArray[np.int64]:
+        """The bytes of every allocation, workspaces as the library's planner wants them first."""
+        sizes = self.fixed_bytes + self.per_sample_bytes * batch
+        for number, term in self.terms.items():
+            sizes[number] += term(batch, gpu)
+        return sizes
+
+    def _absent(self, gpu: Gpu) -> list[int]:
+        """The workspaces that the library of this card likely does without."""
+        return [number for number, workspace in self.workspaces.items() if not is_taken(workspace.kind, gpu)]
 
     def program(self, steps: int = 2, accumulation: int | None = None) -> Iterable[tuple[str, tuple[int, ...]]]:
         """The blocks of a run of `steps` optimizer steps; more than two micro-steps add nothing new to the second."""

@@ -6,10 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from bsmodel.hardware import Gpu
-
-# Resident threads per multiprocessor by compute capability (CUDA C programming guide, technical specifications table).
-THREADS_PER_SM = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536}
+from bsmodel.hardware import Gpu, rule_of
 
 _LEAST_PIXELS = 1 << 10  # that a share of a convolution's weight gradient sums over
 
@@ -48,8 +45,7 @@ def _reduction(gpu: Gpu, outputs: int, inputs: int, along_rows: int, vector: int
     if _up(inputs, step_input) < min(16 * height, 256):
         return 0
     step_input *= height
-    threads = THREADS_PER_SM.get(gpu.capability, 2048)
-    target = (gpu.sm_count or 108) * (threads // (width * height))
+    target = (gpu.sm_count or 108) * (gpu.threads_per_sm // (width * height))
     grid = _up(_up(outputs, vector) if along_rows else outputs, step_output)
     values = _up(inputs, step_input)
     if values < 256 or grid > target:
@@ -105,6 +101,11 @@ FORMULAS: dict[str, Formula] = {
 }
 
 
-def size_bytes(name: str, parameters: tuple[int, ...], gpu: Gpu) -> int:
-    """Bytes of the buffer `name` for these parameters on this device."""
-    return FORMULAS[name].size_bytes(gpu, *parameters)
+def is_taken(kind: str, gpu: Gpu) -> bool:
+    """Whether a card's library likely takes the workspace that its planner wants for a convolution of this kind."""
+    return (gpu.workspaces or {}).get(kind, rule_of(kind).taken)
+
+
+def buffer_bytes(name: str, parameters: tuple[int, ...], gpu: Gpu) -> int:
+    """Bytes of the buffer `name` for these parameters on this device; none without a name."""
+    return FORMULAS[name].size_bytes(gpu, *parameters) if name else 0

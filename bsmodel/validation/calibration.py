@@ -28,11 +28,11 @@ class Calibration:
 
 
 def calibrate(found: Sequence[rows.Row], file_name: str, base: str | None = None) -> Calibration:
-    """Measured figures for the card of the rows: its context, launch time and matmul efficiency.
+    """Measured figures for the card of the rows: its context, launch time, matmul efficiency and which workspaces its convolutions take.
 
     The context is the median of device-level minus reserved bytes over the half of the cases that calibrates (`cases.calibrates`); the
     other half gives the errors. `base`: the GPU whose row is completed, by default the card's own in the catalogue, which stays as it is.
-    cuDNN's workspaces are not calibrated: a row does not tell them from other allocations.
+    A kind of cuDNN's workspaces is taken where single convolutions allocate more than half of what its planner wants.
     Raises `InvalidInputError` for rows of several cards, of none, or without anything that calibrates.
     """
     gpu, device = _card(found, base)
@@ -46,9 +46,15 @@ def calibrate(found: Sequence[rows.Row], file_name: str, base: str | None = None
         figures["context_bytes"] = (int(statistics.median(contexts)), len(used), note)
     if rates:
         figures |= _rates(gpu, rates[-1]["measured"])
+    workspaces = rows.of_kind(found, "workspaces")
+    if workspaces:
+        kinds = workspaces[-1]["measured"]["kinds"]
+        taken = {kind: sizes["taken_bytes"] > sizes["wanted_bytes"] / 2 for kind, sizes in kinds.items()}
+        count = sum(sizes["probes"] for sizes in kinds.values())
+        figures["workspaces"] = (taken, count, "single convolutions, bytes besides the output: more than half of what cuDNN's planner wants, or not")
     if not figures:
         raise InvalidInputError(f"{file_name!r} has nothing to calibrate with: no device-level memory and no rates; measure with bsmodel validate first")
-    measured_on = max(item["environment"]["date"] for item in (*used, *rates))
+    measured_on = max(item["environment"]["date"] for item in (*used, *rates, *workspaces))
     calibrated = _with(gpu, figures, file_name, date.fromisoformat(measured_on))
     errors = _errors(gpu, calibrated, used, held_out)
     return Calibration(calibrated, errors, _notes(gpu, calibrated, figures, errors, device))
@@ -125,7 +131,8 @@ def _notes(gpu: Gpu, after: Gpu, figures: dict[str, tuple[Any, int, str]], error
     held_out, before, now = len(errors["held_out"]), errors["device_error_median_before"], errors["device_error_median_after"]
     split = f"{len(errors['calibrated_on'])} cases calibrate, {held_out} are held out (by the SHA-256 of their names)"
     notes.append(f"{split}; median device-level error on those: {before:.2%} before, {now:.2%} after" if before is not None and now is not None else split)
-    notes.append("cuDNN's workspaces are not calibrated: rows do not tell them from other allocations")
+    if "workspaces" in figures:
+        notes.append(f"{sum(after.workspaces.values())} of {len(after.workspaces)} kinds of convolution workspaces are taken" if after.workspaces else "")
     return tuple(notes)
 
 
@@ -136,11 +143,15 @@ def toml(gpu: Gpu) -> str:
     tables = {name: value for name, value in values.items() if isinstance(value, dict)}
     lines = [f"{name} = {_toml(value)}" for name, value in values.items() if value is not None and name not in tables]
     for name, table in tables.items():
-        lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+        lines += ["", f"[{name}]", *(f"{_key(key)} = {_toml(value)}" for key, value in table.items())]
     for source in gpu.sources:
         content = source.model_dump(exclude_none=True)
         lines += ["", "[[sources]]", *(f"{key} = {_toml(value)}" for key, value in content.items())]
     return "\n".join(lines) + "\n"
+
+
+def _key(name: str) -> str:
+    return name if name.isidentifier() else json.dumps(name)
 
 
 def _toml(value: Any) -> str:

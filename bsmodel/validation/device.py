@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bsmodel.errors import InvalidInputError
-from bsmodel.recording import loop, placement
+from bsmodel.recording import loop, placement, probes
 from bsmodel.training import Training
 from bsmodel.workloads import Workload
 
@@ -144,6 +144,21 @@ def fill_weights(model: torch.nn.Module) -> None:
             parameter.normal_(0.0, 0.02)
         else:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+
+
+def workspace_bytes(probe: probes.Probe) -> dict[str, int]:
+    """What each of the three kernels of a probe allocates besides its output, at its second call."""
+    require_cuda()
+    found = {}
+    for direction, call in probe.calls("cuda").items():
+        call()  # handles and what is loaded lazily
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        output = call()
+        found[direction] = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+        del output
+    return found
 
 
 # -- what only the hardware can tell -----------------------------------------------------------------------------------------------------

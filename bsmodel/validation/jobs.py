@@ -39,6 +39,14 @@ def hardware(job: Job) -> dict[str, Any]:
     return hardware_rates()
 
 
+def workspaces(job: Job) -> dict[str, Any]:
+    """What single convolutions allocate besides their outputs, by probe and kernel."""
+    from bsmodel.recording import probes
+    from bsmodel.validation.device import workspace_bytes
+
+    return {probe.name: workspace_bytes(probe) for probe in probes.probes()}
+
+
 def step(job: Job) -> dict[str, Any]:
     """Peaks, device-level memory and step time at one batch."""
     import torch
@@ -89,6 +97,7 @@ def rival(job: Job) -> dict[str, Any]:
 JOBS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "device": device,
     "hardware": hardware,
+    "workspaces": workspaces,
     "step": step,
     "trial": trial,
     "gradients": gradients,

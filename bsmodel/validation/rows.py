@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def row(kind: str, case: str, status: str, **content: Any) -> Row:
-    """A row as it is written. `kind`: step, largest, accumulation, side-by-side or hardware."""
+    """A row as it is written. `kind`: step, largest, accumulation, side-by-side, hardware or workspaces."""
     return {"schema_version": SCHEMA_VERSION, "kind": kind, "case": case, "status": status, **content}
 
 

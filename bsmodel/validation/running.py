@@ -132,6 +132,10 @@ def summary(item: rows.Row) -> str:
     if item["kind"] == "side-by-side":
         error = predicted["predicted_bytes"] / measured["allocated_bytes"] - 1
         return f"{item['rival']}: {error:+.1%}, recommends {predicted['recommended_batch']}, survives: {measured['recommended_survives']}"
+    if item["kind"] == "workspaces":
+        kinds = measured["kinds"].values()
+        taken = sum(found["taken_bytes"] > found["wanted_bytes"] / 2 for found in kinds)
+        return f"{taken} of {len(kinds)} kinds of workspace are taken"
     return ", ".join(f"{name} {value}" for name, value in measured.items())
 
 
@@ -220,7 +224,9 @@ def largest(bench: Bench, case: Case) -> Iterable[rows.Row]:
 
 def limited(gpu: Gpu, capacity_bytes: int | None) -> Gpu:
     """The same card with `capacity_bytes` for a program; the card itself for None."""
-    return gpu if capacity_bytes is None else gpu.model_copy(update={"memory_bytes": capacity_bytes + gpu.context_bytes})
+    if capacity_bytes is None:
+        return gpu
+    return gpu.leaving(context_bytes=gpu.context_bytes).model_copy(update={"memory_bytes": capacity_bytes + gpu.context_bytes})
 
 
 def accumulation(bench: Bench, case: Case) -> Iterable[rows.Row]:

@@ -86,10 +86,18 @@ def _of_config(config: Any, auto_class: str, hint: str = "") -> Any:
 
 def _uninitialized(config: Any, auto_class: str) -> Any:
     cls = getattr(library("transformers"), auto_class)
-    with importlib.import_module("transformers.initialization").no_init_weights():
+    with _transformers_initialization().no_init_weights():
         model = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
     model.tie_weights()
     return model
+
+
+def _transformers_initialization() -> Any:
+    """Where `no_init_weights` is: in a module of its own since transformers 5."""
+    try:
+        return importlib.import_module("transformers.initialization")
+    except ModuleNotFoundError:
+        return importlib.import_module("transformers.modeling_utils")
 
 
 def _of_type(model_type: str, auto_class: str, attention: str | None, fields: dict[str, Any]) -> Any:

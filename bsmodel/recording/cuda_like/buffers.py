@@ -17,8 +17,8 @@ class Buffer:
     """A buffer inside a kernel: a number of bytes, and a formula of `bsmodel.tape.workspaces` for what is no line in the batch.
 
     `before` is the number of the output it precedes (by default it follows them all); `brief` ones are freed at once, others with the
-    operator's end. Where a library sizes the buffer by rules nobody publishes, it may be as much as `excess_bytes` larger, or not there at all;
-    None elsewhere.
+    operator's end. Where a library sizes the buffer by rules nobody publishes, `kind` names what it is (`bsmodel.hardware.KINDS`), and it may be
+    as much as `excess_bytes` larger, or not there at all.
     """
 
     size_bytes: int = 0
@@ -26,7 +26,8 @@ class Buffer:
     parameters: tuple[int, ...] = ()
     before: int | None = None
     brief: bool = False
-    excess_bytes: int | None = None
+    kind: str = ""
+    excess_bytes: int = 0
 
 
 @dataclass(frozen=True)

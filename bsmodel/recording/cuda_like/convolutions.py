@@ -2,7 +2,8 @@
 """Memory inside convolutions: copies in the layout they compute in, and cuDNN's workspaces, as cuDNN 9.19 reports its plans.
 
 PyTorch takes the first plan (aten/src/ATen/native/cudnn/Conv_v8.cpp); where the choice depends on unpublished heuristics, the workspace has an
-excess. Images, sequences (which PyTorch runs as images one row high) and volumes follow the same rules.
+excess. What a card takes of it is another question, answered by kind in `hardware/workspaces.toml`. Images, sequences (which PyTorch runs as
+images one row high) and volumes follow the same rules.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 from bsmodel.recording.cuda_like.buffers import HALVES, Buffer, Kernel, partial_sums, rounded, tensor_bytes
 from bsmodel.recording.cuda_like.shapes import conv_format
 
+_FEW_CHANNELS = 4  # of an image, for which there are kernels of their own
+
 
 @dataclass(frozen=True)
 class _Workspace:
@@ -26,11 +29,28 @@ class _Workspace:
     formula: str = ""
     parameters: tuple[int, ...] = ()
 
-    def buffers(self, before: int | None = None) -> tuple[Buffer, ...]:
+    def buffers(self, kind: str, before: int | None = None) -> tuple[Buffer, ...]:
         """The buffer it is, taken before that output and freed at once, if any may be taken."""
         if not (self.size_bytes or self.excess_bytes or self.formula):
             return ()
-        return (Buffer(self.size_bytes, self.formula, self.parameters, before=before, brief=True, excess_bytes=self.excess_bytes),)
+        return (Buffer(self.size_bytes, self.formula, self.parameters, before=before, brief=True, kind=kind, excess_bytes=self.excess_bytes),)
+
+
+def _kind(tensor: torch.Tensor, weight: torch.Tensor, groups: int, direction: str, capability: tuple[int, int]) -> str:
+    """What a workspace is called, by what decides whether a card takes it (`bsmodel.hardware.KINDS`)."""
+    layout = "channels-last" if conv_format(tensor, weight) is torch.channels_last else "contiguous"
+    shape = "dense" if groups == 1 else "grouped"
+    if depthwise(tensor, weight, groups):
+        shape = "depthwise"
+    elif _pointwise(weight):
+        shape = "pointwise"
+    elif tensor.size(1) <= _FEW_CHANNELS:
+        shape = "first-layer"
+    return f"{layout} {_arithmetic(tensor, capability)} {shape} {direction}"
+
+
+def _arithmetic(tensor: torch.Tensor, capability: tuple[int, int]) -> str:
+    return "half" if tensor.dtype in HALVES else "tf32" if tensor_core(tensor, capability) else "fp32"
 
 
 def depthwise(tensor: torch.Tensor, weight: torch.Tensor, groups: int) -> bool:
@@ -117,7 +137,7 @@ def forward(args: Any, capability: tuple[int, int]) -> Kernel:
         workspace = _pointwise_forward(tensor, weight, stride, output)
     else:
         workspace = _dense_forward(tensor, weight, stride, output, args[6], capability)
-    return Kernel((*copies, *workspace.buffers()))
+    return Kernel((*copies, *workspace.buffers(_kind(tensor, weight, groups, "forward", capability))))
 
 
 def _dense_forward(tensor: torch.Tensor, weight: torch.Tensor, stride: Any, output: int, transposed: bool, capability: tuple[int, int]) -> _Workspace:
@@ -174,17 +194,36 @@ def backward(args: Any, capability: tuple[int, int]) -> Kernel:
     layout = conv_format(tensor, weight)
     copies = _layout_copies(layout, gradient, tensor, weight, before=0)
     bias = partial_sums(gradient, (0, *range(2, gradient.dim()))) if mask[2] else ()
+    last = 2 if mask[0] else 1
+    winograd = _winograd(args).buffers(f"contiguous {_arithmetic(tensor, capability)} winograd filter gradient", before=last) if mask[1] else ()
     if _native_depthwise(tensor, weight, groups, stride) or not tensor_core(tensor, capability):
-        return Kernel((*copies, *bias))
+        return Kernel((*copies, *winograd, *bias))
     if depthwise(tensor, weight, groups):
         data, filters = _depthwise_backward(gradient, tensor, weight, stride, capability)
     elif _pointwise(weight):
         data, filters = _pointwise_backward(gradient, tensor, weight, stride, groups, capability)
     else:
         data, filters = _dense_backward(gradient, tensor, weight, transposed, capability)
-    data_buffers = data.buffers(before=1) if mask[0] else ()
-    filter_buffers = filters.buffers(before=2 if mask[0] else 1) if mask[1] else ()
-    return Kernel((*copies, *data_buffers, *filter_buffers, *bias))
+    data_buffers = data.buffers(_kind(tensor, weight, groups, "input gradient", capability), before=1) if mask[0] else ()
+    filter_buffers = filters.buffers(_kind(tensor, weight, groups, "filter gradient", capability), before=last) if mask[1] else ()
+    return Kernel((*copies, *data_buffers, *winograd, *filter_buffers, *bias))
+
+
+def _winograd(args: Any) -> _Workspace:
+    """What cards take for the weight gradient of 3 x 3 filters of contiguous float32, by Winograd's F(4 x 4) with its transforms in memory.
+
+    `36 * 4 * (C K + (C + K) N ceil(H / 4) ceil(W / 4))` bytes for C channels and K filters: 36 products for every tile of 4 x 4 pixels of the
+    transformed input and gradient, and for the filters. Certain for more than 64 channels and filters; with fewer, cards show both.
+    Source: Lavin and Gray 2015 for the tiles; published peaks of segmentation networks on V100 cards (`benchmarks/cards.jsonl`, mmseg).
+    """
+    gradient, tensor, weight, stride, dilation, transposed, groups = args[0], args[1], args[2], args[4], args[6], args[7], args[9]
+    plain = tuple(weight.shape[2:]) == (3, 3) and {*stride, *dilation} == {1} and groups == 1 and not transposed
+    if not plain or tensor.dtype is not torch.float32 or conv_format(tensor, weight) is torch.channels_last:
+        return _Workspace()
+    filters, channels = weight.shape[:2]
+    tiles = gradient.size(0) * math.prod(-(-side // 4) for side in gradient.shape[2:])
+    size_bytes = 36 * 4 * (channels * filters + (channels + filters) * tiles)
+    return _Workspace(size_bytes) if min(channels, filters) > 64 else _Workspace(0, size_bytes)
 
 
 def _summed(size_bytes: int, gradient: torch.Tensor, weight: torch.Tensor, capability: tuple[int, int], excess_bytes: int = 0) -> _Workspace:
@@ -214,7 +253,12 @@ def _dense_backward(
 def _pointwise_backward(
     gradient: torch.Tensor, tensor: torch.Tensor, weight: torch.Tensor, stride: Any, groups: int, capability: tuple[int, int]
 ) -> tuple[_Workspace, _Workspace]:
-    """float32 partial sums, one for each image; volumes, and rows of pixels that are not aligned, are converted."""
+    """float32 partial sums, one for each image, where they are smaller than both operands, which are converted otherwise; so are those of volumes,
+    and of rows of pixels that are not aligned.
+
+    Of 648 shapes on four cards the planner adds up partial sums for 86 to 99 % where they are less than a quarter of the operands, and for 5 to
+    53 % where they are larger.
+    """
     if conv_format(tensor, weight) is torch.channels_last:
         padding = _Workspace(0, _padding(tensor, weight, tensor_bytes(gradient)))
         return padding, padding
@@ -222,7 +266,8 @@ def _pointwise_backward(
     everything = _padded(tensor) + _padded(weight) + tensor_bytes(gradient)
     aligned = _is_matmul(tensor, weight, stride)
     if aligned and tensor.dim() < 5:
-        return _Workspace(0, everything), _Workspace(0 if groups > 1 else 4 * tensor.size(0) * weight.numel())
+        filters = 0 if groups > 1 else min(4 * tensor.size(0) * weight.numel(), pair)
+        return _Workspace(0, everything), _Workspace(filters, pair - filters)
     data = pair if not aligned and (set(stride) != {1} or weight.size(0) >= weight.size(1)) else 0
     return _Workspace(data, everything - data), _summed(pair, gradient, weight, capability, everything - pair)
 

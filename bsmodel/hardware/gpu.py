@@ -6,77 +6,34 @@ from __future__ import annotations
 import functools
 import json
 import os
-import tomllib
 from collections.abc import Mapping
 from datetime import date
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from bsmodel.errors import InvalidInputError, UnknownNameError
+from bsmodel.hardware.rows import Count, HardwareRow, Rate, Source, catalogue_folder, read, validated
+from bsmodel.hardware.runtime import Context, runtime, threads_per_sm
+from bsmodel.hardware.workspaces import KINDS
+from bsmodel.units import whole
 
 DEFAULT_GPUS = ("rtx-3070-8gb", "rtx-4090-24gb", "a100-40gb", "h100-80gb")
 SEARCH_PATH_VARIABLE = "BSMODEL_HARDWARE_PATH"
 CALIBRATION = "bsmodel validate --calibrate"  # how the source of a figure measured by the user begins
-NO_FIGURES = {"id", "name", "aliases", "interconnect", "power_limited", "sources"}  # the fields that need no source
+_SHARED = ("runtime.toml", "workspaces.toml")  # what holds for every card
+NO_FIGURES = {"id", "name", "aliases", "headroom_bytes", "interconnect", "power_limited", "sources"}  # the fields that need no source
 
 Dtype = Literal["fp32", "tf32", "fp16", "bf16", "fp8"]
-Count = Annotated[int, Field(gt=0, le=1 << 60)]  # sums of them are still below 2^63
-Rate = Annotated[float, Field(gt=0)]
 
 
-class _Row(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+def _usual_context(row: Mapping[str, Any]) -> int:
+    return runtime().context(row.get("sm_count"), row.get("compute_capability", "8.0")).usual_bytes
 
 
-_AnyRow = TypeVar("_AnyRow", bound=_Row)
-
-
-class Source(_Row):
-    """Where figures come from."""
-
-    figures: tuple[str, ...] = Field(strict=False, min_length=1)
-    """Names of the fields this source stands for."""
-    source: str = Field(min_length=1)
-    """Document, listing or measurement."""
-    checked: date = Field(examples=[date(2026, 11, 1)])
-    """The day the figure was looked up."""
-    kind: Literal["measured", "reported", "datasheet", "derived", "listed"]
-    """`reported`: printed by a driver or library; `derived`: computed from other figures, see `note`; `listed`: a price list."""
-    note: str | None = None
-    """How a derived figure was computed, or what limits it."""
-
-
-class Runtime(_Row):
-    """What the CUDA runtime takes from a card before a program has allocated anything."""
-
-    context_bytes: Count
-    """CUDA context: the default for cards without a figure of their own, on the safe side."""
-    context_bytes_low: Count
-    """Lowest published figure."""
-    context_bytes_high: Count
-    """Highest published figure."""
-    kernel_seconds: Rate
-    """Time from one kernel to the next when each has next to nothing to do."""
-    launch_seconds: Rate
-    """Time the host needs for one kernel of an eager PyTorch program."""
-    launch_seconds_low: Rate
-    """The same on a fast host, with little Python around it."""
-    launch_seconds_high: Rate
-    """The same on a slow host."""
-    sources: tuple[Source, ...] = Field(strict=False)
-    """Provenance of the figures above."""
-
-
-@functools.cache
-def runtime() -> Runtime:
-    """The runtime's own memory, with provenance."""
-    return _read(Runtime, catalogue_folder() / "runtime.toml")
-
-
-class Gpu(_Row):
+class Gpu(HardwareRow):
     """One GPU model. Bytes, seconds and FLOP/s; a multiply-add is two FLOPs; tensor rates are dense, with float32 accumulation."""
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", examples=["rtx-3070-8gb"])
@@ -87,12 +44,14 @@ class Gpu(_Row):
     """Other names it is found by, such as the one the driver prints."""
     memory_bytes: Count
     """`total_memory` as torch and the driver report it."""
-    context_bytes: Count = Field(default_factory=lambda: runtime().context_bytes)
-    """CUDA context; taken from `runtime.toml` where the row has no figure of its own."""
     compute_capability: str = Field(pattern=r"^\d+\.\d$", examples=["8.6"])
     """CUDA compute capability."""
     sm_count: Count | None = None
     """Streaming multiprocessors."""
+    context_bytes: Count = Field(default_factory=_usual_context)
+    """CUDA context with the kernels of a step; by the rule of `runtime.toml` where the row has no figure of its own."""
+    headroom_bytes: int = Field(default=0, ge=0, le=1 << 60)
+    """Memory that is left to others, such as a desktop on the same card, or kept free."""
     l2_bytes: Count | None = None
     """Level-2 cache."""
     bandwidth_bytes_per_s: Rate | None = None
@@ -119,6 +78,8 @@ class Gpu(_Row):
     """Measured copy bandwidth over the peak."""
     launch_seconds: Rate | None = None
     """Time the host needs for one kernel of an eager PyTorch program, measured; `runtime.toml` has the default."""
+    workspaces: dict[str, bool] | None = None
+    """Whether the convolutions of this card take the workspaces of a kind, where that is not as `workspaces.toml` says."""
     price_usd_per_hour: Rate | None = None
     """On-demand price of one card, on the day of its source."""
     sources: tuple[Source, ...] = Field(strict=False)
@@ -126,18 +87,22 @@ class Gpu(_Row):
 
     @model_validator(mode="after")
     def _every_figure_has_a_source(self) -> Gpu:
+        for name in self.workspaces or {}:
+            if name not in KINDS:
+                raise UnknownNameError("kind of workspace", name, KINDS)
         figures = set(type(self).model_fields) - NO_FIGURES
         present = {name for name in figures if getattr(self, name) is not None}
         covered = {figure for source in self.sources for figure in source.figures}
-        needed = present if self.context_bytes != runtime().context_bytes else present - {"context_bytes"}
+        needed = present if self.context_bytes != _usual_context(dict(self)) else present - {"context_bytes"}
         if missing := sorted(needed - covered):
             raise ValueError(f"no source covers {', '.join(missing)}; name them in the figures of a [[sources]] row")
         if unknown := sorted(covered - figures):
             raise UnknownNameError("figure in sources", unknown[0], figures)
         if absent := sorted(covered - present):
             raise ValueError(f"sources name {', '.join(absent)}, for which the row has no figure")
-        if self.memory_bytes <= self.context_bytes:
-            raise ValueError(f"memory_bytes is {self.memory_bytes}; expected more than the CUDA context of {self.context_bytes} bytes")
+        if self.memory_bytes <= self.context_bytes + self.headroom_bytes:
+            headroom = f" and a headroom of {self.headroom_bytes}" if self.headroom_bytes else ""
+            raise ValueError(f"memory_bytes is {self.memory_bytes}; expected more than the CUDA context of {self.context_bytes}{headroom} bytes")
         return self
 
     def __hash__(self) -> int:
@@ -159,9 +124,26 @@ class Gpu(_Row):
         return {7: (7, 5), 8: (8, 6)}.get(self.capability[0], self.capability)
 
     @property
+    def threads_per_sm(self) -> int:
+        """Threads that a multiprocessor holds at once."""
+        return threads_per_sm(self.compute_capability)
+
+    @property
+    def context(self) -> Context:
+        """The CUDA context with the kernels of a step: a figure of the row's own, else what is usual and the range around it."""
+        if any("context_bytes" in source.figures for source in self.sources):
+            return Context(self.context_bytes, self.context_bytes, self.context_bytes)
+        return runtime().context(self.sm_count, self.compute_capability)
+
+    @property
     def usable_bytes(self) -> int:
-        """What a program can allocate: the card less the CUDA context."""
-        return self.memory_bytes - self.context_bytes
+        """What a program can usually allocate: the card less the CUDA context and what is left to others."""
+        return self.memory_bytes - self.context_bytes - self.headroom_bytes
+
+    @property
+    def sure_bytes(self) -> int:
+        """What a program can allocate where the CUDA context is as large as it may be."""
+        return max(1, self.memory_bytes - self.context.high_bytes - self.headroom_bytes)
 
     def peak_flops_per_s(self, dtype: str) -> float | None:
         """Peak rate of a dtype, on tensor cores but for float32; None where the row has none."""
@@ -187,7 +169,18 @@ class Gpu(_Row):
 
         Raises `InvalidInputError` for what the schema refuses: a figure new to the row needs a source, so update `sources` with it.
         """
-        return _validated(Gpu, {**dict(self), **{name: _number(value) for name, value in (update or {}).items()}}, f"a copy of {self.id}")
+        derived = {"context_bytes"} - {figure for source in self.sources for figure in source.figures}
+        kept = {name: value for name, value in self if name not in derived}
+        return validated(Gpu, {**kept, **{name: _number(value) for name, value in (update or {}).items()}}, f"a copy of {self.id}")
+
+    def leaving(self, headroom_bytes: int = 0, context_bytes: int | None = None) -> Gpu:
+        """This card with so much left to others, and with a CUDA context that is known where one is given."""
+        update: dict[str, Any] = {"headroom_bytes": whole("headroom", headroom_bytes, least=0)}
+        if context_bytes is not None:
+            kept = [source.without("context_bytes") for source in self.sources]
+            own = Source(figures=("context_bytes",), source="given with the question", checked=date.today(), kind="reported")
+            update |= {"context_bytes": whole("context", context_bytes), "sources": (*(source for source in kept if source), own)}
+        return self.model_copy(update=update)
 
     @staticmethod
     def all() -> tuple[Gpu, ...]:
@@ -216,7 +209,7 @@ class Gpu(_Row):
     @staticmethod
     def load(path: str | Path) -> Gpu:
         """Read one GPU from a TOML file; `InvalidInputError` names the file, the field that is wrong and what was expected."""
-        return _read(Gpu, Path(path))
+        return read(Gpu, Path(path))
 
 
 def _number(value: Any) -> Any:
@@ -234,18 +227,12 @@ def defaults() -> tuple[Gpu, ...]:
     return tuple(Gpu.named(name) for name in DEFAULT_GPUS)
 
 
-def catalogue_folder() -> Path:
-    """Where the built-in rows are: inside the package in a wheel, beside it in a checkout."""
-    package = Path(__file__).parent
-    return package / "_hardware" if (package / "_hardware").is_dir() else package.parent / "hardware"
-
-
 def gpus_in(place: str | Path) -> tuple[Gpu, ...]:
     """The GPUs of every TOML file in a folder, or of one TOML file; `InvalidInputError` where there is neither."""
     path = Path(place)
     if not path.exists():
         raise InvalidInputError(f"no hardware file or folder at {str(place)!r}; see {SEARCH_PATH_VARIABLE}")
-    files = [path] if path.is_file() else sorted(file for file in path.glob("*.toml") if file.name != "runtime.toml")
+    files = [path] if path.is_file() else sorted(file for file in path.glob("*.toml") if file.name not in _SHARED)
     return tuple(_cached(file, file.stat().st_mtime_ns) for file in files)
 
 
@@ -256,43 +243,6 @@ def _cached(path: Path, modified_ns: int) -> Gpu:
 
 def _folded(name: str) -> str:
     return name.strip().lower().replace(" ", "-").replace("_", "-")
-
-
-def _read(row: type[_AnyRow], path: Path) -> _AnyRow:
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInputError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    except ValueError as error:  # not TOML, or not text
-        raise InvalidInputError(f"{str(path)!r} is not TOML: {error}") from None
-    return _validated(row, values, repr(str(path)))
-
-
-def _validated(row: type[_AnyRow], values: Mapping[str, Any], where: str) -> _AnyRow:
-    try:
-        return row.model_validate(values)
-    except ValidationError as error:
-        raise InvalidInputError(f"{where}: {_reason(row, error)}") from None
-
-
-def _reason(row: type[_Row], error: ValidationError) -> str:
-    """One line for the first problem; a misspelt field goes before the field that is missing because of it."""
-    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    *parents, name = map(str, first["loc"] or ("",))
-    fields = (Source if parents[:1] == ["sources"] else row).model_fields
-    where = f"a key of {parents[0]}" if name == "[key]" else ".".join([*parents, name])
-    if first["type"] == "extra_forbidden":
-        return f"{'.'.join(parents)}: ".removeprefix(": ") + str(UnknownNameError("field", name, fields))
-    if first["type"] == "missing":
-        return f"field {where!r} is missing; expected: {(fields[name].description or '').rstrip('.')}"
-    reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected").replace("String should", "expected text to")
-    reason = reason.replace("expected greater", "expected a number greater").replace("expected less", "expected a number less")
-    example = "".join(f', e.g. "{value}"' if isinstance(value, str) else f", e.g. {value}" for value in _examples(fields, name))
-    return f"{where} is {first['input']!r}; {reason}{example}" if where else reason
-
-
-def _examples(fields: Mapping[str, Any], name: str) -> list[Any]:
-    return (fields[name].examples or []) if name in fields else []
 
 
 def schema() -> str:

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a GPU is and what its runtime and libraries take of it, as strict schemas, and how to find one in the catalogue."""
+
+from bsmodel.hardware.gpu import CALIBRATION, DEFAULT_GPUS, NO_FIGURES, SEARCH_PATH_VARIABLE, Gpu, defaults, gpus_in, schema
+from bsmodel.hardware.rows import Source, catalogue_folder
+from bsmodel.hardware.runtime import Context, Kernels, Runtime, runtime
+from bsmodel.hardware.workspaces import KINDS, PLANNED, WorkspaceRule, rule_of
+
+__all__ = (
+    "CALIBRATION",
+    "DEFAULT_GPUS",
+    "KINDS",
+    "NO_FIGURES",
+    "PLANNED",
+    "SEARCH_PATH_VARIABLE",
+    "Context",
+    "Gpu",
+    "Kernels",
+    "Runtime",
+    "Source",
+    "WorkspaceRule",
+    "catalogue_folder",
+    "defaults",
+    "gpus_in",
+    "rule_of",
+    "runtime",
+    "schema",
+)
