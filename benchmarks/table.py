@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from cases import RESULTS, read
+from cases.errors import brackets_line, brackets_table, causes_table, error, peaks_table, rivals_table
 from pydantic import BaseModel
 
 from bsmodel.hardware import Gpu, Kernels, Runtime, Source, WorkspaceRule
@@ -21,6 +22,7 @@ from bsmodel.validation import summary
 from bsmodel.validation.rivals import RIVALS
 
 ROOT = Path(__file__).parent.parent
+CARDS = ROOT / "benchmarks" / "cards.jsonl"
 _CONVOLUTIONAL = ("resnet50", "vgg16", "depthwise", "densenet121", "convnext-tiny", "segmenter", "mobilevit", "efficientnet-b7", "unet-3d", "vae-like")
 _SHOWN = 14
 
@@ -39,16 +41,31 @@ def _form(label: str, name: str, rows: list[dict[str, Any]]) -> str:
 
 
 def headline() -> str:
-    """The worst error beside the median of what is predicted, in Markdown; README.md has it too."""
+    """The worst error beside the median of what is predicted, on physical cards and on the simulated device; README.md has it too."""
     rows, largest, timed = (read(RESULTS / f"{name}.jsonl") for name in ("errors", "largest", "published_errors"))
-    errors = {f"{figure} bytes": [row["error"][figure] for row in rows] for figure in ("allocated", "reserved")}
-    errors["largest batch"] = [row["predicted"] / row["measured"] - 1 for row in largest]
-    errors["step time"] = [row["error"] for row in timed]
-    lines = ["| predicted | n | median error | worst |", "| --- | ---: | ---: | ---: |"]
-    for name, found in errors.items():
-        sizes = sorted(map(abs, found))
-        lines.append(f"| {name} | {len(sizes)} | {statistics.median(sizes):.1%} | {sizes[-1]:.1%} |")
+    cards = read(CARDS)
+    families = {"convolutional networks": ("cnn",), "transformers": tuple({row["family"] for row in cards} - {"cnn"})}
+    lines = ["| predicted | held against | n | median error | worst |", "| --- | --- | ---: | ---: | ---: |"]
+
+    def add(what: str, against: str, found: Iterable[float | None]) -> None:
+        sizes = sorted(abs(value) for value in found if value is not None)
+        lines.append(f"| {what} | {against} | {len(sizes)} | {statistics.median(sizes):.1%} | {sizes[-1]:.1%} |")
+
+    for name, members in families.items():
+        known = [row for row in cards if row["family"] in members and error(row) is not None]
+        add(f"peak, {name}", f"{len({row['card'] for row in known})} kinds of physical card", map(error, known))
+    lines.append(brackets_line(read(RESULTS / "brackets.jsonl")))
+    for figure in ("allocated", "reserved"):
+        add(f"{figure} bytes", "the allocator on a simulated device", (row["error"][figure] for row in rows))
+    add("largest batch", "the same", (row["predicted"] / row["measured"] - 1 for row in largest))
+    add("step time", f"{len({row['gpu'] for row in timed})} kinds of physical card", (row["error"] for row in timed))
     return "\n".join(lines) + "\n"
+
+
+def cards() -> str:
+    """Peaks and brackets on physical cards, what other estimators said of the same rows, and what explains the large residuals."""
+    rows, placed = read(CARDS), read(RESULTS / "brackets.jsonl")
+    return "\n".join((peaks_table(rows), brackets_table(placed), rivals_table(rows), causes_table(rows)))
 
 
 def tables() -> str:
@@ -137,7 +154,8 @@ def _unit(name: str, field: dict[str, Any]) -> str:
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
-    "benchmarks/README.md": {"summary": headline, "errors": tables, "rivals": estimators, "times": times},
+    "README.md": {"summary": headline},
+    "benchmarks/README.md": {"summary": headline, "cards": cards, "errors": tables, "rivals": estimators, "times": times},
     "hardware/README.md": {row.__name__.lower(): lambda row=row: fields(row) for row in (Gpu, Source, Runtime, Kernels, WorkspaceRule)},
 }
 

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is known of physical cards: the context, workspaces, and the interval that a prediction gives where they are not known."""
 
+import functools
+import importlib
 import json
 import statistics
-import sys
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import bsmodel
 from bsmodel.command import main
@@ -137,6 +140,27 @@ def test_a_row_of_ones_own_goes_before_the_rules(mixed, a100):
     assert lines[0] > lines[1]
 
 
+@pytest.mark.parametrize("channels", [64, 128])
+def test_winograd_transforms_are_those_of_tiles_of_four_by_four(channels):
+    """36 products a tile for input, gradient and filters, in float32; with 64 channels cards show both, and only the upper end has them."""
+    v100 = Gpu.named("v100-32gb")
+    images = functools.partial(torch.zeros, 1, channels, 10, 10)
+    tape = bsmodel.trace(
+        bsmodel.Workload(
+            lambda: nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.Conv2d(channels, channels, 3, padding=1)),
+            lambda size: images().expand(size, -1, -1, -1).contiguous(),
+            lambda model, batch: model(batch).square().mean(),
+        ),
+        SGD,
+        v100,
+    )
+    found = [number for number, workspace in tape.workspaces.items() if workspace.kind == "contiguous fp32 winograd filter gradient"]
+    expected = 36 * 4 * (channels * channels + 2 * channels * 5 * 3 * 3)
+
+    assert len(found) == 2 * 3  # two convolutions in each recorded micro-step
+    assert set(tape.sizes(5)[found]) == {expected if channels > 64 else 0} and set(tape.upper_sizes(5)[found]) == {expected}
+
+
 def test_an_unknown_kind_is_refused(a100):
     with pytest.raises(InvalidInputError, match="unknown kind of workspace 'contiguous half dense foreward'; nearest: contiguous half dense forward"):
         of_kinds(a100, contiguous_half_dense_foreward=True)
@@ -186,17 +210,34 @@ def rows():
     return [json.loads(line) for line in (ROOT / "benchmarks" / "cards.jsonl").read_text().splitlines()]
 
 
-def test_every_row_says_where_it_is_from(rows):
-    fields = {"id", "source", "quotation", "card", "versions", "family", "model", "options", "script", "recipe", "batch", "metric", "peak_bytes"}
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from cases.library import KINDS as LIBRARIES
-    from cases.scripts import SCRIPTS
+def test_every_row_says_where_it_is_from_and_what_is_predicted(rows, monkeypatch):
+    fields = {"id", "source", "quotation", "card", "versions", "family", "model", "options", "script", "recipe", "batch", "metric", "peak_bytes", "predicted"}
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setenv("BSMODEL_HARDWARE_PATH", str(ROOT / "benchmarks" / "data" / "cards"))
+    library, scripts = (importlib.import_module(f"cases.{name}") for name in ("library", "scripts"))
 
     for row in rows:
-        assert fields <= set(row) and row["source"] and row["quotation"], row["id"]
-        assert row["script"] in SCRIPTS and row["model"].partition(":")[0] in LIBRARIES, row["id"]
+        assert fields <= set(row) and row["source"] and row["quotation"] and row["predicted"], row["id"]
+        assert row["script"] in scripts.SCRIPTS and row["model"].partition(":")[0] in library.KINDS, row["id"]
         assert row["metric"] in ("allocated", "reserved", "process", "device", "bracket"), row["id"]
         assert (row["metric"] == "bracket") == (row["peak_bytes"] is None), row["id"]
         bsmodel.Training(**row["recipe"])
         Gpu.named(row["card"])
-    assert len({row["id"] for row in rows}) == len(rows)
+    assert len({row["id"] for row in rows}) == len(rows) >= 300
+    assert len({row["card"] for row in rows}) >= 12
+
+
+def test_no_run_that_died_is_called_safe_and_hardly_any_that_ran_is_refused(rows, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    best = importlib.import_module("cases.errors").best
+    found = [(row, answer) for row in rows if row["metric"] != "bracket" and (answer := best(row))]
+
+    assert not [row["id"] for row, answer in found if row.get("out_of_memory") and (answer["fits"] or answer["likely_fits"])]
+    assert len([row["id"] for row, answer in found if not row.get("out_of_memory") and not answer["likely_fits"]]) <= 2
+
+
+def test_every_large_residual_is_explained(rows, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    error = importlib.import_module("cases.errors").error
+
+    assert not [row["id"] for row in rows if abs(error(row) or 0) > 0.05 and not row.get("cause")]

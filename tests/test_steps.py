@@ -59,6 +59,7 @@ def test_scalars_indices_and_copies_may_come_from_the_host():
     def after(module, z):
         z = z[:, order] * torch.tensor(2.0)
         z = torch.where(z > 0, z, torch.tensor(0.0))
+        z = z.masked_fill(z > 0, torch.tensor(-1.0))
         return z + torch.ones(3).to(z.device)
 
     assert bsmodel.trace(narrow(after), SGD).remarks == ()

@@ -144,6 +144,8 @@ def _checkpoint(model: Any) -> None:
             return
         except ValueError:
             pass
+        except TypeError:  # transformers before 4.35
+            return model.gradient_checkpointing_enable()
     elif hasattr(model, "enable_gradient_checkpointing"):
         return model.enable_gradient_checkpointing()
     elif hasattr(model, "set_grad_checkpointing"):

@@ -86,8 +86,10 @@ def _of_config(config: Any, auto_class: str, hint: str = "") -> Any:
 
 def _uninitialized(config: Any, auto_class: str) -> Any:
     cls = getattr(library("transformers"), auto_class)
+    asked = getattr(config, "_attn_implementation_internal", None)
+    attention = {} if asked is None else {"attn_implementation": asked}  # some versions forget what the configuration says
     with _transformers_initialization().no_init_weights():
-        model = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
+        model = cls.from_config(config, **attention) if hasattr(cls, "from_config") else cls(config)
     model.tie_weights()
     return model
 

@@ -138,6 +138,12 @@ def _foreach(func: Any, args: Any, kwargs: Any) -> Any:
     return [torch.empty_like(tensor) for tensor in args[0]] if func._schema.returns else None
 
 
+def _masked_fill(func: Any, args: Any, kwargs: Any) -> Any:
+    """A value may be a scalar on the host, which torch's shape function allows for tensors that say they are on CUDA alone."""
+    tensor, mask, value = args
+    return func(tensor, mask, value if value.is_meta else torch.empty((), dtype=value.dtype, device="meta"))
+
+
 SHAPES: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.convolution.default: _convolution,
     aten.convolution_backward.default: _convolution_backward,
@@ -157,6 +163,8 @@ SHAPES: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.smooth_l1_loss.default: _elementwise_loss,
     aten.binary_cross_entropy.default: _binary_cross_entropy,
     aten.log_sigmoid_forward.default: _log_sigmoid,
+    aten.masked_fill.Tensor: _masked_fill,
+    aten.masked_fill_.Tensor: _masked_fill,
     aten._ctc_loss.default: _ctc_loss,
     aten._ctc_loss_backward.default: _ctc_loss_backward,
 }
