@@ -2,11 +2,14 @@
 """Hold predicted step times against figures that others published, and print the errors, worst first.
 
 python benchmarks/published.py --out benchmarks/results/published_errors.jsonl    # rows of data/published.jsonl, each with its source
+
+Rows of `timm:NAME` and `torchvision:NAME` need those libraries.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -69,6 +72,20 @@ MODELS: dict[str, Callable[..., Workload]] = {
 }
 
 
+def _declare_torchvision_operators() -> None:
+    """Make torchvision importable beside a CPU build of torch: its wheel's compiled operators need CUDA's, its classifiers do not."""
+    import torch
+
+    with contextlib.suppress(RuntimeError):  # they are there
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _KEPT.append(library)
+
+
+_KEPT: list[Any] = []  # a library's definitions end with it
+
+
 def workload(row: dict[str, Any]) -> Workload:
     """The workload of a published row."""
     name, options = row["model"], row.get("options", {})
@@ -99,6 +116,8 @@ def published_seconds(row: dict[str, Any]) -> float:
 def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each row with its prediction and error, worst first."""
     found, tapes = [], {}
+    if any(":" in row["model"] for row in rows):
+        _declare_torchvision_operators()
     for row in rows:
         seconds, step = predicted(row, tapes)
         error = seconds / published_seconds(row) - 1

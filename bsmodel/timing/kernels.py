@@ -54,10 +54,22 @@ _WINOGRAD = (
     "cudnnConvolutionBwdFilterAlgo_t: the fused one is not implemented for that of the filter"
 )
 _TIMM = "timm, results/benchmark-infer-amp-*.csv"
-_GROUPED = f"{_TIMM} of torch 1.13 to 2.9: nine RegNetX with groups of 24 to 168 channels on five cards, whole models within 0.86 to 1.18 of a tile of 128"
-_NARROW_GROUPED = f"{_TIMM} nhwc of torch 1.13 and 2.4: four ResNeXt and three RegNetX of 4 to 32 channels at 0.2 to 1.6 times groups packed into blocks of 32"
-_NATIVE_DEPTHWISE = f"{_TIMM} nchw of torch 1.13 to 2.9, three convmixers (7 x 7, 9 x 9) on 3090, 4090, 5090: 20 to 28 instructions a tap, n = 15"
-_DEPTHWISE = f"{_TIMM} dynamo of torch 2.4 to 2.9, convmixer 7 x 7 on three cards: 1.6 to 5.5 instructions a tap, n = 4; twice that is an upper bound (n = 3)"
+_GROUPED = (
+    f"{_TIMM} of torch 1.13 to 2.9 but channels-last 1.13: nine RegNetX of 24 to 168 channels a group on four cards, whole models at 0.86 to 1.18 of what is "
+    "measured with a tile of 128 for each group, n = 72; checked on the training tables"
+)
+_NARROW_GROUPED = (
+    f"{_TIMM} nhwc of torch 1.13 and 2.4: four ResNeXt and three RegNetX of 4 to 32 channels a group, where groups packed into blocks of 32 take 1 to 8 times "
+    "their arithmetic; measured 0 to 10, most of it within what the rest of the model leaves open"
+)
+_NATIVE_DEPTHWISE = (
+    f"{_TIMM} nchw of torch 1.13 to 2.9 without dynamo, three convmixers (7 x 7, 9 x 9) on RTX 3090, 4090, 5090: 20 to 28 instructions a tap, median 26, "
+    "n = 15 (34 to 37 on an RTX PRO 6000 held to 300 W, n = 3); checked on the training tables"
+)
+_DEPTHWISE = (
+    f"{_TIMM} dynamo of torch 2.4 and 2.9, convmixer 7 x 7 on RTX 4090, 5090 and PRO 6000: 1.6 to 5.5 instructions a tap, median 2.5, n = 4; without dynamo "
+    "6.5 to 9.9 are an upper bound, n = 3"
+)
 _RNN = "xwang233/code-snippet, cudnn-rnn-bench-62143 (pytorch pull request 62143, torch 1.11)"
 _RECURRENCE = f"{_RNN}: 8 to 15 us a step of one layer, n = 8; DeepBench NV_V100: weights come from memory at two thirds of its bandwidth"
 _FURTHER_RECURRENCE = f"{_RNN}: layers overlap, four take 22 to 27 us a step, n = 10"

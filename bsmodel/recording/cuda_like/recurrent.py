@@ -97,10 +97,7 @@ def _calls(layer: Recurrent, steps: int, batch: int, *, dtype: str, backward: bo
         moved = (streamed + tokens * (columns + 2 * hidden)) * size
         shape = (batch, hidden, columns) if backward else (batch, columns, hidden)
         found.append(_row(kind, dtype, (steps, *shape), moved))
-        if backward:
-            products = [(tokens, inputs, columns), (columns, inputs, tokens), (columns, hidden, tokens)]
-        else:
-            products = [(tokens, columns, inputs)]
+        products = [(tokens, inputs, columns), (columns, inputs, tokens), (columns, hidden, tokens)] if backward else [(tokens, columns, inputs)]
         found += [_row("sequence product", dtype, (1, *product), size * _operands(product)) for product in products]
     return found
 

@@ -26,7 +26,7 @@ _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 class Work:
     """One operator: `products` of `m x k` by `k x n` matrices in `groups`, the bytes it reads and writes, and the kernels it launches."""
 
-    kind: str  # a key of `bsmodel.throughput.KINDS`
+    kind: str  # a key of `bsmodel.timing.KINDS`
     dtype: str
     moved_bytes: int
     products: tuple[tuple[int, int, int, int], ...] = ()  # groups, m, n, k
@@ -130,8 +130,8 @@ def _convolution_work(func: Any, args: Any, outputs: Sequence[torch.Tensor], wor
     tensor, weight, groups, stride = (args[0], args[1], args[8], args[3]) if forward else (args[1], args[2], args[9], args[4])
     products = _convolution(args, outputs) if forward else _convolution_backward(args, outputs)
     converted, bias = _converted(func, args, outputs, capability), _bias(func, args, outputs)
-    beside = {"beside_bytes": converted + bias, "beside_launches": (3 * len(products) if converted else 0) + bool(bias)}
-    work = replace(work, launches=max(1, len(products)), **beside)
+    beside_launches = (3 * len(products) if converted else 0) + bool(bias)
+    work = replace(work, launches=max(1, len(products)), beside_bytes=converted + bias, beside_launches=beside_launches)
     if depthwise(tensor, weight, groups):
         return _depthwise_work(tensor, weight, groups, stride, products, work)
     plain = set(args[3 if forward else 4]) == {1} and set(args[5 if forward else 6]) == {1} and groups == 1
