@@ -135,6 +135,23 @@ def test_a_bias_is_a_pass_of_its_own_and_its_gradient_another(rtx_3090):
     assert beside(traced(convolution(128, 3, bias=True), rtx_3090, channels_last=True)) == pytest.approx((4 + 2) * elements)
 
 
+def batch_norm(channels):
+    return workload(
+        lambda: Scaled(nn.BatchNorm2d(channels)), lambda size: torch.zeros(size, channels, 1024, 32), lambda model, batch: model(batch).float().mean()
+    )
+
+
+@pytest.mark.parametrize(("name", "milliseconds"), [("a100-40gb", (0.352, 0.943)), ("v100-32gb", (0.337, 0.990))])
+def test_a_contiguous_batch_norm_has_a_thread_block_for_each_channel(name, milliseconds):
+    """xwang233's tables of batch norms: (16, 32, 32, 32, 32) in half precision, forward and backward; channels-last takes a quarter to a half of it."""
+    gpu = bsmodel.Gpu.named(name)
+    operators = [f"aten.native_batch_norm{word}.default" for word in ("", "_backward")]
+    few, many = ([seconds(traced(batch_norm(channels), gpu), gpu, operator, 16) for operator in operators] for channels in (32, 1024))
+
+    assert few == pytest.approx([1e-3 * value for value in milliseconds], rel=0.25)
+    assert many[0] < 32 * few[0]
+
+
 @pytest.mark.parametrize(
     ("kind", "precision", "hidden", "batch", "microseconds"),
     [("GRU", "fp32", 1024, 32, 39.4), ("GRU", "fp16", 1024, 32, 26.8), ("GRU", "fp32", 1024, 64, 53.4), ("LSTM", "fp32", 1024, 64, 88.2)],

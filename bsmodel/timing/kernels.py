@@ -33,7 +33,7 @@ class Kind:
     sums) at the float32 rate; a depthwise convolution two per tap. `matmul_share` is what its products reach of the card's best, `saves` how
     many times less arithmetic its algorithm needs than the product. `tap_instructions` are what the card issues for one multiply-add of a
     depthwise convolution, `block` the side of the blocks that it multiplies whole, and `step_seconds` what each of its `groups` takes
-    before it multiplies, where they run one after the other.
+    before it multiplies, where they run one after the other. `block_bytes_per_s` is what one thread block moves where there are only `groups`.
     """
 
     source: str
@@ -44,6 +44,7 @@ class Kind:
     tap_instructions: float = 0.0
     block: int = 0
     step_seconds: float = 0.0
+    block_bytes_per_s: float = math.inf
 
 
 _FLASH_2 = "Dao 2023, arXiv 2307.08691: 73 % of an A100's peak forward, 63 % backward at width 128; the rest of the time per score, in float32 FLOPs"
@@ -54,6 +55,10 @@ _WINOGRAD = (
     "cudnnConvolutionBwdFilterAlgo_t: the fused one is not implemented for that of the filter"
 )
 _TIMM = "timm, results/benchmark-infer-amp-*.csv"
+_BATCH_NORM = (
+    "xwang233/code-snippet, batchnorm3d-channels-last, contiguous, 32 and 64 channels of 0.1 to 20 M elements, half precision, cuDNN 8.2 on A100 and V100: 7.3 to "
+    "11 GB/s a channel forward and 3.9 to 5.6 backward at three and five passes, n = 52 each; bandwidth as other norms"
+)
 _GROUPED = (
     f"{_TIMM} of torch 1.13 to 2.9 but channels-last 1.13: nine RegNetX of 24 to 168 channels a group on four cards, whole models at 0.86 to 1.18 of what is "
     "measured with a tile of 128 for each group, n = 72; checked on the training tables"
@@ -78,6 +83,8 @@ KINDS: dict[str, Kind] = {
     "elementwise": Kind("RRZE gpu-benches and NeuSight: PyTorch's elementwise kernels reach the copy bandwidth"),
     "beside convolution": Kind("as copies: NVIDIA, Convolutional Layers User's Guide (layouts); aten/src/ATen/native/Convolution.cpp (biases)"),
     "norm": Kind("NeuSight kernels: layer norm and softmax at .59 to .72 of the peak where copies reach .87", bandwidth_share=0.75),
+    "contiguous batch norm": Kind(_BATCH_NORM, bandwidth_share=0.75, block_bytes_per_s=8.7e9),
+    "contiguous batch norm backward": Kind(_BATCH_NORM, bandwidth_share=0.75, block_bytes_per_s=5.1e9),
     "matmul": Kind("`matmul_efficiency` of the catalogue, see `TILES`"),
     "convolution": Kind("as an implicit matrix product: cuDNN developer guide, tensor-core kernels"),
     "winograd convolution": Kind(_WINOGRAD, saves=3 / (2 / 2.25 + 1)),  # over the three products of a step

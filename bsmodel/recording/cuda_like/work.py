@@ -16,7 +16,7 @@ import torch
 
 from bsmodel.recording.cuda_like.buffers import Kernel, tensor_bytes
 from bsmodel.recording.cuda_like.convolutions import depthwise, is_matmul, native_depthwise, tensor_core
-from bsmodel.recording.cuda_like.shapes import conv_format, is_view
+from bsmodel.recording.cuda_like.shapes import conv_format, is_channels_last, is_view
 
 aten = torch.ops.aten
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -228,6 +228,13 @@ _PASSES: dict[Any, _Passes] = {
     aten._log_softmax_backward_data.default: _Passes("norm"),
     aten.embedding_dense_backward.default: _Passes("elementwise", 0, 2, 8),  # sort, segments, sums
 }
+# Batch norms, which have a thread block for each channel of a contiguous input, and the position of that.
+_BATCH_NORMS = {
+    aten.cudnn_batch_norm.default: 0,
+    aten.native_batch_norm.default: 0,
+    aten.cudnn_batch_norm_backward.default: 0,
+    aten.native_batch_norm_backward.default: 1,
+}
 _GATHERS = (aten.embedding.default, aten.index_select.default, aten.gather.default)
 _PRODUCTS: dict[Any, tuple[str, Callable[[Any, Any], tuple[tuple[int, int, int, int], ...]]]] = {
     aten.mm.default: ("matmul", _matmul),
@@ -263,7 +270,11 @@ def work_of(func: Any, args: Any, given: Sequence[torch.Tensor], outputs: Sequen
     passes = _PASSES.get(func)
     if passes is None:
         return work
-    return replace(work, kind=passes.kind, moved_bytes=work.moved_bytes + passes.again * moved_bytes(args[passes.argument]), launches=passes.launches)
+    moved = work.moved_bytes + passes.again * moved_bytes(args[passes.argument])
+    if func in _BATCH_NORMS and not is_channels_last(args[_BATCH_NORMS[func]]):
+        kind = "contiguous batch norm backward" if func._schema.name.endswith("backward") else "contiguous batch norm"
+        return replace(work, kind=kind, products=((args[_BATCH_NORMS[func]].size(1), 0, 0, 0),), moved_bytes=moved, launches=passes.launches)
+    return replace(work, kind=passes.kind, moved_bytes=moved, launches=passes.launches)
 
 
 def _read(func: Any, args: Any, given: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> int:
