@@ -56,8 +56,8 @@ _WINOGRAD = (
 )
 _TIMM = "timm, results/benchmark-infer-amp-*.csv"
 _BATCH_NORM = (
-    "xwang233/code-snippet, batchnorm3d-channels-last, contiguous, 32 and 64 channels of 0.1 to 20 M elements, half precision, cuDNN 8.2 on A100 and V100: 7.3 to "
-    "11 GB/s a channel forward and 3.9 to 5.6 backward at three and five passes, n = 52 each; bandwidth as other norms"
+    "xwang233/code-snippet, batchnorm3d-channels-last, contiguous, 32 and 64 channels of 0.1 to 20 M elements, half precision, cuDNN 8.2, A100 and V100: 7.3 "
+    "to 11 GB/s a channel forward and 3.9 to 5.6 backward at three and five passes, n = 52 each; bandwidth as other norms"
 )
 _GROUPED = (
     f"{_TIMM} of torch 1.13 to 2.9 but channels-last 1.13: nine RegNetX of 24 to 168 channels a group on four cards, whole models at 0.86 to 1.18 of what is "
