@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import collections
 import importlib.metadata
-import importlib.util
 import json
 import os
 import sys
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import DATA, read, write
-from cases.environments import run_with
+from cases.environments import has_vision, run_with, run_with_vision
 from cases.errors import summary
 from cases.library import parts
 from cases.scripts import SCRIPTS
@@ -33,7 +32,6 @@ from bsmodel.hardware import SEARCH_PATH_VARIABLE, runtime
 from bsmodel.memory import data_parallel
 
 CARDS = Path(__file__).parent / "cards.jsonl"
-VISION = ("torchvision==0.28.0", "timm==1.0.31", "pillow")  # where they are not installed: torchvision has no build for a torch without CUDA
 METRICS = {"allocated": "allocated", "reserved": "reserved", "process": "reserved", "device": "device"}  # `process`: on top of a bare context
 Row = dict[str, Any]
 os.environ.setdefault(SEARCH_PATH_VARIABLE, str(DATA / "cards"))  # cards that the catalogue does not have: nobody rents them
@@ -146,8 +144,8 @@ def main() -> None:
     parser.add_argument("--show", action="store_true")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    if not (options.show or (importlib.util.find_spec("torchvision") and importlib.util.find_spec("timm"))):
-        return run_with(VISION, [__file__, *sys.argv[1:]])
+    if not options.show and not has_vision():
+        return run_with_vision([__file__, *sys.argv[1:]])
     rows = read(options.rows)
     chosen: Iterable[Row] = [row for row in rows if options.only in row["id"]]
     if options.as_measured:

@@ -2,6 +2,8 @@
 """Hold predicted step times against figures that others published, and print the errors, worst first.
 
 python benchmarks/published.py --out benchmarks/results/published_errors.jsonl    # rows of data/published.jsonl, each with its source
+
+Rows of `timm:NAME` and `torchvision:NAME` need those libraries.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from cases import DATA, read, write
+from cases.environments import has_vision, run_with_vision
+from cases.library import declare_torchvision_operators
 from cases.own import OWN, hf
 
 import bsmodel
@@ -99,6 +103,8 @@ def published_seconds(row: dict[str, Any]) -> float:
 def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each row with its prediction and error, worst first."""
     found, tapes = [], {}
+    if any(":" in row["model"] for row in rows):
+        declare_torchvision_operators()
     for row in rows:
         seconds, step = predicted(row, tapes)
         error = seconds / published_seconds(row) - 1
@@ -116,6 +122,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows that contain this")
     options = parser.parse_args()
     rows = [row for row in read(options.rows) if options.only in json.dumps(row)]
+    if any(":" in row["model"] for row in rows) and not has_vision():
+        return run_with_vision([__file__, *sys.argv[1:]])
     found = compared(rows)
     errors = sorted(abs(row["error"]) for row in found)
     print(f"{len(found)} figures: median {statistics.median(errors):.1%}, mean {statistics.mean(errors):.1%}, worst {errors[-1]:.1%}")

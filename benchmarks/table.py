@@ -112,7 +112,10 @@ def times() -> str:
     """Predicted step times against published ones, in Markdown: a summary, then the worst row of each model and precision, worst first."""
     rows = read(RESULTS / "published_errors.jsonl")
     families = {
-        "convolutional": lambda row: row["model"].startswith(("resnet", "vgg", "densenet", "convnext", "mobilenet", "regnet")),
+        "convolutional": lambda row: row["model"].startswith(("resnet", "vgg", "densenet", "convnext", "mobilenet", "regnet", "timm:", "torchvision:")),
+        "of them grouped": lambda row: "regnet" in row["model"] or "resnext" in row["model"],
+        "of them depthwise": lambda row: any(name in row["model"] for name in ("convnext", "convmixer", "mobilenet", "mnasnet", "efficientnet")),
+        "of them contiguous half precision on a T4": lambda row: row["gpu"] == "t4-16gb" and row["precision"] == "fp16",
         "vision transformers": lambda row: row["model"].startswith(("vit", "deit", "swin")),
         "BERT, GPT, OPT": lambda row: row["model"].startswith(("bert", "gpt", "opt")),
         "diffusion": lambda row: row["model"].startswith("dit"),

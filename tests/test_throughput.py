@@ -40,7 +40,7 @@ def operations(draw):
     fixed, per_sample = np.zeros((len(rows), len(COLUMNS))), np.zeros((len(rows), len(COLUMNS)))
     for number, (kind, _, grows, groups, m, n, k, moved) in enumerate(rows):
         fixed[number] = (groups, m, n, k, moved, 1, 0, 0)
-        if kind in ("elementwise", "norm"):
+        if kind in ("elementwise", "norm", "beside convolution", "contiguous batch norm", "contiguous batch norm backward"):
             fixed[number, :4] = 0
             per_sample[number, 4] = moved * 1000
         else:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _WITHOUT_DEPENDENCIES = ("timm", "torchvision", "peft", "diffusers", "accelerate", "litgpt", "lightning", "torchmetrics")  # theirs would bring another torch
+
+
+_VISION = ("torchvision==0.28.0", "timm==1.0.31", "pillow")  # torchvision has no build for a torch without CUDA: none is required
 
 
 def installed(wanted: Sequence[str]) -> Path:
@@ -27,3 +31,13 @@ def run_with(wanted: Sequence[str], command: Sequence[str]) -> None:
     """Run a script of this folder in a process that finds these versions first."""
     path = os.pathsep.join(filter(None, (*(str(installed((item,))) for item in wanted), os.environ.get("PYTHONPATH"))))
     subprocess.run([sys.executable, *command], check=True, env={**os.environ, "PYTHONPATH": path})
+
+
+def has_vision() -> bool:
+    """Whether torchvision and timm are installed here."""
+    return all(importlib.util.find_spec(name) for name in ("torchvision", "timm"))
+
+
+def run_with_vision(command: Sequence[str]) -> None:
+    """Run a script of this folder in a process that has torchvision and timm."""
+    run_with(_VISION, command)

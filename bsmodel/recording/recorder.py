@@ -21,6 +21,7 @@ from bsmodel.recording.cuda_like import refusals, shapes
 from bsmodel.recording.cuda_like.buffers import NO_BUFFERS, Buffer, Kernel
 from bsmodel.recording.cuda_like.kernels import UNCOUNTED, kernel_of
 from bsmodel.recording.cuda_like.pretence import META
+from bsmodel.recording.cuda_like.recurrent import Recurrent, recurrent_layers
 from bsmodel.recording.cuda_like.work import Work, work_of
 from bsmodel.recording.frames import calling_line
 from bsmodel.recording.values import Values
@@ -69,6 +70,7 @@ class Recorder(TorchDispatchMode):
         self.allocations: list[Allocation] = []
         self.events: list[int] = []
         self.rows: list[Row] = []
+        self.recurrent: dict[str, Recurrent] = {}
         self.uncounted_operators: set[str] = set()
         self._known: dict[Any, _Known] = {}
         self.phase = "step"
@@ -87,6 +89,7 @@ class Recorder(TorchDispatchMode):
     def following(self, model: torch.nn.Module) -> Iterator[None]:
         """Name the module each operation belongs to, in forward and in backward."""
         self._modules = {id(module): name for name, module in model.named_modules()}
+        self.recurrent = recurrent_layers(model)
         if any(isinstance(module, torch.nn.RNNBase) for module in model.modules()):
             self.uncounted.add("workspace and reserve of cuDNN's RNNs, which are recorded as PyTorch's own kernels")
 
@@ -306,7 +309,10 @@ def _keeps_gradient() -> bool:
 def _rows(operator: str, module: str, phase: str, work: Work, counted: Count) -> list[Row]:
     products = work.products or ((0, 0, 0, 0),)
     shared = (work.moved_bytes / len(products), work.launches / len(products), counted.flops / len(products), counted.activations / len(products))
-    return [Row(operator, module, phase, work.kind, work.dtype, (*product, *shared)) for product in products]
+    rows = [Row(operator, module, phase, work.kind, work.dtype, (*product, *shared)) for product in products]
+    if work.beside_bytes:
+        rows.append(Row(operator, module, phase, "beside convolution", work.dtype, (0, 0, 0, 0, work.beside_bytes, work.beside_launches, 0, 0)))
+    return rows
 
 
 def tensors_in(values: Any) -> list[torch.Tensor]:

@@ -19,6 +19,7 @@ from bsmodel.errors import BsmodelError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.recording import frames, loop, placement
 from bsmodel.recording.cuda_like.pretence import pretend_cuda
+from bsmodel.recording.cuda_like.recurrent import as_cudnn
 from bsmodel.recording.loop import Loop
 from bsmodel.recording.recorder import Allocation, Recorder
 from bsmodel.tape import Row
@@ -43,7 +44,7 @@ class Run:
         start, first_row = len(self.recorder.events), len(self.recorder.rows)
         yield
         self.spans[name] = (start, len(self.recorder.events))
-        self.rows[name] = self.recorder.rows[first_row:]
+        self.rows[name] = as_cudnn(self.recorder.rows[first_row:], self.recorder.recurrent)
 
     def events(self, block: str) -> list[int]:
         start, end = self.spans[block]

@@ -20,7 +20,8 @@ PHASES = ("forward", "backward", "recompute", "gradient", "accumulation", "step"
 class Operations:
     """Row by row one kernel: `fixed + per_sample * b` of each column.
 
-    A matrix product is `groups` times `m x k` by `k x n`, all zero where there is none. `counted_flops` and `activations` are fvcore's, in
+    A matrix product is `groups` times `m x k` by `k x n`, all zero where there is none, but for the `groups`
+    (channels) of a batch norm that has a thread block for each. `counted_flops` and `activations` are fvcore's, in
     forward only. Phases: forward, backward, recompute (forward again under checkpointing), gradient (what the first micro-step of an
     optimizer step does to keep gradients), accumulation (what every further one does instead) and step (clipping, optimizer, averages).
     """

@@ -12,15 +12,20 @@ from bsmodel.hardware import Gpu, runtime
 _BANDWIDTH_SHARE = 0.85  # of the peak, for cards without a measured one: the median of those in the catalogue
 _POWER_LIMITED = 0.55  # of the measured matmul rate, sustained: L4 at 28 % of its float32 peak over a run, 51 % in short tests (NeuSight)
 _ANY_EFFICIENCY = [0.6, 0.8, 0.95]  # of an architecture of which no card was measured: the spread over all that were
+_BY_CUDNN = ("convolution", "grouped convolution", "narrow grouped convolution", "recurrence", "further recurrence", "recurrence on chip", "sequence product")
+# Float32 units of a multiprocessor by compute capability, 128 elsewhere; four schedulers issue an instruction of 32 threads each in a cycle
+# (CUDA C programming guide, throughput of native arithmetic instructions; compute capabilities).
+_FLOAT32_UNITS, _ISSUED = {(7, 0): 64, (7, 5): 64, (8, 0): 64}, 128
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a card reaches: FLOP/s by dtype, and bytes per second."""
+    """What a card reaches: FLOP/s by dtype, bytes per second, and instructions of single threads that its schedulers issue per second."""
 
     matmul_flops_per_s: dict[str, float]
     scalar_flops_per_s: float
     bytes_per_s: float
+    instructions_per_s: float
 
 
 def rates_of(gpu: Gpu, precision: str, end: str) -> Rates:
@@ -32,12 +37,12 @@ def rates_of(gpu: Gpu, precision: str, end: str) -> Rates:
     if precision == "tf32" and "tf32" in reached:
         reached["asked tf32"] = reached["tf32"]
     bandwidth = gpu.bandwidth_bytes_per_s * (gpu.bandwidth_efficiency or _BANDWIDTH_SHARE)
-    return Rates(reached, reached["fp32"], bandwidth)
+    return Rates(reached, reached["fp32"], bandwidth, peak_flops_per_s(gpu, "fp32") / 2 * _issued_per_multiply_add(gpu))
 
 
 def rate_dtype(kind: str, dtype: str, rates: Rates) -> str:
-    """The arithmetic a product runs in: float32 convolutions are TF32 by default where there is any, matmuls only when asked."""
-    if dtype == "fp32" and "tf32" in rates.matmul_flops_per_s and (kind == "convolution" or "asked tf32" in rates.matmul_flops_per_s):
+    """The arithmetic a product runs in: float32 is TF32 by default in cuDNN where there is any, in matmuls only when asked."""
+    if dtype == "fp32" and "tf32" in rates.matmul_flops_per_s and (kind in _BY_CUDNN or "asked tf32" in rates.matmul_flops_per_s):
         return "tf32"
     return dtype
 
@@ -48,6 +53,11 @@ def peak_flops_per_s(gpu: Gpu, dtype: str) -> float:
         field = "fp32_flops_per_s" if dtype == "fp32" else f"{dtype}_dense_flops_per_s"
         raise InvalidInputError(f"{gpu.id} has no {field}; step time needs it, add it to the row")
     return rate
+
+
+def _issued_per_multiply_add(gpu: Gpu) -> float:
+    """Instructions that are issued in the time in which all float32 units multiply and add once, one for each unit."""
+    return _ISSUED / _FLOAT32_UNITS.get(gpu.capability, 128)
 
 
 def launch_seconds(gpu: Gpu) -> tuple[float, float, float]:

@@ -160,7 +160,9 @@ class _Work:
     def seconds(self, gpu: Gpu, rates: Rates, batch: ArrayLike) -> dict[str, Array]:
         """Device seconds of one pass through each phase."""
         kinds, dtypes = self.operations.kinds, self.operations.dtypes
-        times = self.operations.column("moved_bytes", batch) / (rates.bytes_per_s * np.array([kind_of(kind).bandwidth_share for kind in kinds]))
+        whole = rates.bytes_per_s * np.array([kind_of(kind).bandwidth_share for kind in kinds])
+        blocks = np.maximum(1, self.operations.column("groups", batch)) * np.array([kind_of(kind).block_bytes_per_s for kind in kinds])
+        times = self.operations.column("moved_bytes", batch) / np.minimum(whole, blocks)
         products = np.flatnonzero(self.operations.column("m", 1))
         wanted = np.array([rate_dtype(kinds[i], dtypes[i], rates) for i in products])
         for dtype in set(wanted):

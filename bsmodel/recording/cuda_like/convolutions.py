@@ -42,7 +42,7 @@ def _kind(tensor: torch.Tensor, weight: torch.Tensor, groups: int, direction: st
     shape = "dense" if groups == 1 else "grouped"
     if depthwise(tensor, weight, groups):
         shape = "depthwise"
-    elif _pointwise(weight):
+    elif pointwise(weight):
         shape = "pointwise"
     elif tensor.size(1) <= _FEW_CHANNELS:
         shape = "first-layer"
@@ -63,7 +63,7 @@ def tensor_core(tensor: torch.Tensor, capability: tuple[int, int]) -> bool:
     return tensor.dtype in HALVES or capability >= (8, 0)
 
 
-def _native_depthwise(tensor: torch.Tensor, weight: torch.Tensor, groups: int, stride: Any) -> bool:
+def native_depthwise(tensor: torch.Tensor, weight: torch.Tensor, groups: int, stride: Any) -> bool:
     """PyTorch's own depthwise kernel, which takes no workspace: contiguous tensors, but for common filters over many float16 channels.
 
     Source: aten/src/ATen/native/Convolution.cpp, use_cudnn_depthwise and check_cudnn_depthwise_workload_with_filter, for batches above 1.
@@ -79,13 +79,13 @@ def _native_depthwise(tensor: torch.Tensor, weight: torch.Tensor, groups: int, s
     return not (len(sides) == 1 and sides <= {1, 3, 5} and width >= 7 and (stride[0] == 1 or (stride[0] == 2 and many and sides != {1})))
 
 
-def _pointwise(weight: torch.Tensor) -> bool:
+def pointwise(weight: torch.Tensor) -> bool:
     return math.prod(weight.shape[2:]) == 1
 
 
-def _is_matmul(tensor: torch.Tensor, weight: torch.Tensor, stride: Any) -> bool:
+def is_matmul(tensor: torch.Tensor, weight: torch.Tensor, stride: Any) -> bool:
     """Whether a pointwise convolution of contiguous images is one matmul per image: rows of pixels aligned to 16 bytes, none skipped."""
-    return _pointwise(weight) and set(stride) == {1} and math.prod(tensor.shape[2:]) * tensor.element_size() % 16 == 0
+    return pointwise(weight) and set(stride) == {1} and math.prod(tensor.shape[2:]) * tensor.element_size() % 16 == 0
 
 
 def _padded(tensor: torch.Tensor) -> int:
@@ -128,12 +128,12 @@ def forward(args: Any, capability: tuple[int, int]) -> Kernel:
     tensor, weight, stride, groups = args[0], args[1], args[3], args[8]
     layout = conv_format(tensor, weight)
     copies = (*_layout_copies(layout, tensor, before=0), *_layout_copies(layout, weight))
-    if _native_depthwise(tensor, weight, groups, stride) or not tensor_core(tensor, capability):
+    if native_depthwise(tensor, weight, groups, stride) or not tensor_core(tensor, capability):
         return Kernel(copies)
     output = _output_bytes(tensor, weight, args)
     if depthwise(tensor, weight, groups):
         workspace = _depthwise_forward(tensor, weight, stride, output, capability)
-    elif _pointwise(weight):
+    elif pointwise(weight):
         workspace = _pointwise_forward(tensor, weight, stride, output)
     else:
         workspace = _dense_forward(tensor, weight, stride, output, args[6], capability)
@@ -164,7 +164,7 @@ def _pointwise_forward(tensor: torch.Tensor, weight: torch.Tensor, stride: Any, 
     if conv_format(tensor, weight) is torch.channels_last:
         return _Workspace(0, _padding(tensor, weight, output))
     both = tensor_bytes(tensor) + output
-    converts = not _is_matmul(tensor, weight, stride) and (set(stride) != {1} or weight.size(0) <= weight.size(1))
+    converts = not is_matmul(tensor, weight, stride) and (set(stride) != {1} or weight.size(0) <= weight.size(1))
     return _Workspace(both, 0) if converts else _Workspace(0, both)
 
 
@@ -196,11 +196,11 @@ def backward(args: Any, capability: tuple[int, int]) -> Kernel:
     bias = partial_sums(gradient, (0, *range(2, gradient.dim()))) if mask[2] else ()
     last = 2 if mask[0] else 1
     winograd = _winograd(args).buffers(f"contiguous {_arithmetic(tensor, capability)} winograd filter gradient", before=last) if mask[1] else ()
-    if _native_depthwise(tensor, weight, groups, stride) or not tensor_core(tensor, capability):
+    if native_depthwise(tensor, weight, groups, stride) or not tensor_core(tensor, capability):
         return Kernel((*copies, *winograd, *bias))
     if depthwise(tensor, weight, groups):
         data, filters = _depthwise_backward(gradient, tensor, weight, stride, capability)
-    elif _pointwise(weight):
+    elif pointwise(weight):
         data, filters = _pointwise_backward(gradient, tensor, weight, stride, groups, capability)
     else:
         data, filters = _dense_backward(gradient, tensor, weight, transposed, capability)
@@ -264,7 +264,7 @@ def _pointwise_backward(
         return padding, padding
     pair = tensor_bytes(tensor) + tensor_bytes(gradient)
     everything = _padded(tensor) + _padded(weight) + tensor_bytes(gradient)
-    aligned = _is_matmul(tensor, weight, stride)
+    aligned = is_matmul(tensor, weight, stride)
     if aligned and tensor.dim() < 5:
         filters = 0 if groups > 1 else min(4 * tensor.size(0) * weight.numel(), pair)
         return _Workspace(0, everything), _Workspace(filters, pair - filters)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from bsmodel.recording.cuda_like.buffers import Kernel, tensor_bytes
-from bsmodel.recording.cuda_like.convolutions import depthwise, tensor_core
-from bsmodel.recording.cuda_like.shapes import conv_format, is_view
+from bsmodel.recording.cuda_like.convolutions import depthwise, is_matmul, native_depthwise, tensor_core
+from bsmodel.recording.cuda_like.shapes import conv_format, is_channels_last, is_view
 
 aten = torch.ops.aten
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -26,11 +26,13 @@ _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 class Work:
     """One operator: `products` of `m x k` by `k x n` matrices in `groups`, the bytes it reads and writes, and the kernels it launches."""
 
-    kind: str  # a key of `bsmodel.throughput.KINDS`
+    kind: str  # a key of `bsmodel.timing.KINDS`
     dtype: str
     moved_bytes: int
     products: tuple[tuple[int, int, int, int], ...] = ()  # groups, m, n, k
     launches: int = 1
+    beside_bytes: int = 0  # that kernels of their own move before and after a convolution: other layouts, biases
+    beside_launches: int = 0
 
 
 def moved_bytes(tensor: torch.Tensor) -> int:
@@ -96,28 +98,73 @@ def _converted(func: Any, args: Any, outputs: Sequence[torch.Tensor], capability
     """Bytes moved to bring operands to channels-last and the result back: tensor cores compute in that layout only.
 
     Source: NVIDIA, Convolutional Layers User's Guide, tensor layouts: the conversion is automatic; each operand is read and written once more.
+    Pointwise convolutions of aligned rows are matrix products as they lie, but that of the filters where its partial sums, one for each image,
+    are larger than what it would convert (cuDNN 9.19 plans; in a kernel table of ResNet-50 on an A100 16 of 36 keep partial sums). Of cuDNN's
+    depthwise kernels for contiguous float16 those count that convert on every card: for the gradient of the filters, and of the input of wide ones.
     """
     forward = func is aten.convolution.default
-    tensor, weight, groups = args[0 if forward else 1], args[1 if forward else 2], args[8 if forward else 9]
-    if conv_format(tensor, weight) is torch.channels_last or not tensor_core(tensor, capability) or depthwise(tensor, weight, groups):
+    tensor, weight, groups, stride = (args[0], args[1], args[8], args[3]) if forward else (args[1], args[2], args[9], args[4])
+    if conv_format(tensor, weight) is torch.channels_last or not tensor_core(tensor, capability):
         return 0
-    operands = [tensor, weight, outputs[0] if forward else args[0]]
-    return 2 * _sum(operands) * (1 if forward else sum(args[10][:2]))
+    result = outputs[0] if forward else args[0]
+    passes = [True] if forward else list(args[10][:2])
+    if depthwise(tensor, weight, groups):
+        own = forward or native_depthwise(tensor, weight, groups, stride)
+        passes = [] if own else [passes[0] and weight.size(-1) > 3, passes[1]]
+    elif is_matmul(tensor, weight, stride):
+        passes = [] if forward else [passes[1] and 4 * tensor.size(0) * weight.numel() > _sum([tensor, result])]
+    return 2 * _sum([tensor, weight, result]) * sum(passes)
+
+
+def _bias(func: Any, args: Any, outputs: Sequence[torch.Tensor]) -> int:
+    """Bytes moved for a bias that is added to the output of cuDNN in place, and for its gradient, a sum (aten/src/ATen/native/Convolution.cpp)."""
+    if func is aten.convolution.default:
+        added = args[2] is not None and not native_depthwise(args[0], args[1], args[8], args[3])
+        return 2 * moved_bytes(outputs[0]) if added else 0
+    return moved_bytes(args[0]) if args[10][2] else 0
 
 
 def _convolution_work(func: Any, args: Any, outputs: Sequence[torch.Tensor], work: Work, capability: tuple[int, int]) -> Work:
-    """An implicit matrix product; depthwise kernels multiply on the float32 units, and those have Winograd's for dense 3 x 3 filters."""
+    """An implicit matrix product, with what runs beside it; depthwise kernels multiply on the float32 units, and those have Winograd's for 3 x 3."""
     forward = func is aten.convolution.default
-    tensor, weight, groups = args[0 if forward else 1], args[1 if forward else 2], args[8 if forward else 9]
+    tensor, weight, groups, stride = (args[0], args[1], args[8], args[3]) if forward else (args[1], args[2], args[9], args[4])
     products = _convolution(args, outputs) if forward else _convolution_backward(args, outputs)
-    if not depthwise(tensor, weight, groups):
-        plain = set(args[3 if forward else 4]) == {1} and set(args[5 if forward else 6]) == {1} and groups == 1
-        winograd = plain and tuple(weight.shape[2:]) == (3, 3) and not tensor_core(tensor, capability)
-        kind = "winograd convolution" if winograd else "convolution"
-        return replace(work, kind=kind, products=products, launches=max(1, len(products)))
+    converted, bias = _converted(func, args, outputs, capability), _bias(func, args, outputs)
+    beside_launches = (3 * len(products) if converted else 0) + bool(bias)
+    work = replace(work, launches=max(1, len(products)), beside_bytes=converted + bias, beside_launches=beside_launches)
+    if depthwise(tensor, weight, groups):
+        return _depthwise_work(tensor, weight, groups, stride, products, work)
+    plain = set(args[3 if forward else 4]) == {1} and set(args[5 if forward else 6]) == {1} and groups == 1
+    winograd = plain and tuple(weight.shape[2:]) == (3, 3) and not tensor_core(tensor, capability)
+    kind = "winograd convolution" if winograd else "convolution" if groups == 1 else _grouped_kind(tensor, weight, groups, capability)
+    return replace(work, kind=kind, products=products)
+
+
+def _grouped_kind(tensor: torch.Tensor, weight: torch.Tensor, groups: int, capability: tuple[int, int]) -> str:
+    """Channels-last, cuDNN packs narrow groups of a power of two channels into one block; else each has blocks of its own.
+
+    Contiguous ones of up to 16 channels take smaller tiles (timm, results/benchmark-infer-amp-nchw-pt113 to -pt291, RegNetX-002, -004, -008).
+    """
+    channels = weight.size(0) // groups
+    if conv_format(tensor, weight) is torch.channels_last and tensor_core(tensor, capability) and channels in (4, 8, 16, 32):
+        return "narrow grouped convolution"
+    return "grouped convolution" if channels > 16 else "convolution"
+
+
+# Sides of the filters for which cuDNN has depthwise kernels channels-last: 7 x 7 runs at 0.1 to 0.6 of the float32 rate, 9 x 9 at 0.01 (timm,
+# results/benchmark-infer-amp-nhwc-pt113 to -pt240 and -dynamo-pt240 to -pt291, convmixer; n = 7 and 14).
+_DEPTHWISE_SIDE = 7
+
+
+def _depthwise_work(tensor: torch.Tensor, weight: torch.Tensor, groups: int, stride: Any, products: Any, work: Work) -> Work:
+    """A tap for each of a filter's weights and each output pixel; where cuDNN has no kernel, groups of one channel, each in a tile of its own."""
+    channels_last = conv_format(tensor, weight) is torch.channels_last
+    if channels_last and max(weight.shape[2:]) > _DEPTHWISE_SIDE:
+        return replace(work, kind="grouped convolution", products=products)
     taps = weight.numel() // weight.size(0)
-    pixels = (outputs[0] if forward else args[0]).numel() // weight.size(0)
-    return replace(work, kind="depthwise convolution", products=((weight.size(0), pixels, taps, 1),) * len(products), launches=max(1, len(products)))
+    multiplied = products[0][0] * products[0][1] * products[0][2] * products[0][3]
+    kind = "native depthwise convolution" if native_depthwise(tensor, weight, groups, stride) else "depthwise convolution"
+    return replace(work, kind=kind, products=((weight.size(0), multiplied // weight.numel(), taps, 1),) * len(products))
 
 
 def _attention(args: Any, causal: bool) -> tuple[int, int, int, int]:
@@ -181,6 +228,13 @@ _PASSES: dict[Any, _Passes] = {
     aten._log_softmax_backward_data.default: _Passes("norm"),
     aten.embedding_dense_backward.default: _Passes("elementwise", 0, 2, 8),  # sort, segments, sums
 }
+# Batch norms, which have a thread block for each channel of a contiguous input, and the position of that.
+_BATCH_NORMS = {
+    aten.cudnn_batch_norm.default: 0,
+    aten.native_batch_norm.default: 0,
+    aten.cudnn_batch_norm_backward.default: 0,
+    aten.native_batch_norm_backward.default: 1,
+}
 _GATHERS = (aten.embedding.default, aten.index_select.default, aten.gather.default)
 _PRODUCTS: dict[Any, tuple[str, Callable[[Any, Any], tuple[tuple[int, int, int, int], ...]]]] = {
     aten.mm.default: ("matmul", _matmul),
@@ -205,8 +259,7 @@ def work_of(func: Any, args: Any, given: Sequence[torch.Tensor], outputs: Sequen
     work = Work("elementwise", dtype, _read(func, args, given, outputs) + _sum(outputs))
     inner = replace(work, moved_bytes=work.moved_bytes + 2 * sum(buffer.size_bytes for buffer in kernel.buffers))
     if func in (aten.convolution.default, aten.convolution_backward.default):
-        converted = _converted(func, args, outputs, capability)
-        work = replace(work, moved_bytes=work.moved_bytes + converted) if converted else inner
+        work = work if _converted(func, args, outputs, capability) else inner
         return _convolution_work(func, args, outputs, work, capability)
     work = inner
     if func in _CAUSAL:
@@ -217,7 +270,11 @@ def work_of(func: Any, args: Any, given: Sequence[torch.Tensor], outputs: Sequen
     passes = _PASSES.get(func)
     if passes is None:
         return work
-    return replace(work, kind=passes.kind, moved_bytes=work.moved_bytes + passes.again * moved_bytes(args[passes.argument]), launches=passes.launches)
+    moved = work.moved_bytes + passes.again * moved_bytes(args[passes.argument])
+    if func in _BATCH_NORMS and not is_channels_last(args[_BATCH_NORMS[func]]):
+        kind = "contiguous batch norm backward" if func._schema.name.endswith("backward") else "contiguous batch norm"
+        return replace(work, kind=kind, products=((args[_BATCH_NORMS[func]].size(1), 0, 0, 0),), moved_bytes=moved, launches=passes.launches)
+    return replace(work, kind=passes.kind, moved_bytes=moved, launches=passes.launches)
 
 
 def _read(func: Any, args: Any, given: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> int:
