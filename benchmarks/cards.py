@@ -28,7 +28,7 @@ from cases.library import parts
 from cases.scripts import SCRIPTS
 
 import bsmodel
-from bsmodel.hardware import SEARCH_PATH_VARIABLE, runtime
+from bsmodel.hardware import SEARCH_PATH_VARIABLE, Context, runtime
 from bsmodel.memory import data_parallel
 
 CARDS = Path(__file__).parent / "cards.jsonl"
@@ -42,9 +42,11 @@ def gpu_of(row: Row) -> bsmodel.Gpu:
     gpu = bsmodel.Gpu.named(row["card"])
     if row.get("total_bytes"):
         gpu = gpu.model_copy(update={"memory_bytes": row["total_bytes"]})
-    if row.get("loading") == "eager":
-        gpu = gpu.leaving(context_bytes=runtime().context(gpu.sm_count, gpu.compute_capability, "eager").usual_bytes)
-    return gpu
+    return gpu if row.get("loading") != "eager" else gpu.leaving(context_bytes=_context(row, gpu).usual_bytes)
+
+
+def _context(row: Row, gpu: bsmodel.Gpu) -> Context:
+    return runtime().context(gpu.sm_count, gpu.compute_capability, row.get("loading", "lazy"))
 
 
 def _recording(row: Row) -> str:
@@ -61,11 +63,14 @@ def predicted(row: Row, tape: bsmodel.Tape) -> Row:
         return {"likely": fit.likely_batch, "safe": fit.batch}
     peak, metric = bsmodel.predict(tape, gpu, row["batch"]), METRICS[row["metric"]]
     found = {"bytes": getattr(peak, f"{metric}_bytes"), "fits": peak.fits, "likely_fits": peak.likely_fits}
-    if metric != "allocated":
-        found |= {"low": getattr(peak, f"{metric}_lower_bytes"), "high": getattr(peak, f"{metric}_upper_bytes")}
+    if metric == "allocated":
+        return found
+    low, high, context = peak.reserved_lower_bytes, peak.reserved_upper_bytes, _context(row, gpu)
+    if row["metric"] == "device":
+        low, high = low + context.low_bytes, high + context.high_bytes
     if row["metric"] == "process":  # kernels that are loaded after the first look at the process
-        found["high"] += gpu.context.high_bytes - gpu.context.low_bytes
-    return found
+        high += context.high_bytes - context.low_bytes
+    return {**found, "low": low, "high": high}
 
 
 def _answers(rows: Sequence[Row]) -> list[Row]:

@@ -68,7 +68,7 @@ def test_a_step_row_has_prediction_measurement_and_environment(validate):
     kinds = workspaces["measured"]["kinds"]
     assert len(kinds) >= 25 and all(sizes["wanted_bytes"] > 0 and sizes["probes"] >= 1 for sizes in kinds.values())
     assert all((sizes["taken_bytes"] > sizes["wanted_bytes"]) == (" half " in kind) for kind, sizes in kinds.items())
-    assert "contiguous tf32 winograd filter gradient" in kinds
+    assert {"contiguous tf32 winograd filter gradient", "contiguous tf32 narrow-winograd filter gradient"} <= set(kinds)
     assert step["case"] == f"{MINE} a100-40gb b=64 precision=fp32 optimizer=adamw" and step["batch"] == 64
     training = bsmodel.Training(precision="fp32")
     peak = bsmodel.predict(bsmodel.trace(bsmodel.Workload.named(MINE), training, GPU), GPU, 64)

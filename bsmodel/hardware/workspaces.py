@@ -18,7 +18,7 @@ _SHAPES, _DIRECTIONS = ("dense", "first-layer", "grouped", "pointwise", "depthwi
 # What a workspace is called: layout, arithmetic, shape of the filters, and which of a convolution's three kernels wants it.
 PLANNED = tuple(" ".join(words) for words in itertools.product(_LAYOUTS, _ARITHMETICS, _SHAPES, _DIRECTIONS))
 # With those that cards show and the planner does not want.
-KINDS = (*PLANNED, "contiguous fp32 winograd filter gradient", "contiguous tf32 winograd filter gradient")
+KINDS = (*PLANNED, *(f"contiguous {name} {shape} filter gradient" for name in ("fp32", "tf32") for shape in ("winograd", "narrow-winograd")))
 
 
 class WorkspaceRule(HardwareRow):
@@ -26,8 +26,10 @@ class WorkspaceRule(HardwareRow):
 
     kinds: str = Field(examples=["contiguous tf32 *"])
     """A kind, or a pattern of kinds with `*`; the first rule that matches counts."""
+    capabilities: tuple[str, ...] = Field(default=(), strict=False)
+    """The compute capabilities it holds for; all where there is none."""
     taken: bool
-    """Whether cards take what the planner wants first."""
+    """Whether cards take it."""
     source: str = Field(min_length=1)
     """Where it was seen."""
     checked: date = Field(examples=[date(2026, 11, 1)])
@@ -43,7 +45,7 @@ class _WorkspaceRules(HardwareRow):
 
 
 @functools.cache
-def rule_of(kind: str) -> WorkspaceRule:
-    """What is known of a kind of workspace, of `KINDS`."""
+def rule_of(kind: str, capability: str) -> WorkspaceRule:
+    """What is known of a kind of workspace, of `KINDS`, on cards of a compute capability."""
     rules = read(_WorkspaceRules, catalogue_folder() / "workspaces.toml").rules
-    return next(rule for rule in rules if fnmatch.fnmatchcase(kind, rule.kinds))
+    return next(rule for rule in rules if fnmatch.fnmatchcase(kind, rule.kinds) and capability in (rule.capabilities or (capability,)))

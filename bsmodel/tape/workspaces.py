@@ -103,7 +103,7 @@ FORMULAS: dict[str, Formula] = {
 
 def is_taken(kind: str, gpu: Gpu) -> bool:
     """Whether a card's library likely takes the workspace that its planner wants for a convolution of this kind."""
-    return (gpu.workspaces or {}).get(kind, rule_of(kind).taken)
+    return (gpu.workspaces or {}).get(kind, rule_of(kind, gpu.compute_capability).taken)
 
 
 def buffer_bytes(name: str, parameters: tuple[int, ...], gpu: Gpu) -> int:

@@ -195,7 +195,7 @@ def backward(args: Any, capability: tuple[int, int]) -> Kernel:
     copies = _layout_copies(layout, gradient, tensor, weight, before=0)
     bias = partial_sums(gradient, (0, *range(2, gradient.dim()))) if mask[2] else ()
     last = 2 if mask[0] else 1
-    winograd = _winograd(args).buffers(f"contiguous {_arithmetic(tensor, capability)} winograd filter gradient", before=last) if mask[1] else ()
+    winograd = _winograd(args, capability, last) if mask[1] else ()
     if native_depthwise(tensor, weight, groups, stride) or not tensor_core(tensor, capability):
         return Kernel((*copies, *winograd, *bias))
     if depthwise(tensor, weight, groups):
@@ -209,21 +209,22 @@ def backward(args: Any, capability: tuple[int, int]) -> Kernel:
     return Kernel((*copies, *data_buffers, *winograd, *filter_buffers, *bias))
 
 
-def _winograd(args: Any) -> _Workspace:
+def _winograd(args: Any, capability: tuple[int, int], before: int) -> tuple[Buffer, ...]:
     """What cards take for the weight gradient of 3 x 3 filters of contiguous float32, by Winograd's F(4 x 4) with its transforms in memory.
 
     `36 * 4 * (C K + (C + K) N ceil(H / 4) ceil(W / 4))` bytes for C channels and K filters: 36 products for every tile of 4 x 4 pixels of the
-    transformed input and gradient, and for the filters. Certain for more than 64 channels and filters; with fewer, cards show both.
+    transformed input and gradient, and for the filters. Of up to 64 channels or filters (narrow) cards tell otherwise.
     Source: Lavin and Gray 2015 for the tiles; published peaks of segmentation networks on V100 cards (`benchmarks/cards.jsonl`, mmseg).
     """
     gradient, tensor, weight, stride, dilation, transposed, groups = args[0], args[1], args[2], args[4], args[6], args[7], args[9]
     plain = tuple(weight.shape[2:]) == (3, 3) and {*stride, *dilation} == {1} and groups == 1 and not transposed
     if not plain or tensor.dtype is not torch.float32 or conv_format(tensor, weight) is torch.channels_last:
-        return _Workspace()
+        return ()
     filters, channels = weight.shape[:2]
     tiles = gradient.size(0) * math.prod(-(-side // 4) for side in gradient.shape[2:])
     size_bytes = 36 * 4 * (channels * filters + (channels + filters) * tiles)
-    return _Workspace(size_bytes) if min(channels, filters) > 64 else _Workspace(0, size_bytes)
+    name = "winograd" if min(channels, filters) > 64 else "narrow-winograd"
+    return _Workspace(size_bytes).buffers(f"contiguous {_arithmetic(tensor, capability)} {name} filter gradient", before)
 
 
 def _summed(size_bytes: int, gradient: torch.Tensor, weight: torch.Tensor, capability: tuple[int, int], excess_bytes: int = 0) -> _Workspace:
