@@ -18,7 +18,7 @@ from bsmodel.errors import InvalidInputError, UnknownNameError
 from bsmodel.hardware.rows import Count, HardwareRow, Rate, Source, catalogue_folder, read, validated
 from bsmodel.hardware.runtime import Context, runtime, threads_per_sm
 from bsmodel.hardware.workspaces import KINDS
-from bsmodel.units import whole
+from bsmodel.units import format_bytes, whole
 
 DEFAULT_GPUS = ("rtx-3070-8gb", "rtx-4090-24gb", "a100-40gb", "h100-80gb")
 SEARCH_PATH_VARIABLE = "BSMODEL_HARDWARE_PATH"
@@ -174,12 +174,19 @@ class Gpu(HardwareRow):
         return validated(Gpu, {**kept, **{name: _number(value) for name, value in (update or {}).items()}}, f"a copy of {self.id}")
 
     def leaving(self, headroom_bytes: int = 0, context_bytes: int | None = None) -> Gpu:
-        """This card with so much left to others, and with a CUDA context that is known where one is given."""
+        """This card with so much left to others, and with a CUDA context that is known where one is given.
+
+        Raises `InvalidInputError` where that leaves nothing.
+        """
         update: dict[str, Any] = {"headroom_bytes": whole("headroom", headroom_bytes, least=0)}
+        taken = whole("context", self.context_bytes if context_bytes is None else context_bytes)
+        if taken + headroom_bytes >= self.memory_bytes:
+            parts = f"a CUDA context of {format_bytes(taken)}" + (f" and {format_bytes(headroom_bytes)} left free" if headroom_bytes else "")
+            raise InvalidInputError(f"{self.id} has {format_bytes(self.memory_bytes)}, of which {parts} would leave nothing; expected less")
         if context_bytes is not None:
             kept = [source.without("context_bytes") for source in self.sources]
             own = Source(figures=("context_bytes",), source="given with the question", checked=date.today(), kind="reported")
-            update |= {"context_bytes": whole("context", context_bytes), "sources": (*(source for source in kept if source), own)}
+            update |= {"context_bytes": taken, "sources": (*(source for source in kept if source), own)}
         return self.model_copy(update=update)
 
     @staticmethod
