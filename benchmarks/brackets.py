@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hold likely batches against timm's tables of training on an RTX 3090: a batch that trained, and by the script's walk the next that did not.
 
-python benchmarks/brackets.py    # about an hour on two cores; data/timm_rtx3090.csv -> results/brackets.jsonl, those that it has are kept
+python benchmarks/brackets.py           # some three hours on two cores, in random order; data/timm_rtx3090.csv -> results/brackets.jsonl, goes on
+python benchmarks/brackets.py --show    # the table of what is there
 """
 
 from __future__ import annotations
@@ -73,7 +74,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "brackets.jsonl")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--here", action="store_true", help="with the timm that is installed")
+    parser.add_argument("--show", action="store_true", help="print the table of what is there")
     options = parser.parse_args()
+    if options.show:
+        return print(brackets_table(read(options.out)))
     if not options.here:
         return run_with(VERSIONS, [__file__, "--out", str(options.out), "--workers", str(options.workers), "--here"])
     known = {(row["model"], row["layout"]) for row in read(options.out)} if options.out.exists() else set()
