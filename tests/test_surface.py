@@ -190,7 +190,7 @@ def test_the_columns_of_explain_add_up(capsys):
 def test_exit_code_1_where_nothing_fits(tmp_path, capsys):
     text = (bsmodel.hardware.catalogue_folder() / "rtx-3070-8gb.toml").read_text()
     tiny = tmp_path / "tiny.toml"
-    tiny.write_text(re.sub(r"memory_bytes = [\d_]+", "memory_bytes = 215_000_000", text, count=1))
+    tiny.write_text(re.sub(r"memory_bytes = [\d_]+", "memory_bytes = 222_000_000", text, count=1))
 
     code, printed = command(capsys, "plan", MINE, "--gpu", str(tiny))
     assert code == 1

@@ -62,7 +62,7 @@ class Runtime(HardwareRow):
     def context(self, sm_count: int | None, capability: str, loading: Literal["lazy", "eager"] = "lazy") -> Context:
         """What a training process takes of a card beside its allocator: `sm_count threads_per_sm thread_bytes + kernels`.
 
-        Within 5 % of seven bare contexts from 34 to 188 multiprocessors, within 15 % of 82 of 115 processes that had trained or served.
+        Within 5 % of seven bare contexts from 34 to 188 multiprocessors.
         """
         if sm_count is None:
             return Context(self.context_bytes, self.context_bytes, self.context_high_bytes)
