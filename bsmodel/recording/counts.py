@@ -74,6 +74,12 @@ def _mixture(args: Any) -> Sequence[Any]:
     return torch.Size((groups, query[-2], value[-2])), torch.Size((groups, value[-2], value[-1]))
 
 
+def _grouped(args: Any) -> Sequence[Any]:
+    """Rows of all groups together, times a matrix."""
+    left, right = args[0].shape, args[1].shape
+    return torch.Size(left[-2:]), torch.Size((left[-1], right[-1]))
+
+
 _MATMUL = (_Formula("matmul_flop_jit"),)
 _CONVOLUTION = (_Formula("conv_flop_jit", _padded),)
 _BATCH_NORM = (_Formula("batchnorm_flop_jit", multiply_adds=False),)
@@ -83,6 +89,7 @@ _ATTENTION = (_Formula("bmm_flop_jit", _scores), _Formula("bmm_flop_jit", _mixtu
 FORMULAS: dict[Any, tuple[_Formula, ...]] = {
     aten.mm.default: _MATMUL,
     aten.addmm.default: (_Formula("addmm_flop_jit"),),
+    aten._grouped_mm.default: (_Formula("matmul_flop_jit", _grouped),),
     aten.bmm.default: (_Formula("bmm_flop_jit"),),
     aten.baddbmm.default: (_Formula("bmm_flop_jit", lambda args: args[1:3]),),
     aten.convolution.default: _CONVOLUTION,

@@ -178,6 +178,7 @@ KERNELS: dict[Any, Callable[[Any, tuple[int, int]], Kernel]] = {
     aten.mm.default: _gemm,
     aten.addmm.default: _addmm,
     aten.bmm.default: _gemm,
+    aten._grouped_mm.default: _gemm,
     aten.baddbmm.default: _gemm,
     aten.addbmm.default: _gemm,
     aten.sum.dim_IntList: _reduction,

@@ -144,6 +144,26 @@ def _masked_fill(func: Any, args: Any, kwargs: Any) -> Any:
     return func(tensor, mask, value if value.is_meta else torch.empty((), dtype=value.dtype, device="meta"))
 
 
+def _grouped_mm(func: Any, args: Any, kwargs: Any) -> Any:
+    """Products of groups of rows with a matrix each; rows of the result begin at multiples of 16 bytes.
+
+    On CUDA from compute capability 8.0 on for float32 and both halves, where torch's shape function allows bfloat16 alone. What is allocated does
+    not depend on how many rows a group has. Source: aten/src/ATen/native/GroupedMMUtils.h, create_grouped_gemm_output_tensor.
+    """
+    left, right, offsets = args[0], args[1], args[2] if len(args) > 2 else kwargs.get("offs")
+    for matrix in (left, right):
+        leading = matrix.stride(-2) if matrix.stride(-1) == 1 else matrix.stride(-1)
+        if leading * matrix.element_size() % 16:
+            raise RuntimeError(f"grouped_mm wants rows that begin at multiples of 16 bytes, not of {leading * matrix.element_size()}")
+    dtype = (args[4] if len(args) > 4 else kwargs.get("out_dtype")) or left.dtype
+    rows, columns = left.size(-2), right.size(-1)
+    width = -(-columns * dtype.itemsize // 16) * 16 // dtype.itemsize
+    if left.dim() != right.dim():
+        return torch.empty_strided((rows, columns), (width, 1), dtype=dtype, device="meta")
+    groups = offsets.size(0) if left.dim() == 2 else left.size(0)
+    return torch.empty_strided((groups, rows, columns), (rows * width, width, 1), dtype=dtype, device="meta")
+
+
 SHAPES: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.convolution.default: _convolution,
     aten.convolution_backward.default: _convolution_backward,
@@ -163,6 +183,7 @@ SHAPES: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.smooth_l1_loss.default: _elementwise_loss,
     aten.binary_cross_entropy.default: _binary_cross_entropy,
     aten.log_sigmoid_forward.default: _log_sigmoid,
+    aten._grouped_mm.default: _grouped_mm,
     aten.masked_fill.Tensor: _masked_fill,
     aten.masked_fill_.Tensor: _masked_fill,
     aten._ctc_loss.default: _ctc_loss,

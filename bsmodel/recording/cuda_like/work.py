@@ -68,6 +68,12 @@ def _matmul(args: Any, outputs: Any) -> tuple[tuple[int, int, int, int], ...]:
     return ((groups, left.size(-2), right.size(-1), left.size(-1)),)
 
 
+def _grouped_matmul(args: Any, outputs: Any) -> tuple[tuple[int, int, int, int], ...]:
+    """All groups as one product: together they have these rows, however they are shared out."""
+    left, right = args[:2]
+    return ((1, left.size(-2), right.size(-1), left.size(-1)),)
+
+
 def _convolution(args: Any, outputs: Any) -> tuple[tuple[int, int, int, int], ...]:
     """As an implicit matrix product over output pixels."""
     tensor, weight, groups = args[0], args[1], args[8]
@@ -242,6 +248,7 @@ _PRODUCTS: dict[Any, tuple[str, Callable[[Any, Any], tuple[tuple[int, int, int, 
     aten.bmm.default: ("matmul", _matmul),
     aten.baddbmm.default: ("matmul", _matmul),
     aten.addbmm.default: ("matmul", _matmul),
+    aten._grouped_mm.default: ("matmul", _grouped_matmul),
 }
 _CHUNK_ELEMENTS, _TENSORS_A_LAUNCH = 65_536 * 320, 64  # aten/src/ATen/native/cuda/MultiTensorApply.cuh: blocks and tensors one launch takes
 

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mixtures of experts: peaks as recorded from the PyTorch CUDA allocator (2.11) on a simulated A100, four layers of eight experts, 4 x 512 tokens."""
+
+import pytest
+
+import bsmodel
+from bsmodel.workloads import own_loss, token_batch, transformers_config, transformers_model
+from tests.test_refusals import line_of
+
+SIZES = {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 8000}
+MODELS = {
+    "mixtral": {**SIZES, "intermediate_size": 1024, "num_local_experts": 8},
+    "qwen3_moe": {**SIZES, "moe_intermediate_size": 256, "num_experts": 16, "head_dim": 64},
+}
+
+
+def experts(name, **fields):
+    config = transformers_config(name, None, **{**MODELS[name], **fields})
+    return bsmodel.Workload(transformers_model(config, "AutoModelForCausalLM"), token_batch(512), own_loss, name=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "allocated", "reserved"),
+    [
+        ("mixtral", "fp32", 1608124416, 1692401664),
+        ("mixtral", "bf16-mixed", 1444714496, 1524629504),
+        ("mixtral", "bf16", 854600704, 931135488),
+        ("qwen3_moe", "fp32", 1560197120, 1702887424),
+        ("qwen3_moe", "bf16-mixed", 1384040448, 1497366528),
+        ("qwen3_moe", "bf16", 844520448, 920649728),
+    ],
+)
+def test_experts_take_what_they_take_on_cuda(a100, name, precision, allocated, reserved):
+    peak = bsmodel.predict(bsmodel.trace(experts(name), bsmodel.Training(precision=precision), a100), a100, 4)
+
+    assert (peak.allocated_bytes, peak.reserved_bytes) == (allocated, reserved)
+
+
+def test_every_token_is_computed_by_its_experts_only(a100):
+    """FLOPs of the experts: tokens x experts a token x three projections, twice a multiply-add."""
+    tape = bsmodel.trace(experts("mixtral"), bsmodel.Training(precision="bf16"), a100)
+    forward = [row for row in bsmodel.by_operator(tape, 1) if row.operator == "aten._grouped_mm.default"]
+
+    assert [row.flops for row in forward] == [4 * 512 * 2 * 3 * 512 * 1024 * 2]
+
+
+def test_rows_that_are_not_aligned_are_refused_as_on_cuda(a100):
+    message = line_of(bsmodel.trace, experts("qwen3_moe", moe_intermediate_size=250), bsmodel.Training(precision="fp32"), a100)
+
+    assert "multiples of 16 bytes, not of 1000" in message
