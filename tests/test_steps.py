@@ -65,6 +65,48 @@ def test_scalars_indices_and_copies_may_come_from_the_host():
     assert bsmodel.trace(narrow(after), SGD).remarks == ()
 
 
+def test_a_tensor_of_scalars_on_the_device_takes_their_values():
+    """Where they are known: labels are zeros here. Where they are not, the line is refused as any read is."""
+
+    def loss(model, batch):
+        counts = torch.tensor([batch[1].max(), 3], device=batch[1].device)
+        return model(batch[0]).mean() * (counts.sum() if bool(counts[1] == 3) else None)
+
+    assert bsmodel.trace(workload(Narrow, loss=loss), SGD).remarks == ()
+    assert HERE in line_of(bsmodel.trace, narrow(lambda module, z: z * torch.tensor([z.sum().detach(), 1.0], device=z.device)[0]), SGD)
+
+
+def test_random_numbers_may_come_from_a_generator_of_the_device():
+    def noisy(module, z):
+        generator = torch.Generator(device="cuda").manual_seed(1)
+        return z + torch.rand(z.shape, device=z.device, generator=generator)
+
+    assert bsmodel.trace(narrow(noisy), SGD).remarks == ()
+
+
+def test_activations_are_selected_by_a_mask_that_the_host_knows():
+    """As many as it selects, beside the indices that CUDA makes of the mask first: int64, one for each of its dimensions."""
+
+    def loss(model, batch):
+        outputs = model.narrow(batch[0].flatten(1))
+        kept = batch[1].unsqueeze(1).expand(-1, 8) == torch.arange(8, device=outputs.device) % 2
+        return outputs[kept].square().sum()
+
+    tape = bsmodel.trace(workload(Narrow, loss=loss), SGD)
+    fixed, slopes = tape.lines()
+    found = {name: {(int(fixed[i]), int(slopes[i])) for i, operator in enumerate(tape.operators) if operator == name} for name in set(tape.operators)}
+
+    assert found["aten.index.Tensor"] == {(0, 4 * 4)}  # four of eight float32 a sample
+    assert found["aten.nonzero.default"] == {(0, 4 * 2 * 8)}
+    assert tape.remarks == ()
+
+
+def test_a_mask_of_activations_is_refused():
+    message = line_of(bsmodel.trace, narrow(lambda module, z: z[z > 0]), SGD)
+
+    assert HERE in message and "depends on tensor values" in message
+
+
 def test_a_large_table_that_was_not_registered_stays_on_the_host():
     def model(moved):
         module = Narrow(lambda module, z: z + (module.table.to(z.device) if moved else module.table)[: z.size(0), :8])

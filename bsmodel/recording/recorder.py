@@ -204,7 +204,25 @@ class Recorder(TorchDispatchMode):
             if func in _SUMS and not kwargs and self.in_backward and not self._stack and _sums_in_place(func, args):
                 self._note_work(_name(func), work_of(func, args, given, [args[0]], NO_BUFFERS, self.capability), None)
                 return aten.alias.default(args[0])
+            return self._by_known_masks(func, args, kwargs, given)
+
+    def _by_known_masks(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
+        """An operator; masks whose values are known become the indices that CUDA makes of them first (TensorIndexing, expandTensors)."""
+        counts = [self.values.selected(index) for index in args[1]] if func is aten.index.Tensor and not self.values.knows(args[0]) else []
+        if all(selected is None for selected in counts):
             return self._run(func, args, kwargs, given)
+        indices: list[Any] = []
+        made = []
+        for index, selected in zip(args[1], counts, strict=True):
+            if selected is None:
+                indices.append(index)
+                continue
+            made.append(self.allocate(8 * selected * index.dim(), "aten.nonzero.default"))
+            indices += [torch.empty(selected, dtype=torch.long, device=META) for _ in range(index.dim())]
+        output = self._run(func, (args[0], indices), kwargs, given)
+        for number in made:
+            self.release(number)
+        return output
 
     def _run(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
         value = self.values.computed(func, args, kwargs, given)

@@ -60,6 +60,15 @@ class Values:
         except (RuntimeError, NotImplementedError):
             return None
 
+    def knows(self, tensor: torch.Tensor) -> bool:
+        """Whether a device tensor's values are known."""
+        return tensor in self._known
+
+    def selected(self, index: Any) -> int | None:
+        """How many elements a boolean mask selects; None for what is none, or is not known."""
+        value = self._known.get(index) if isinstance(index, torch.Tensor) and index.is_meta and index.dtype is torch.bool else None
+        return None if value is None else int(value.count_nonzero())
+
     def keep(self, func: Any, outputs: list[torch.Tensor], values: list[torch.Tensor] | None, given: list[torch.Tensor]) -> None:
         """Note the outputs' values; without any, what an operator writes to is known no longer."""
         if values is None:

@@ -56,6 +56,13 @@ def _listed(index: Any) -> Any:
     return torch.tensor(index) if isinstance(index, list) and index and all(isinstance(item, int) for item in index) else index
 
 
+def _read(values: Any) -> Any:
+    """Lists of numbers whose scalars on the device have been read, as CUDA reads them to make a tensor of the list."""
+    if isinstance(values, (list, tuple)):
+        return [_read(value) for value in values]
+    return values.item() if isinstance(values, torch.Tensor) and values.is_meta and not values.dim() else values
+
+
 class _DeviceCalls(TorchFunctionMode):
     """Sends what a program says about `cuda` devices to `meta`, where device tensors live.
 
@@ -82,6 +89,7 @@ class _DeviceCalls(TorchFunctionMode):
             return func(*args)
         if is_device(kwargs.get("device")):
             if func in (torch.tensor, torch.as_tensor, torch.asarray):
+                args = (_read(args[0]), *args[1:])
                 return func(*args, **{name: value for name, value in kwargs.items() if name != "device"}).to(META)
             kwargs = {**kwargs, "device": META}
         return func(*args, **kwargs)
@@ -100,6 +108,13 @@ def _from_host(func: Any, tensor: torch.Tensor, options: list[Any]) -> torch.Ten
         elif isinstance(option, (str, torch.device)) or type(option) is int:
             onto = onto or is_device(option)
     return torch.ops.aten._to_copy.default(tensor, dtype=dtype, device=META) if onto else tensor.to(dtype)
+
+
+class _Generator(torch.Generator):
+    """A generator of random numbers, of which nobody sees any: one for the device is one for the host."""
+
+    def __new__(cls, device: Any = "cpu") -> _Generator:
+        return super().__new__(cls, "cpu" if is_device(device) else device)  # type: ignore[call-arg]
 
 
 class _Properties:
@@ -147,6 +162,7 @@ def pretend_cuda(gpu: Gpu, follows: Callable[[torch.Tensor], bool]) -> Iterator[
             stack.enter_context(_replaced(torch.cuda, attribute, answer))
         stack.enter_context(_replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         stack.enter_context(_replaced(torch, "clear_autocast_cache", clear_both))
+        stack.enter_context(_replaced(torch, "Generator", _Generator))
         stack.enter_context(_replaced(DefaultDeviceType, "_default_device_type", "cuda"))
         stack.enter_context(_DeviceCalls(follows))
         stack.enter_context(autocast.dispatching())
