@@ -48,8 +48,7 @@ def calibrate(found: Sequence[rows.Row], file_name: str, base: str | None = None
         figures |= _rates(gpu, rates[-1]["measured"])
     workspaces = rows.of_kind(found, "workspaces")
     if workspaces:
-        kinds = workspaces[-1]["measured"]["kinds"]
-        taken = {kind: sizes["taken_bytes"] > sizes["wanted_bytes"] / 2 for kind, sizes in kinds.items()}
+        taken, kinds = rows.kinds_taken(workspaces[-1]), workspaces[-1]["measured"]["kinds"]
         count = sum(sizes["probes"] for sizes in kinds.values())
         figures["workspaces"] = (taken, count, "single convolutions, bytes besides the output: more than half of what cuDNN's planner wants, or not")
     if not figures:
@@ -132,7 +131,8 @@ def _notes(gpu: Gpu, after: Gpu, figures: dict[str, tuple[Any, int, str]], error
     split = f"{len(errors['calibrated_on'])} cases calibrate, {held_out} are held out (by the SHA-256 of their names)"
     notes.append(f"{split}; median device-level error on those: {before:.2%} before, {now:.2%} after" if before is not None and now is not None else split)
     if "workspaces" in figures:
-        notes.append(f"{sum(after.workspaces.values())} of {len(after.workspaces)} kinds of convolution workspaces are taken" if after.workspaces else "")
+        taken = after.workspaces or {}
+        notes.append(f"{sum(taken.values())} of {len(taken)} kinds of convolution workspaces are taken")
     return tuple(notes)
 
 

@@ -87,6 +87,11 @@ def done(rows: Iterable[Row], kind: str, retry: bool = False) -> set[tuple[str, 
     return {(item["case"], item.get("rival", "")) for item in rows if item["kind"] == kind and (item["status"] == MEASURED or not retry)}
 
 
+def kinds_taken(item: Row) -> dict[str, bool]:
+    """Of a row of single convolutions, which kinds of workspace the card takes: those of which it allocates more than half."""
+    return {kind: sizes["taken_bytes"] > sizes["wanted_bytes"] / 2 for kind, sizes in item["measured"]["kinds"].items()}
+
+
 def of_kind(rows: Sequence[Row], kind: str, status: str = MEASURED) -> list[Row]:
     """The rows of one kind with one status."""
     return [item for item in rows if item["kind"] == kind and item["status"] == status]

@@ -133,9 +133,8 @@ def summary(item: rows.Row) -> str:
         error = predicted["predicted_bytes"] / measured["allocated_bytes"] - 1
         return f"{item['rival']}: {error:+.1%}, recommends {predicted['recommended_batch']}, survives: {measured['recommended_survives']}"
     if item["kind"] == "workspaces":
-        kinds = measured["kinds"].values()
-        taken = sum(found["taken_bytes"] > found["wanted_bytes"] / 2 for found in kinds)
-        return f"{taken} of {len(kinds)} kinds of workspace are taken"
+        taken = rows.kinds_taken(item)
+        return f"{sum(taken.values())} of {len(taken)} kinds of workspace are taken"
     return ", ".join(f"{name} {value}" for name, value in measured.items())
 
 
