@@ -91,7 +91,7 @@ def test_a_forward_that_reads_values_names_file_and_line():
             return z * 2 if z.sum() > 0 else z
 
     message = line_of(bsmodel.trace, workload(Reading, loss=lambda model, batch: model(batch[0]).mean()), SGD)
-    assert "reads the value of a tensor at" in message and "test_refusals.py:" in message and "instead" in message
+    assert "reads values at" in message and "test_refusals.py:" in message and "hangs on them" in message
 
 
 def test_an_output_whose_size_depends_on_values_names_file_and_line():
@@ -102,7 +102,7 @@ def test_an_output_whose_size_depends_on_values_names_file_and_line():
 
         def forward(self, x):
             z = self.narrow(x.flatten(1))
-            return z[z > 0]
+            return z * torch.unique(z).size(0)
 
     message = line_of(bsmodel.trace, workload(Selecting, loss=lambda model, batch: model(batch[0]).mean()), SGD)
     assert "size depends on tensor values" in message and "test_refusals.py:" in message

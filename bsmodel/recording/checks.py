@@ -64,12 +64,12 @@ def same_memory(tape: Tape, other: Tape) -> bool:
     return lines and all(getattr(tape, name) == getattr(other, name) for name in ("blocks", "operators", "terms", "workspaces"))
 
 
-def _roomiest(gpu: Gpu) -> int:
+def roomiest(gpu: Gpu) -> int:
     """Bytes of the largest card that runs the same kernels: one recording serves them all."""
     return max(card.memory_bytes for card in (gpu, *Gpu.all()) if card.kernel_family == gpu.kernel_family)
 
 
-def _about_the_largest(tape: Tape, memory_bytes: int) -> int:
+def about_the_largest(tape: Tape, memory_bytes: int) -> int:
     """The batch at which the bytes requested fill this memory."""
     events = np.array([event for name in BLOCKS for event in tape.blocks[name]], np.int64)
     numbers, sign = np.where(events >= 0, events, ~events), np.where(events >= 0, 1, -1)
@@ -84,9 +84,9 @@ def same_path(run: Run, tape: Tape, lines: Mapping[int, Size], gpu: Gpu) -> tupl
     Tried once, near the largest batch of the roomiest card of the family; only where it differs, further recordings find where that begins.
     """
     known = max(tape.recorded_batches)
-    batch = min(_about_the_largest(tape, _roomiest(gpu)), LARGEST, _most_samples(run))
+    batch = min(about_the_largest(tape, roomiest(gpu)), LARGEST, _most_samples(run))
     run.loop.workload = replace(run.loop.workload, batch=placement.without_data(run.loop.workload.batch))
-    run.recorder.values.limit = _MOST_VALUES
+    run.recorder.values.confirm(_MOST_VALUES)
     agrees = _Agreement(run, lines)
     while batch > known:
         try:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import os
 import re
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -41,6 +43,22 @@ def reading_line() -> str | None:
     """The same, for who reads a value; None where torch itself does (a loss scaler, an optimizer)."""
     frame = _nearest(sys._getframe(1), ("user", "outermost", "torch"))
     return _at(frame) if frame is not None and _kind(frame.f_code.co_filename) == "user" else None
+
+
+def torch_line() -> str:
+    """The same, where torch itself is meant."""
+    frame = _nearest(sys._getframe(1), ("user", "outermost", "torch"))
+    return "an unknown line" if frame is None else _at(frame)
+
+
+def complaint(error: BaseException, asked: Sequence[str]) -> str | None:
+    """The last of the lines that asked about a value in the file whose own Python code raised this error, as a check does; None where an operation did."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] not in ("RAISE_VARARGS", "RERAISE"):
+        return None
+    return next((line for line in reversed(asked) if line.rpartition(":")[0] == trace.tb_frame.f_code.co_filename), None)
 
 
 def _nearest(frame: FrameType | None, kinds: tuple[str, ...]) -> FrameType | None:

@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from bsmodel.errors import UntraceableError
+from bsmodel.recording.assumed import ALL, Assumed, all_selected
+from bsmodel.recording.chance import drawn
 from bsmodel.recording.counts import Count, count
 from bsmodel.recording.cuda_like import refusals, shapes
 from bsmodel.recording.cuda_like.buffers import NO_BUFFERS, Buffer, Kernel
@@ -32,6 +34,7 @@ _LONG = 50  # tensors: operations over lists of tensors, which do not come twice
 _SUMS = frozenset((aten.add.Tensor, aten.scatter.src, aten.scatter.value, aten.scatter_add.default, aten.index_add.default, aten.index_put.default))
 _LAST_FIRST = (aten.native_dropout.default, aten._ctc_loss.default)
 _READS = (aten._local_scalar_dense.default, aten.is_nonzero.default)
+_QUESTIONS = (aten.allclose.default, aten.equal.default)
 
 
 @dataclass(slots=True)
@@ -63,10 +66,10 @@ class _Known:
 class Recorder(TorchDispatchMode):
     """Events of the device memory: `k` allocates allocation number k, `~k` releases it."""
 
-    def __init__(self, capability: tuple[int, int], stand_in: int = 0) -> None:
+    def __init__(self, capability: tuple[int, int], assumed: Assumed) -> None:
         super().__init__()
         self.capability = capability
-        self.values = Values(stand_in)
+        self.values = Values(assumed)
         self.allocations: list[Allocation] = []
         self.events: list[int] = []
         self.rows: list[Row] = []
@@ -194,9 +197,11 @@ class Recorder(TorchDispatchMode):
             device = kwargs.get("device")
             host = [tensor for tensor in given if not tensor.is_meta or not self.follows(tensor)]
             if len(host) == len(given) and (device is None or device.type != "meta"):
-                return func(*args, **kwargs)
+                return drawn(func, args, func(*args, **kwargs), self.values.decided)
             if func in _READS:
-                return self.values.item(args[0], self._stack[-1] if self._stack else None)
+                return self.values.item(args[0])
+            if func in _QUESTIONS:
+                return self.values.truth()
             if func is aten._to_copy.default and device is not None and device.type == "cpu":
                 return self._to_host(args[0], kwargs)
             if host and len(host) < len(given):
@@ -207,8 +212,8 @@ class Recorder(TorchDispatchMode):
             return self._by_known_masks(func, args, kwargs, given)
 
     def _by_known_masks(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
-        """An operator; masks whose values are known become the indices that CUDA makes of them first (TensorIndexing, expandTensors)."""
-        counts = [self.values.selected(index) for index in args[1]] if func is aten.index.Tensor and not self.values.knows(args[0]) else []
+        """An operator; masks become the indices that CUDA makes of them first (TensorIndexing, expandTensors)."""
+        counts = [self.values.selected(index) for index in args[1]] if func is aten.index.Tensor and not all(map(self.values.knows, given)) else []
         if all(selected is None for selected in counts):
             return self._run(func, args, kwargs, given)
         indices: list[Any] = []
@@ -225,16 +230,16 @@ class Recorder(TorchDispatchMode):
         return output
 
     def _run(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
-        value = self.values.computed(func, args, kwargs, given)
+        value, because = self.values.computed(func, args, kwargs, given)
         if value is None and shapes.is_view(func):
-            output, _ = self._shaped(func, args, kwargs, value)
+            output, _ = self._shaped(func, args, kwargs, given, value)
             self._note_node()
             return output
         name = _name(func)
         signature = shapes.signature((args, kwargs)) if len(given) < _LONG else None
         known = None if signature is None else self._known.get((name, signature))
         layout = shapes.known(func, signature) if known is None else known.layout
-        output, by_value = self._shaped(func, args, kwargs, value) if layout is None else (shapes.made(layout), False)
+        output, by_value = self._shaped(func, args, kwargs, given, value) if layout is None else (shapes.made(layout), False)
         tensors = _device_tensors(func, output)
         if known is None:
             refusals.mixed_dtypes(func, args)
@@ -249,7 +254,7 @@ class Recorder(TorchDispatchMode):
         self._allocate_all(name, known.kernel, tensors)
         self._note_work(name, known.work, known.counted)
         self._note_node()
-        self.values.keep(func, tensors_in((output,)), None if value is None else tensors_in((value,)), given)
+        self.values.keep(func, tensors_in((output,)), None if value is None else tensors_in((value,)), given, because)
         return output
 
     def _note_node(self) -> None:
@@ -259,13 +264,18 @@ class Recorder(TorchDispatchMode):
             if node not in self._made:
                 self._made[node] = (self._stack[-1] if self._stack else "", calling_line())
 
-    def _shaped(self, func: Any, args: Any, kwargs: Any, value: Any) -> tuple[Any, bool]:
-        """The outputs of an operation, without data: by its shape function, or by its value (True) where only that tells the size."""
+    def _shaped(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor], value: Any) -> tuple[Any, bool]:
+        """The outputs of an operation, without data: by its shape function, or (True) by its value where only that tells the size."""
         try:
             return shapes.outputs(func, args, kwargs), False
         except (NotImplementedError, RuntimeError) as error:
             if value is not None:
+                for tensor in given:
+                    self.values.used(tensor)
                 return tree_map(lambda v: self.to_device(v, str(func)) if isinstance(v, torch.Tensor) else v, value), True
+            if (most := all_selected(func, args)) is not None:
+                self.values.note(ALL)
+                return most, True
             if isinstance(error, NotImplementedError) or "meta" in str(error).lower():
                 raise UntraceableError(
                     f"{func} at {self.place()} gives an output whose size depends on tensor values, "
@@ -315,7 +325,7 @@ class Recorder(TorchDispatchMode):
     def _to_host(self, tensor: torch.Tensor, kwargs: Any) -> torch.Tensor:
         if self.allocations[self._live[tensor.untyped_storage()._cdata][0]].category == "parameter":
             self.left_at = calling_line()
-        return self.values.on_host(tensor, kwargs.get("dtype") or tensor.dtype, self._stack[-1] if self._stack else None)
+        return self.values.on_host(tensor, kwargs.get("dtype") or tensor.dtype)
 
 
 def _keeps_gradient() -> bool:

@@ -9,8 +9,9 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -18,10 +19,13 @@ from torch.utils._pytree import tree_leaves
 from bsmodel.errors import BsmodelError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.recording import frames, loop, placement
+from bsmodel.recording.assumed import Assumed
+from bsmodel.recording.chance import decided
 from bsmodel.recording.cuda_like.pretence import pretend_cuda
 from bsmodel.recording.cuda_like.recurrent import as_cudnn
 from bsmodel.recording.loop import Loop
 from bsmodel.recording.recorder import Allocation, Recorder
+from bsmodel.recording.values import Values
 from bsmodel.tape import Row
 from bsmodel.training import Training
 from bsmodel.workloads import Workload
@@ -60,13 +64,16 @@ class Run:
 
 
 @contextlib.contextmanager
-def running(workload: Workload, training: Training, gpu: Gpu, stand_in: int = 0) -> Iterator[Run]:
-    """A run before its first step. `stand_in` is what the step reads where nobody knows the value.
+def running(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> Iterator[Run]:
+    """A run before its first step, with what is assumed of values that nobody knows.
 
-    Raises `UntraceableError` with file and line for whatever the user's code, or a library under it, raises.
+    Raises `UntraceableError` with file and line for whatever the user's code, or a library under it, raises; `ComplaintError` where that is a
+    complaint about such a value.
     """
+    values: list[Values] = []
     try:
-        with _run(workload, training, gpu, stand_in) as run:
+        with _run(workload, training, gpu, assumed) as run:
+            values.append(run.recorder.values)
             yield run
     except BsmodelError:
         raise
@@ -74,25 +81,52 @@ def running(workload: Workload, training: Training, gpu: Gpu, stand_in: int = 0)
         raise UntraceableError(f"{workload.name} ends the process while it is recorded, at {frames.raising_line(error) or 'an unknown line'}") from error
     except Exception as error:
         place = f"at {line}" if (line := frames.raising_line(error)) else f"in {_backward_of(workload, training, gpu)}"
-        raise UntraceableError(f"{workload.name} fails while it is recorded, {place}: {frames.first_line(error)}") from error
+        message = f"{workload.name} fails while it is recorded, {place}: {frames.first_line(error)}"
+        if values and (line := frames.complaint(error, [*values[0].asked])):
+            raise ComplaintError(message, line, values[0].asked[line]) from error
+        raise UntraceableError(message + _reads(values)) from error
+
+
+class ComplaintError(UntraceableError):
+    """The step complains about this answer to what is asked at `line` about values that nobody knows."""
+
+    def __init__(self, message: str, line: str, answer: bool) -> None:
+        super().__init__(message)
+        self.line, self.answer = line, answer
+
+
+def _reads(values: list[Values]) -> str:
+    """What a failing step has read that nobody knows, for its message."""
+    lines = list(values[0].reads) if values else []
+    return f"; values read at {', '.join(lines)} are not known" if lines else ""
 
 
 @contextlib.contextmanager
-def _run(workload: Workload, training: Training, gpu: Gpu, stand_in: int) -> Iterator[Run]:
+def _run(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> Iterator[Run]:
     with _undisturbed():
         with placement.weights_nowhere():
             model, remarks = placement.build(workload.model, training)
             model = placement.adapt(model, training)
-        recorder = Recorder(gpu.capability, stand_in)
-        with pretend_cuda(gpu, recorder.follows), recorder:
-            yield _prepared(recorder, model, workload, training, remarks)
+        recorder = Recorder(gpu.capability, assumed)
+        with pretend_cuda(gpu, recorder.follows), decided(recorder.values.decided), recorder:
+            yield _prepared(recorder, model, _left_to_chance(workload, recorder.values), training, remarks)
+
+
+def _left_to_chance(workload: Workload, values: Values) -> Workload:
+    """The workload, in whose batches nothing is decided."""
+
+    def batch(size: int) -> Any:
+        with values.aside():
+            return workload.batch(size)
+
+    return replace(workload, batch=batch)
 
 
 def _backward_of(workload: Workload, training: Training, gpu: Gpu) -> str:
     """The line of the forward pass whose backward fails: found in another run, in which autograd keeps every operation's stack."""
     with warnings.catch_warnings(record=True) as caught, contextlib.suppress(Exception):
         warnings.simplefilter("always")
-        with torch.autograd.set_detect_anomaly(True, check_nan=False), _run(workload, training, gpu, 0) as run:
+        with torch.autograd.set_detect_anomaly(True, check_nan=False), _run(workload, training, gpu, Assumed()) as run:
             recorder = run.recorder
             two_steps(run, (2, 2, 2))
     line = next((line for warning in caught if (line := frames.line_in(str(warning.message)))), None)
@@ -131,7 +165,7 @@ def _prepared(recorder: Recorder, model: torch.nn.Module, workload: Workload, tr
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
         moved = recorder.to_device(tensor, "to", "batch")
-        recorder.values.set(moved, tensor)
+        recorder.values.set(moved, tensor.clone() if tensor.numel() <= recorder.values.limit else tensor)
         return moved
 
     run = Run(recorder, loop.start(model, optimizer, workload, training, move), remarks=remarks)

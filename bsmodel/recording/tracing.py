@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,14 +16,18 @@ from bsmodel import tape as tapes
 from bsmodel.errors import BsmodelError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.recording import alignment, checks, loop
+from bsmodel.recording.assumed import CHANCE, Assumed
 from bsmodel.recording.recorder import Allocation
-from bsmodel.recording.run import Run, running, two_steps
+from bsmodel.recording.run import ComplaintError, Run, running, two_steps
+from bsmodel.recording.values import Values
 from bsmodel.tape import BLOCKS, Operations, Row, Tape, Term, Workspace
 from bsmodel.training import Training, require_arithmetic
 from bsmodel.workloads import Workload
 
 BATCHES = (2, 3, 5)  # at a batch of 1 many models take other code paths; the third size checks that two points make a line
+Recording = Callable[[Assumed], tuple[Tape, Values]]
 _MICRO_STEPS = ("first", "micro", "accumulate")
+_MOST_CHECKS = 50
 _ANOTHER_VALUE = 1_000_003  # for what the step reads and nobody knows: large, odd, and true
 
 
@@ -39,45 +45,84 @@ def trace(workload: Workload, training: Training | None = None, gpu: Gpu | None 
     gpu = gpu or Gpu.named("a100-40gb")
     require_arithmetic(training, gpu)
     loop.require_applicable(workload, training)
-    tape, reads = _traced(workload, training, gpu, 0)
-    if not reads:
-        return tape
-    where = ", ".join(reads)
+    recording = partial(_traced, workload, training, gpu)
+    tape, values = _healthy(recording, Assumed())
+    if CHANCE in values.noted:
+        tape, values = _most_by_chance(recording, (tape, values), gpu)
+    notes = [f"{what}: assumed at {', '.join(lines)}" for what, lines in values.noted.items()]
+    if values.assumed.answers:
+        notes.append(f"checks at {', '.join(values.assumed.answers)} are answered as where nothing is wrong")
+    if reads := _unanswered(values):
+        _compare(recording, tape, values, workload.name)
+        notes.append(f"values read at {', '.join(reads)} are not known; 0 and {_ANOTHER_VALUE} gave the same recording")
+    return replace(tape, remarks=(*tape.remarks, *notes))
+
+
+def _most_by_chance(recording: Recording, first: tuple[Tape, Values], gpu: Gpu) -> tuple[Tape, Values]:
+    """The recording that takes more memory, of that in which chance decides everything one way and that in which it decides it the other."""
+    tape, values = first
+    other, others = _healthy(recording, replace(values.assumed, chance=0.0))
+    if checks.same_memory(tape, other):
+        del values.noted[CHANCE]  # nothing hangs on it
+        return tape, values
+    return min((first, (other, others)), key=lambda found: (checks.about_the_largest(found[0], checks.roomiest(gpu)), -sum(map(sum, found[0].lines()))))
+
+
+def _healthy(recording: Recording, assumed: Assumed) -> tuple[Tape, Values]:
+    """A recording in which every check is answered so that nothing is complained about."""
+    for _ in range(_MOST_CHECKS):
+        try:
+            return recording(assumed)
+        except ComplaintError as complaint:
+            if complaint.line in assumed.answers:
+                raise UntraceableError(str(complaint)) from complaint.__cause__
+            assumed = replace(assumed, answers={**assumed.answers, complaint.line: not complaint.answer})
+    raise UntraceableError(f"the step complains about more than {_MOST_CHECKS} values that nobody knows")
+
+
+def _unanswered(values: Values) -> list[str]:
+    """Lines that read values nobody knows, and do not merely complain about some."""
+    return [line for line in values.reads if line not in values.assumed.answers]
+
+
+def _compare(recording: Recording, tape: Tape, values: Values, name: str) -> None:
+    """Raises `UntraceableError` where other values than those that were read give another recording."""
+    where = ", ".join(_unanswered(values))
     try:
-        other, _ = _traced(workload, training, gpu, _ANOTHER_VALUE)
+        other, others = _healthy(recording, replace(values.assumed, stand_in=_ANOTHER_VALUE, answers={}))
     except BsmodelError as error:
-        raise UntraceableError(f"{workload.name} reads values at {where}, and what it does hangs on them ({error}); do without") from None
+        raise UntraceableError(f"{name} reads values at {where}, and what it does hangs on them ({error}); do without") from None
     if not checks.same_memory(tape, other):
-        raise UntraceableError(f"{workload.name} reads values at {where}, and what it allocates hangs on them; a recording has none, so do without")
-    return replace(tape, remarks=(*tape.remarks, f"values read at {where} are not known; 0 and {_ANOTHER_VALUE} gave the same recording"))
+        where = ", ".join(dict.fromkeys([*_unanswered(values), *_unanswered(others)]))
+        raise UntraceableError(f"{name} reads values at {where}, and what it allocates hangs on them; a recording has none, so do without")
 
 
-def _traced(workload: Workload, training: Training, gpu: Gpu, stand_in: int) -> tuple[Tape, tuple[str, ...]]:
-    """A tape, and the lines of the user's code that read a value nobody knows."""
-    with running(workload, training, gpu, stand_in) as run:
-        checks.require_sized(workload)
+def _traced(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> tuple[Tape, Values]:
+    """A tape, and what it was recorded to hold."""
+    with running(workload, training, gpu, assumed) as run:
+        checks.require_sized(run.loop.workload)
         two_steps(run, BATCHES)
         lines = None
         with contextlib.suppress(UntraceableError):  # said below, if it is so at every batch alone
             lines = alignment.lines_of_steps([run.allocated(block) for block in _MICRO_STEPS], run.released(), BATCHES, workload.name)
         work = tapes.through([_apart(run.rows[block])[0] for block in _MICRO_STEPS], BATCHES)
         if lines is not None and work is not None:
-            return _checked(run, _tape(run, gpu, lines, BATCHES, work), lines, gpu), tuple(run.recorder.values.lines)
-    return _traced_in_full(workload, training, gpu, stand_in)
+            return _checked(run, _tape(run, gpu, lines, BATCHES, work), lines, gpu), run.recorder.values
+    return _traced_in_full(workload, training, gpu, assumed)
 
 
-def _traced_in_full(workload: Workload, training: Training, gpu: Gpu, stand_in: int) -> tuple[Tape, tuple[str, ...]]:
+def _traced_in_full(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> tuple[Tape, Values]:
     """For models whose first step differs from later ones: record every step at every batch."""
     recordings = []
     for batch in BATCHES[:-1]:
-        with running(workload, training, gpu, stand_in) as run:
+        with running(workload, training, gpu, assumed) as run:
             recordings.append(_all_steps(run, batch))
-    with running(workload, training, gpu, stand_in) as run:
+    with running(workload, training, gpu, assumed) as run:
         recordings.append(_all_steps(run, BATCHES[-1]))
         lines = alignment.lines([allocated for allocated, _ in recordings], BATCHES, workload.name)
         work = tapes.through([rows for _, rows in recordings], BATCHES)
         assert work is not None, "allocations agree and operations do not"
-        return _checked(run, _tape(run, gpu, lines, BATCHES, work), lines, gpu), tuple(run.recorder.values.lines)
+        return _checked(run, _tape(run, gpu, lines, BATCHES, work), lines, gpu), run.recorder.values
 
 
 def _all_steps(run: Run, batch: int) -> tuple[list[tuple[int, Allocation]], list[Row]]:
@@ -99,7 +144,7 @@ def _apart(rows: list[Row]) -> tuple[list[Row], list[Row]]:
 
 def record(workload: Workload, training: Training, gpu: Gpu, batch: int) -> Tape:
     """Record the same run directly at `batch`; every size is then fixed. The laws compare this with `trace`."""
-    with running(workload, training, gpu) as run:
+    with running(workload, training, gpu, Assumed()) as run:
         allocated, rows = _all_steps(run, batch)
         return _tape(run, gpu, alignment.lines([allocated], (batch,), workload.name), (batch,), tapes.fixed(rows))
 

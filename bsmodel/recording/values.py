@@ -3,114 +3,169 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from bsmodel.errors import UntraceableError
-from bsmodel.recording.frames import calling_line, reading_line
+from bsmodel.recording.assumed import ALL, CHANCE, EVENLY, FINITE, Assumed, evenly, of_numbers
+from bsmodel.recording.computing import held, like, makes_constants, on_host
+from bsmodel.recording.frames import calling_line, reading_line, torch_line
 
 _LIMIT = 1 << 20  # elements: integer and boolean device tensors up to this size keep their values
 _LIMIT_OF_FLOATS = 1 << 16
-_FACTORIES = ("aten::arange", "aten::full", "aten::ones", "aten::zeros", "aten::scalar_tensor")
-_LIKE = frozenset(("aten::ones_like", "aten::zeros_like", "aten::full_like"))
-_MOST_READS = 1000  # by the user's code: a loop that waits for a value would never end
+_MOST_READS = 1000  # by one line: a loop that waits for a value would never end
 
 
 class Values:
-    """Values of the tensors of one recording, and what stands for those that nobody knows.
+    """Values of the tensors of one recording, and what is assumed of those that nobody knows.
 
-    `stand_in` is what a read outside of any module gets: 0 in one recording, something else in another, whose allocations are then compared.
-    `lines` are the lines of the user's code that read so.
+    `reads` are lines of the user's code, or of a library under it, that read a value nobody knows, and how often; `noted` are the lines at which
+    something else was assumed, by what that is; `asked` are those that asked whether something is so, the last one last,
+    and what they were answered.
     """
 
-    def __init__(self, stand_in: int) -> None:
-        self.stand_in = stand_in
+    def __init__(self, assumed: Assumed) -> None:
+        self.assumed = assumed
         self.limit = _LIMIT
-        self.lines: dict[str, None] = {}
-        self._reads = 0
+        self.reads: dict[str, int] = {}
+        self.noted: dict[str, dict[str, int]] = {}
+        self.asked: dict[str, bool] = {}
+        self._confirming = False
+        self._aside = False
         self._known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._because: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # of what is assumed rather than known
 
-    def set(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
-        """Remember what a device tensor holds, where it is small enough to be asked about."""
-        if not value.is_meta and value.numel() <= (_LIMIT_OF_FLOATS if value.is_floating_point() else self.limit):
+    def confirm(self, limit: int) -> None:
+        """From now on nothing more may be assumed: of larger batches fewer values are known, up to so many elements."""
+        self.limit, self._confirming = limit, True
+
+    def set(self, tensor: torch.Tensor, value: torch.Tensor, because: str = "") -> None:
+        """Remember what a device tensor holds, where it is small enough to be asked about, or the same throughout."""
+        limit = _LIMIT_OF_FLOATS if value.is_floating_point() else self.limit
+        if not value.is_meta and held(value) <= limit:
             self._known[tensor] = value
+            if because:
+                self._because[tensor] = because
 
-    def computed(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
-        """What an operator gives for known values, or None."""
-        if func._schema.name in _LIKE and not (kwargs.get("dtype") or given[0].dtype).is_floating_point and given[0].numel() <= self.limit:
-            return func(torch.empty(given[0].size(), dtype=given[0].dtype), *args[1:], **{**kwargs, "device": torch.device("cpu")})
-        if func is torch.ops.aten.copy_.default or any(t.numel() > self.limit or (t.is_meta and t not in self._known) for t in given):
-            return None
-        if not given and (not func._schema.name.startswith(_FACTORIES) or _elements_made(args) > self.limit):
-            return None
-        host = torch.device("cpu")
+    def computed(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> tuple[Any, str]:
+        """What an operator gives for known values, or None; and what is assumed of them."""
+        if given and (made := like(func, args, kwargs, self.limit)) is not None:
+            return made, ""
+        if any(tensor.is_meta and tensor not in self._known for tensor in given):
+            if (found := of_numbers(func, args)) is not None:
+                return found, FINITE
+            return evenly(func, args, self.limit), EVENLY
+        if not given and not makes_constants(func, args, kwargs, self.limit):
+            return None, ""
+        if func._schema.is_mutable and self._repeats(given[0]):
+            value = self._known[given[0]].clone()
+            self._forget(given[:1])
+            self._known[given[0]] = value
+        because = next((self._because[tensor] for tensor in given if tensor in self._because), "")
+        return on_host(func, args, kwargs, self._known.__getitem__, self.limit), because
 
-        def replace(leaf: Any) -> Any:
-            if isinstance(leaf, torch.Tensor) and leaf.is_meta:
-                return self._known[leaf]
-            return host if isinstance(leaf, torch.device) else leaf
-
-        args, kwargs = tree_map(replace, (args, kwargs))
-        try:
-            return func(*args, **kwargs)
-        except (RuntimeError, NotImplementedError):
-            return None
+    def _repeats(self, tensor: torch.Tensor) -> bool:
+        """Whether one element of a value in memory stands for several of the tensor's, or of those of a tensor it is part of."""
+        return tensor.is_meta and self._known[tensor].untyped_storage().nbytes() < tensor.untyped_storage().nbytes()
 
     def knows(self, tensor: torch.Tensor) -> bool:
-        """Whether a device tensor's values are known."""
+        """Whether a device tensor's values are known, or assumed."""
         return tensor in self._known
 
     def selected(self, index: Any) -> int | None:
-        """How many elements a boolean mask selects; None for what is none, or is not known."""
-        value = self._known.get(index) if isinstance(index, torch.Tensor) and index.is_meta and index.dtype is torch.bool else None
-        return None if value is None else int(value.count_nonzero())
+        """How many elements a boolean mask selects: all where nobody knows; None for what is no mask."""
+        if not isinstance(index, torch.Tensor) or not index.is_meta or index.dtype is not torch.bool:
+            return None
+        value = self._known.get(index)
+        if value is None:
+            self.note(ALL)
+            return index.numel()
+        self.used(index)
+        return int(value.count_nonzero())
 
-    def keep(self, func: Any, outputs: list[torch.Tensor], values: list[torch.Tensor] | None, given: list[torch.Tensor]) -> None:
+    def used(self, tensor: torch.Tensor) -> None:
+        """Note what is assumed of a tensor's values, which decide what happens."""
+        if tensor in self._because:
+            self.note(self._because[tensor])
+
+    def note(self, assumption: str) -> None:
+        """Note that this is assumed at the line in progress."""
+        lines = self.noted.get(assumption, {})
+        self._take_down(lines, calling_line() or torch_line())
+        self.noted[assumption] = lines
+
+    def keep(self, func: Any, outputs: list[torch.Tensor], values: list[torch.Tensor] | None, given: list[torch.Tensor], because: str) -> None:
         """Note the outputs' values; without any, what an operator writes to is known no longer."""
         if values is None:
             if func._schema.is_mutable:
-                for tensor in given:
-                    self._known.pop(tensor, None)
+                self._forget(given)
             return
         for tensor, value in zip(outputs, values, strict=True):
-            self.set(tensor, value)
+            self.set(tensor, value if value.is_meta or value.size() == tensor.size() else value.expand(tensor.size()), because)
 
-    def item(self, tensor: torch.Tensor, module: str | None) -> Any:
-        """The value of a scalar. `module`: the one in whose forward pass it is read, where nothing may stand for it."""
+    def _forget(self, tensors: list[torch.Tensor]) -> None:
+        """What these hold, and all that share their memory, is known no longer."""
+        written = {tensor.untyped_storage()._cdata for tensor in tensors if tensor in self._known}
+        for tensor in [known for known in self._known if known.untyped_storage()._cdata in written] if written else ():
+            self._known.pop(tensor, None)
+
+    def item(self, tensor: torch.Tensor) -> Any:
+        """The value of a scalar."""
         value = self._known.get(tensor)
         if value is not None:
+            self.used(tensor)
             return value.item()
-        return torch.full((), self._instead(module), dtype=tensor.dtype).item()
+        if tensor.dtype is torch.bool:
+            return self.truth()
+        return torch.full((), self._stand_in(), dtype=tensor.dtype).item()
 
-    def on_host(self, tensor: torch.Tensor, dtype: torch.dtype, module: str | None) -> torch.Tensor:
+    def truth(self) -> bool:
+        """The answer to a question about values that nobody knows; torch's own are answered with no: it asks whether a loss has overflown."""
+        otherwise = bool(self._stand_in())
+        line = reading_line() or torch_line()
+        self.asked.pop(line, None)
+        self.asked[line] = self.assumed.answers.get(line, otherwise)
+        return self.asked[line]
+
+    def decided(self) -> float | None:
+        """Where in its range a number lies that the step draws on the host; None while a batch is made, which is left to chance."""
+        if self._aside:
+            return None
+        self.note(CHANCE)
+        return self.assumed.chance
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within this context nothing is decided that is left to chance."""
+        before, self._aside = self._aside, True
+        try:
+            yield
+        finally:
+            self._aside = before
+
+    def on_host(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """A copy of a tensor on the host."""
         value = self._known.get(tensor)
         if value is not None:
+            self.used(tensor)
             return value.to(dtype)
-        return torch.full(tensor.size(), self._instead(module), dtype=dtype)
+        return torch.full(tensor.size(), self._stand_in(), dtype=dtype)
 
-    def _instead(self, module: str | None) -> int:
+    def _stand_in(self) -> int:
+        """What the line in progress reads in place of a value that nobody knows; torch itself reads 0."""
         line = reading_line()
-        if module is not None:
-            raise UntraceableError(
-                f"the forward pass reads the value of a tensor at {line or calling_line() or 'an unknown line'} (module {module or 'model'}): "
-                "a recording has no values; take that branch by a shape or a Python number instead"
-            )
         if line is None:
             return 0
-        self.lines[line] = None
-        self._reads += 1
-        if self._reads > _MOST_READS:
+        self._take_down(self.reads, line)
+        if self.reads[line] > _MOST_READS:
             raise UntraceableError(f"the step reads values at {line} again and again: a recording has none, so a loop that waits for one never ends")
-        return self.stand_in
+        return self.assumed.stand_in
 
-
-def _elements_made(args: Any) -> float:
-    """Elements of what arange, full, ones, zeros or scalar_tensor make: by their sizes, or by the numbers a range runs between."""
-    if args and isinstance(args[0], (list, tuple)):
-        return math.prod(args[0])
-    return max((abs(leaf) for leaf in args if isinstance(leaf, (int, float)) and math.isfinite(leaf)), default=1)
+    def _take_down(self, lines: dict[str, int], line: str) -> None:
+        if self._confirming and line not in lines:
+            raise UntraceableError(f"the values at {line} are too many to be kept")
+        lines[line] = lines.get(line, 0) + 1

@@ -23,7 +23,8 @@ META = torch.device("meta")
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Within this context `owner` has this under the name."""
     original = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -159,11 +160,11 @@ def pretend_cuda(gpu: Gpu, follows: Callable[[torch.Tensor], bool]) -> Iterator[
     }
     with ExitStack() as stack:
         for attribute, answer in answers.items():
-            stack.enter_context(_replaced(torch.cuda, attribute, answer))
-        stack.enter_context(_replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
-        stack.enter_context(_replaced(torch, "clear_autocast_cache", clear_both))
-        stack.enter_context(_replaced(torch, "Generator", _Generator))
-        stack.enter_context(_replaced(DefaultDeviceType, "_default_device_type", "cuda"))
+            stack.enter_context(replaced(torch.cuda, attribute, answer))
+        stack.enter_context(replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
+        stack.enter_context(replaced(torch, "clear_autocast_cache", clear_both))
+        stack.enter_context(replaced(torch, "Generator", _Generator))
+        stack.enter_context(replaced(DefaultDeviceType, "_default_device_type", "cuda"))
         stack.enter_context(_DeviceCalls(follows))
         stack.enter_context(autocast.dispatching())
         yield

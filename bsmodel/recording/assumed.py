@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is taken for values that nobody knows: as a healthy step would have them, or so that it takes the most there can be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+aten = torch.ops.aten
+
+FINITE = "every number is finite"
+EVENLY = "the largest of a row lie evenly over its columns, as rows of balanced experts do"
+ALL = "what is selected by values is all there is to select from, the most there can be"
+CHANCE = "what chance decides on the host is decided so that the step takes the most memory"
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What a recording answers where it does not know.
+
+    `stand_in` is what a read gets: 0 in one recording, something else in another, whose allocations are then compared. `answers` are the
+    truth values of checks by the line that asks, where the other answer is complained about. `chance`, from 0 to 1, is where in its range a number lies
+    that is drawn on the host.
+    """
+
+    stand_in: int = 0
+    answers: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
+    chance: float = 1.0
+
+
+def _same(one: Any, other: Any) -> bool | None:
+    return True if one is other else None
+
+
+def _other(one: Any, other: Any) -> bool | None:
+    return False if one is other else None
+
+
+def _finite(tensor: Any, bound: Any) -> bool | None:
+    return True if isinstance(bound, float) and bound == math.inf else None
+
+
+# By operator: what holds for every element where all are numbers. `x == x` and `|x| != inf` are how `isfinite` asks.
+_OF_NUMBERS: dict[Any, Callable[..., bool | None]] = {
+    aten.isnan.default: lambda tensor: False,
+    aten.isinf.default: lambda tensor: False,
+    aten.ne.Tensor: _other,
+    aten.eq.Tensor: _same,
+    aten.ne.Scalar: _finite,
+}
+
+
+def _topk(tensor: torch.Tensor, k: int, dim: int = -1, *_: Any) -> torch.Tensor | None:
+    """Positions of the k largest: k other columns for each row, one after the other."""
+    if dim not in (-1, tensor.dim() - 1):
+        return None
+    rows = math.prod(tensor.shape[:-1])
+    return (torch.arange(rows * k) % max(1, tensor.size(-1))).view(*tensor.shape[:-1], k)
+
+
+def of_numbers(func: Any, args: Any) -> torch.Tensor | None:
+    """Truth values that hold for all numbers, as many as the operator gives, in the memory of one."""
+    holds = _OF_NUMBERS[func](*args) if func in _OF_NUMBERS else None
+    return None if holds is None else torch.tensor(holds).expand(args[0].size())
+
+
+def evenly(func: Any, args: Any, most: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What an operator finds in rows that nobody knows: unknown values, and at most so many known positions."""
+    if func is not aten.topk.default or args[0].dim() == 0 or args[0].numel() // max(1, args[0].size(-1)) * args[1] > most:
+        return None
+    positions = _topk(*args)
+    return None if positions is None else (torch.empty(positions.size(), dtype=args[0].dtype, device="meta"), positions)
+
+
+def _as_many(tensor: torch.Tensor, *_: Any) -> torch.Tensor:
+    return torch.empty(tensor.numel(), dtype=tensor.dtype, device="meta")
+
+
+# By operator: its outputs where all is selected.
+_ALL_SELECTED: dict[Any, Callable[..., Any]] = {
+    aten.nonzero.default: lambda mask: torch.empty((mask.numel(), mask.dim()), dtype=torch.long, device="meta"),
+    aten.masked_select.default: lambda tensor, mask: _as_many(torch.empty(torch.broadcast_shapes(tensor.shape, mask.shape), dtype=tensor.dtype, device="meta")),
+}
+
+
+def all_selected(func: Any, args: Any) -> Any:
+    """What an operator whose output has the size of a selection gives where all is selected; None for others."""
+    return _ALL_SELECTED[func](*args) if func in _ALL_SELECTED else None
