@@ -174,6 +174,13 @@ class Recorder(TorchDispatchMode):
             self.allocations[found[0]].category = category
             self.allocations[found[0]].owner = module
 
+    def categorize_live(self, since: int, category: str) -> None:
+        """Say what all that has been allocated since an event, and is still there, turned out to be."""
+        released = {~event for event in self.events[since:] if event < 0}
+        for number in self.events[since:]:
+            if number >= 0 and number not in released and self.allocations[number].category != "workspace":
+                self.allocations[number].category = category
+
     def to_device(self, tensor: torch.Tensor, operator: str, category: str | None = None) -> torch.Tensor:
         """A device tensor of the same sizes, strides and dtype, counted; the values are kept where they may be asked."""
         with torch._C._DisableTorchDispatch():

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._pytree import tree_leaves
 
 from bsmodel.errors import BsmodelError, UntraceableError
@@ -38,6 +41,7 @@ class Run:
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     rows: dict[str, list[Row]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    stepped: dict[type, None] = field(default_factory=dict)  # classes of the optimizers that have made a step
 
     @contextlib.contextmanager
     def block(self, name: str) -> Iterator[None]:
@@ -84,8 +88,10 @@ def _run(workload: Workload, training: Training, gpu: Gpu, stand_in: int) -> Ite
             model, remarks = placement.build(workload.model, training)
             model = placement.adapt(model, training)
         recorder = Recorder(gpu.capability, stand_in)
-        with pretend_cuda(gpu, recorder.follows), recorder:
-            yield _prepared(recorder, model, workload, training, remarks)
+        with pretend_cuda(gpu, recorder.follows, recorder.uncounted.add), recorder:
+            run = _prepared(recorder, model, workload, training, remarks)
+            with _optimizers_of(run):
+                yield run
 
 
 def _backward_of(workload: Workload, training: Training, gpu: Gpu) -> str:
@@ -109,13 +115,25 @@ def _undisturbed() -> Iterator[None]:
     with _ALONE:
         collecting, current_frames = gc.isenabled(), sys._current_frames
         gc.disable()
+        kept = [dict(state) for state in _accelerate()]
+        for state in _accelerate():
+            state.clear()
         sys._current_frames = lambda: {thread: _outermost(frame) for thread, frame in current_frames().items()}
         try:
             yield
         finally:
             sys._current_frames = current_frames
+            for state, before in itertools.zip_longest(_accelerate(), kept, fillvalue={}):
+                state.clear()
+                state.update(before)
             if collecting:
                 gc.enable()
+
+
+def _accelerate() -> list[dict[str, Any]]:
+    """What accelerate keeps for a whole process, among it the device: a recording begins without, and leaves none behind."""
+    state = sys.modules.get("accelerate.state")
+    return [] if state is None else [getattr(state, name)._shared_state for name in ("PartialState", "AcceleratorState", "GradientState")]
 
 
 def _outermost(frame: FrameType) -> FrameType:
@@ -127,7 +145,9 @@ def _outermost(frame: FrameType) -> FrameType:
 def _prepared(recorder: Recorder, model: torch.nn.Module, workload: Workload, training: Training, remarks: tuple[str, ...]) -> Run:
     """The model on the device, its optimizer and loop made, nothing run."""
     placement.place(model, training, recorder)
-    optimizer = placement.make_optimizer([parameter for parameter in model.parameters() if parameter.requires_grad], training)
+    placed = len(recorder.events)
+    optimizer = placement.set_up(model, workload, training)
+    recorder.categorize_live(placed, "optimizer state")
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
         moved = recorder.to_device(tensor, "to", "batch")
@@ -159,7 +179,6 @@ def micro_step(run: Run, batch_size: int) -> None:
         if parameter.grad is not None:
             run.recorder.categorize(parameter.grad, "gradient", name.rpartition(".")[0])
     if run.loop.workload.step is not None:
-        _categorize_state(run)
         _require_used(run)
 
 
@@ -177,12 +196,26 @@ def _require_used(run: Run) -> None:
 def _optimizer_step(run: Run) -> None:
     run.recorder.phase = "step"
     loop.optimizer_step(run.loop)
-    _categorize_state(run)
 
 
-def _categorize_state(run: Run) -> None:
+@contextlib.contextmanager
+def _optimizers_of(run: Run) -> Iterator[None]:
+    """Within this context the state of every optimizer that makes a step, whoever made and calls it, is known as such."""
+
+    def made_a_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        run.stepped[type(optimizer)] = None
+        _categorize_state(run, optimizer)
+
+    handle = register_optimizer_step_post_hook(made_a_step)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _categorize_state(run: Run, optimizer: torch.optim.Optimizer) -> None:
     owners = {id(parameter): name.rpartition(".")[0] for name, parameter in run.loop.model.named_parameters()}
-    for parameter, state in run.loop.optimizer.state.items():
+    for parameter, state in optimizer.state.items():
         for tensor in tree_leaves(state):
             if isinstance(tensor, torch.Tensor):
                 run.recorder.categorize(tensor, "optimizer state", owners.get(id(parameter), ""))

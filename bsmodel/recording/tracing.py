@@ -117,11 +117,12 @@ def _tape(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[i
     allocations = [recorded[number] for number in period.kept]
     found = [sizes.get(number, alignment.Size((recorded[number].size_bytes, 0))) for number in period.kept]
     parameters = list(run.loop.model.parameters())
+    optimizer, family = _optimizer(run)
     return Tape(
         name=run.loop.workload.name,
         precision=run.loop.training.precision,
-        optimizer=run.loop.training.optimizer_name,
-        optimizer_family=run.loop.training.optimizer_family,
+        optimizer=optimizer,
+        optimizer_family=family,
         gpu=gpu,
         accumulation=run.loop.training.accumulation,
         versions=_versions(run.loop.model),
@@ -147,6 +148,14 @@ def _tape(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[i
         own_step=run.loop.workload.step is not None,
         remarks=(*run.loop.workload.remarks, *run.remarks),
     )
+
+
+def _optimizer(run: Run) -> tuple[str, str]:
+    """The optimizer as printed and its family: the recipe's, or those of the workload's own setup that make steps."""
+    if run.loop.workload.setup is None:
+        return run.loop.training.optimizer_name, run.loop.training.optimizer_family
+    names = [found.__name__ for found in run.stepped]
+    return " and ".join(names) or "no optimizer", "sgd" if names and all("sgd" in name.lower() for name in names) else "adam"
 
 
 def _versions(model: torch.nn.Module) -> dict[str, str]:
