@@ -19,6 +19,7 @@ from bsmodel.errors import UntraceableError
 from bsmodel.recording.counts import Count, count
 from bsmodel.recording.cuda_like import refusals, shapes
 from bsmodel.recording.cuda_like.buffers import NO_BUFFERS, Buffer, Kernel
+from bsmodel.recording.cuda_like.engine import is_renumbered
 from bsmodel.recording.cuda_like.kernels import UNCOUNTED, kernel_of
 from bsmodel.recording.cuda_like.pretence import META
 from bsmodel.recording.cuda_like.recurrent import Recurrent, recurrent_layers
@@ -122,7 +123,7 @@ class Recorder(TorchDispatchMode):
     def _origin(self) -> tuple[str, str | None]:
         """The module and line of the forward pass that made the node which backward has reached."""
         node: Any = torch._C._current_autograd_node()
-        return ("", None) if node is None else self._made.get(node._sequence_nr(), ("", None))
+        return ("", None) if node is None or is_renumbered(node) else self._made.get(node._sequence_nr(), ("", None))
 
     def place(self) -> str:
         """Where the operation in progress is, for an error: file, line and module."""

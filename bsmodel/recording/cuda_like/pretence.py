@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import DefaultDeviceType
 
 from bsmodel.hardware import Gpu
-from bsmodel.recording.cuda_like import autocast, machine, operators
+from bsmodel.recording.cuda_like import autocast, engine, machine, operators
 
 CUDA = torch.device("cuda", 0)
 META = torch.device("meta")
@@ -144,6 +144,7 @@ def pretend_cuda(gpu: Gpu, follows: Callable[[torch.Tensor], bool], note: Callab
         stack.enter_context(_replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         stack.enter_context(_replaced(torch, "clear_autocast_cache", clear_both))
         stack.enter_context(_replaced(torch, "Generator", _Generator))
+        stack.enter_context(_replaced(torch.autograd, "_engine_run_backward", engine.Numbers(torch.autograd._engine_run_backward)))
         stack.enter_context(_replaced(torch.Tensor, "record_stream", lambda tensor, stream: None))
         stack.enter_context(_replaced(DefaultDeviceType, "_default_device_type", "cuda"))
         stack.enter_context(_DeviceCalls(follows))
