@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 
 from bsmodel.errors import UntraceableError
 from bsmodel.recording.counts import Count, count
-from bsmodel.recording.cuda_like import refusals, shapes
+from bsmodel.recording.cuda_like import refusals, shapes, sparse
 from bsmodel.recording.cuda_like.buffers import NO_BUFFERS, Buffer, Kernel
 from bsmodel.recording.cuda_like.engine import is_renumbered
 from bsmodel.recording.cuda_like.kernels import UNCOUNTED, kernel_of
@@ -170,6 +170,7 @@ class Recorder(TorchDispatchMode):
 
     def categorize(self, tensor: torch.Tensor, category: str, module: str) -> None:
         """Say what a followed tensor turned out to be, and whose it is."""
+        tensor = tensor._values() if tensor.layout is torch.sparse_coo else tensor
         found = self._live.get(tensor.untyped_storage()._cdata)
         if found is not None:
             self.allocations[found[0]].category = category
@@ -199,6 +200,8 @@ class Recorder(TorchDispatchMode):
         with torch._C.DisableTorchFunction():  # from here on tensors show their true device
             kwargs = kwargs or {}
             given = tensors_in((*args, *kwargs.values()))
+            if sparse.concerns(func, args, given):
+                return sparse.run(func, args, kwargs, self, self.place)
             device = kwargs.get("device")
             host = [tensor for tensor in given if not tensor.is_meta or not self.follows(tensor)]
             if len(host) == len(given) and (device is None or device.type != "meta"):

@@ -9,16 +9,16 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import bsmodel
 
-UNET = dict(sample_size=32, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8)
 DOWN, UP = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
 
 
 class Pipeline(nn.Module):
-    def __init__(self, channels):
+    def __init__(self, unet, vae, layers):
         super().__init__()
-        self.unet = UNet2DConditionModel(**UNET)
-        self.vae = AutoencoderKL(down_block_types=DOWN, up_block_types=UP, block_out_channels=channels, layers_per_block=2).requires_grad_(False)
-        self.text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)).requires_grad_(False)
+        self.unet = UNet2DConditionModel(block_out_channels=unet, cross_attention_dim=768, attention_head_dim=8)
+        self.vae = AutoencoderKL(down_block_types=DOWN, up_block_types=UP, block_out_channels=vae, layers_per_block=2).requires_grad_(False)
+        text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=layers, num_attention_heads=12)
+        self.text = CLIPTextModel(text).requires_grad_(False)
 
 
 class Loop:
@@ -45,8 +45,8 @@ def step(model, loop, batch):
     loop.optimizer.zero_grad()
 
 
-def workload(side=256, channels=(128, 256, 512, 512)):
+def workload(side=256, unet=(320, 640, 1280, 1280), vae=(128, 256, 512, 512), layers=12):
     def batch(size):
         return torch.zeros(size, 3, side, side), torch.zeros(size, 77, dtype=torch.long)
 
-    return bsmodel.Workload(lambda: Pipeline(channels), batch, setup=Loop, step=step, name="diffusion")
+    return bsmodel.Workload(lambda: Pipeline(unet, vae, layers), batch, setup=Loop, step=step, name="diffusion")

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DLRM: bags of embeddings with sparse gradients for SparseAdam, dense layers for Adam."""
+"""DLRM: bags of embeddings with sparse gradients, which plain SGD adds to the rows they are of; Adagrad for the dense layers."""
+
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ ROWS = (1_000_000, 500_000, 100_000, 50_000, 10_000, 10_000, 1_000, 100)
 
 
 def layers(*widths):
-    return nn.Sequential(*(layer for a, b in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())))
+    return nn.Sequential(*(layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())))
 
 
 class Dlrm(nn.Module):
@@ -32,8 +34,8 @@ class Dlrm(nn.Module):
 
 class Optimizers:
     def __init__(self, model):
-        self.sparse = torch.optim.SparseAdam(list(model.tables.parameters()), lr=1e-3)
-        self.dense = torch.optim.Adam([*model.bottom.parameters(), *model.top.parameters()], lr=1e-3)
+        self.sparse = torch.optim.SGD(model.tables.parameters(), lr=0.1)
+        self.dense = torch.optim.Adagrad([*model.bottom.parameters(), *model.top.parameters()], lr=0.01)
 
 
 def step(model, optimizers, batch):

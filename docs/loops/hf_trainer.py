@@ -6,7 +6,6 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import bsmodel
 
-
 ACCUMULATION = 2
 
 
