@@ -123,9 +123,9 @@ def _undisturbed() -> Iterator[None]:
             yield
         finally:
             sys._current_frames = current_frames
-            for state, before in itertools.zip_longest(_accelerate(), kept, fillvalue={}):
+            for state, before in itertools.zip_longest(_accelerate(), kept):  # none where accelerate was imported meanwhile
                 state.clear()
-                state.update(before)
+                state.update(before or {})
             if collecting:
                 gc.enable()
 

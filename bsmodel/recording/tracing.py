@@ -24,6 +24,8 @@ BATCHES = (2, 3, 5)  # at a batch of 1 many models take other code paths; the th
 _MICRO_STEPS = ("first", "micro", "accumulate")
 _ANOTHER_VALUE = 1_000_003  # for what the step reads and nobody knows: large, odd, and true
 
+_NO_STEP = "no optimizer made a step while this was recorded, so no state of one is counted; one call of step is to be a whole optimizer step"
+
 
 def trace(workload: Workload, training: Training | None = None, gpu: Gpu | None = None) -> Tape:
     """Record one training recipe of a workload, as the kernels of `gpu` would run it.
@@ -146,13 +148,13 @@ def _tape(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[i
         base_lr=run.loop.workload.base_lr if run.loop.training.optimizer_family == run.loop.workload.training.optimizer_family else None,
         base_batch=run.loop.workload.base_batch,
         own_step=run.loop.workload.step is not None,
-        remarks=(*run.loop.workload.remarks, *run.remarks),
+        remarks=(*run.loop.workload.remarks, *run.remarks, *(() if run.stepped else (_NO_STEP,))),
     )
 
 
 def _optimizer(run: Run) -> tuple[str, str]:
-    """The optimizer as printed and its family: the recipe's, or those of the workload's own setup that make steps."""
-    if run.loop.workload.setup is None:
+    """The optimizer as printed and its family: the recipe's, or where the user's own step calls others, those that make steps."""
+    if run.loop.workload.setup is None and (not run.stepped or type(run.loop.optimizer) in run.stepped):
         return run.loop.training.optimizer_name, run.loop.training.optimizer_family
     names = [found.__name__ for found in run.stepped]
     return " and ".join(names) or "no optimizer", "sgd" if names and all("sgd" in name.lower() for name in names) else "adam"

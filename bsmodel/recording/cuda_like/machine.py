@@ -119,6 +119,13 @@ def dtype_of(tensor_type: Any) -> torch.dtype | None:
     return tensor_type.dtype if isinstance(tensor_type, _TensorType) else None
 
 
+_SILENT = """
+    synchronize empty_cache set_device init ipc_collect set_per_process_memory_fraction reset_peak_memory_stats reset_max_memory_allocated
+    reset_max_memory_cached reset_accumulated_memory_stats set_rng_state set_rng_state_all seed seed_all
+""".split()
+_ZERO = ("initial_seed", "memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
+
+
 def answers(gpu: Gpu, note: Callable[[str], None]) -> dict[str, Any]:
     """What stands in `torch.cuda` by its name, for this card. `note` is told what a recording then does not count."""
     capability = gpu.capability
@@ -135,12 +142,9 @@ def answers(gpu: Gpu, note: Callable[[str], None]) -> dict[str, Any]:
         return main
 
     main, properties = Stream(), Properties(gpu)
-    silent = ("synchronize", "empty_cache", "set_device", "init", "ipc_collect", "set_per_process_memory_fraction", "reset_peak_memory_stats")
-    silent += ("reset_max_memory_allocated", "reset_max_memory_cached", "reset_accumulated_memory_stats", "set_rng_state", "set_rng_state_all", "seed", "seed_all")
-    counted = ("initial_seed", "memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
     return {
-        **dict.fromkeys(silent, nothing),
-        **dict.fromkeys(counted, zero),
+        **dict.fromkeys(_SILENT, nothing),
+        **dict.fromkeys(_ZERO, zero),
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import DefaultDeviceType
 
@@ -144,7 +145,7 @@ def pretend_cuda(gpu: Gpu, follows: Callable[[torch.Tensor], bool], note: Callab
         stack.enter_context(_replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         stack.enter_context(_replaced(torch, "clear_autocast_cache", clear_both))
         stack.enter_context(_replaced(torch, "Generator", _Generator))
-        stack.enter_context(_replaced(torch.autograd, "_engine_run_backward", engine.Numbers(torch.autograd._engine_run_backward)))
+        stack.enter_context(_replaced(torch.autograd, "_engine_run_backward", engine.Numbers(_engine_run_backward)))
         stack.enter_context(_replaced(torch.Tensor, "record_stream", lambda tensor, stream: None))
         stack.enter_context(_replaced(DefaultDeviceType, "_default_device_type", "cuda"))
         stack.enter_context(_DeviceCalls(follows))

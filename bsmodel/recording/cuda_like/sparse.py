@@ -49,6 +49,11 @@ def run(func: Any, args: Any, kwargs: Any, recording: AbstractContextManager[Any
         return _made(args[0]._indices(), args[0]._values(), args[0].size())
     if func is aten.add_.Tensor and args[0].layout is torch.strided:  # rows are added in place (native/sparse/cuda/SparseCUDATensorMath.cu)
         return args[0]
+    if func is aten.add_.Tensor and args[1].layout is torch.sparse_coo:  # the rows of both, one after another
+        with recording:
+            indices, values = torch.cat([args[0]._indices(), args[1]._indices()], 1), torch.cat([args[0]._values(), args[1]._values()])
+        args[0].data = _made(indices, values, args[0].size())
+        return args[0]
     name = func._schema.name.removeprefix("aten::")
     raise UntraceableError(
         f"{name} of a sparse gradient at {place()}: how many rows it has hangs on the indices; use an optimizer that adds sparse gradients as they are "
