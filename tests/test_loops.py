@@ -171,7 +171,7 @@ def test_a_step_without_an_optimizer_says_so():
 
     (remark,) = bsmodel.trace(Workload(Attention, tokens, step=step)).remarks
 
-    assert remark.startswith("no optimizer made a step while this was recorded")
+    assert remark.startswith("a call of step came by in which no optimizer made a step")
     assert bsmodel.trace(Workload(Attention, tokens, next_token)).remarks == ()
 
 

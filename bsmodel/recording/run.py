@@ -41,7 +41,8 @@ class Run:
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     rows: dict[str, list[Row]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
-    stepped: dict[type, None] = field(default_factory=dict)  # classes of the optimizers that have made a step
+    stepped: dict[type, int] = field(default_factory=dict)  # how many steps optimizers of each class have made
+    idle: bool = False  # whether a call of the user's own step came by without any
 
     @contextlib.contextmanager
     def block(self, name: str) -> Iterator[None]:
@@ -172,13 +173,14 @@ def two_steps(run: Run, batches: tuple[int, ...]) -> None:
 
 
 def micro_step(run: Run, batch_size: int) -> None:
-    run.recorder.phase = "forward"
+    run.recorder.phase, before = "forward", sum(run.stepped.values())
     with run.recorder.following(run.loop.model):
         loop.micro_step(run.loop, batch_size)
     for name, parameter in run.loop.model.named_parameters():
         if parameter.grad is not None:
             run.recorder.categorize(parameter.grad, "gradient", name.rpartition(".")[0])
     if run.loop.workload.step is not None:
+        run.idle = run.idle or sum(run.stepped.values()) == before
         _require_used(run)
 
 
@@ -203,7 +205,7 @@ def _optimizers_of(run: Run) -> Iterator[None]:
     """Within this context the state of every optimizer that makes a step, whoever made and calls it, is known as such."""
 
     def made_a_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        run.stepped[type(optimizer)] = None
+        run.stepped[type(optimizer)] = run.stepped.get(type(optimizer), 0) + 1
         _categorize_state(run, optimizer)
 
     handle = register_optimizer_step_post_hook(made_a_step)

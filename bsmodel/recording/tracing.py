@@ -24,7 +24,7 @@ BATCHES = (2, 3, 5)  # at a batch of 1 many models take other code paths; the th
 _MICRO_STEPS = ("first", "micro", "accumulate")
 _ANOTHER_VALUE = 1_000_003  # for what the step reads and nobody knows: large, odd, and true
 
-_NO_STEP = "no optimizer made a step while this was recorded, so no state of one is counted; one call of step is to be a whole optimizer step"
+_NO_STEP = "a call of step came by in which no optimizer made a step, whose state may then lack; one call is to be a whole optimizer step"
 
 
 def trace(workload: Workload, training: Training | None = None, gpu: Gpu | None = None) -> Tape:
@@ -148,7 +148,7 @@ def _tape(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[i
         base_lr=run.loop.workload.base_lr if run.loop.training.optimizer_family == run.loop.workload.training.optimizer_family else None,
         base_batch=run.loop.workload.base_batch,
         own_step=run.loop.workload.step is not None,
-        remarks=(*run.loop.workload.remarks, *run.remarks, *(() if run.stepped else (_NO_STEP,))),
+        remarks=(*run.loop.workload.remarks, *run.remarks, *((_NO_STEP,) if run.idle else ())),
     )
 
 

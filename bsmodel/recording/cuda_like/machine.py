@@ -126,36 +126,19 @@ _SILENT = """
 _ZERO = ("initial_seed", "memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
 
 
-def answers(gpu: Gpu, note: Callable[[str], None]) -> dict[str, Any]:
+def answers(gpu: Gpu, note: Callable[[str], object]) -> dict[str, Any]:
     """What stands in `torch.cuda` by its name, for this card. `note` is told what a recording then does not count."""
-    capability = gpu.capability
-
-    def nothing(*options: Any, **named: Any) -> None:
-        pass
-
-    def zero(device: Any = None) -> int:
-        return 0
 
     def entered(stream: Any) -> Stream:
         if stream is not None and stream is not main:
             note(SIDE_STREAMS)
         return main
 
-    main, properties = Stream(), Properties(gpu)
+    main = Stream()
     return {
-        **dict.fromkeys(_SILENT, nothing),
-        **dict.fromkeys(_ZERO, zero),
-        "is_available": lambda: True,
-        "device_count": lambda: 1,
-        "current_device": lambda: 0,
-        "device": _Device,
-        "get_device_capability": lambda device=None: capability,
-        "get_device_name": lambda device=None: gpu.name,
-        "get_device_properties": lambda device=None: properties,
-        "get_arch_list": lambda: [f"sm_{capability[0]}{capability[1]}"],
-        "is_bf16_supported": lambda including_emulation=True: including_emulation or capability >= (8, 0),
-        "is_current_stream_capturing": lambda: False,
-        "mem_get_info": lambda device=None: (gpu.memory_bytes, gpu.memory_bytes),
+        **dict.fromkeys(_SILENT, _nothing),
+        **dict.fromkeys(_ZERO, lambda device=None: 0),
+        **_properties(gpu),
         "memory_stats": lambda device=None: collections.defaultdict(int),
         "memory_summary": lambda device=None, abbreviated=False: "",
         "get_rng_state": lambda device=None: torch.get_rng_state(),
@@ -166,8 +149,29 @@ def answers(gpu: Gpu, note: Callable[[str], None]) -> dict[str, Any]:
         "set_stream": entered,
         "current_stream": lambda device=None: main,
         "default_stream": lambda device=None: main,
-        "nvtx": types.SimpleNamespace(range_push=nothing, range_pop=nothing, mark=nothing, range=_Device),
+        "is_current_stream_capturing": lambda: False,
+        "nvtx": types.SimpleNamespace(range_push=_nothing, range_pop=_nothing, mark=_nothing, range=_Device),
         **{name: _TensorType(name, (), {"dtype": dtype}) for name, dtype in _TYPES.items()},
+    }
+
+
+def _nothing(*options: Any, **named: Any) -> None:
+    """Takes anything and does nothing."""
+
+
+def _properties(gpu: Gpu) -> dict[str, Any]:
+    capability, properties = gpu.capability, Properties(gpu)
+    return {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "device": _Device,
+        "get_device_capability": lambda device=None: capability,
+        "get_device_name": lambda device=None: gpu.name,
+        "get_device_properties": lambda device=None: properties,
+        "get_arch_list": lambda: [f"sm_{capability[0]}{capability[1]}"],
+        "is_bf16_supported": lambda including_emulation=True: including_emulation or capability >= (8, 0),
+        "mem_get_info": lambda device=None: (gpu.memory_bytes, gpu.memory_bytes),
     }
 
 

@@ -124,10 +124,10 @@ class _Generator(torch.Generator):
 
 
 @contextmanager
-def pretend_cuda(gpu: Gpu, follows: Callable[[torch.Tensor], bool], note: Callable[[str], None]) -> Iterator[None]:
+def pretend_cuda(gpu: Gpu, follows: Callable[[torch.Tensor], bool], note: Callable[[str], object] = str) -> Iterator[None]:
     """Within this context Python code sees one CUDA device, this card; `follows` tells which `meta` tensors are on it.
 
-    `note` is told what of a program is not counted.
+    `note` is told what of a program is not counted; by default nobody is.
 
     Nothing is changed for good: every patched name of torch is restored on the way out. Not for several threads at once.
     """
