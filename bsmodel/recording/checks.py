@@ -125,6 +125,10 @@ class _Agreement:
     lines: Mapping[int, Size]
 
     def __call__(self, batch: int) -> bool:
+        """Tried twice: a step that prefetches trains on the batch that the one before was given."""
+        return self._agrees(batch) or (self.run.loop.workload.step is not None and self._agrees(batch))
+
+    def _agrees(self, batch: int) -> bool:
         steady = [(self.lines[number], then) for number, then in self.run.allocated("micro") if number in self.lines]
         loop.zero_gradients(self.run.loop)
         with self.run.block("check"):

@@ -18,7 +18,7 @@ from bsmodel.workloads import Workload
 
 @dataclass
 class Loop:
-    """A model and its optimizer in training, and the variables of the loop, which live until they are assigned again."""
+    """A model and its optimizer (or what its workload's setup made) in training, and the variables of the loop, which live until they are assigned again."""
 
     model: torch.nn.Module
     optimizer: Any
@@ -50,10 +50,16 @@ def require_applicable(workload: Workload, training: Training) -> None:
         f"gradient_clipping={training.gradient_clipping}": (training.gradient_clipping is not None, "clip in it"),
         "zero_grad=zeros": (training.zero_grad != "none", "zero the gradients in it"),
         "keep_outputs": (training.keep_outputs, "return from it what is to live on"),
+        f"optimizer={training.optimizer_name}": (_other_optimizer(workload, training), "make the optimizer in its setup"),
     }
     for what, (is_asked, instead) in asked.items():
         if is_asked:
             raise InvalidInputError(f"{workload.name} has a step of its own, to which {what} is not applied; {instead}, and leave it out of the recipe")
+
+
+def _other_optimizer(workload: Workload, training: Training) -> bool:
+    """Whether an optimizer is asked for that the workload's own setup does not make."""
+    return workload.setup is not None and training.optimizer != workload.training.optimizer
 
 
 def micro_step(loop: Loop, batch_size: int) -> None:

@@ -18,6 +18,7 @@ from bsmodel.errors import InvalidInputError, UntraceableError
 from bsmodel.recording.cuda_like.pretence import META
 from bsmodel.recording.recorder import Recorder
 from bsmodel.training import OPTIMIZERS, Training
+from bsmodel.workloads import Workload
 
 aten = torch.ops.aten
 _LARGE = 1 << 16  # elements: from here on a freshly filled tensor is a weight, not a constant the model may compute with
@@ -215,6 +216,13 @@ def _moved(tensor: torch.Tensor, channels_last: bool, recorder: Recorder) -> tor
     if not torch._prims_common.is_non_overlapping_and_dense_or_false(tensor):
         tensor = torch.empty(tensor.size(), dtype=tensor.dtype, device=META)
     return recorder.to_device(tensor, "to")
+
+
+def set_up(model: torch.nn.Module, workload: Workload, training: Training) -> Any:
+    """What steps are given beside the model on the device: what the workload's own setup makes, else the recipe's optimizer of what is trained."""
+    if workload.setup is not None:
+        return workload.setup(model)
+    return make_optimizer([parameter for parameter in model.parameters() if parameter.requires_grad], training)
 
 
 def make_optimizer(parameters: Sequence[torch.Tensor], training: Training) -> Any:

@@ -19,8 +19,9 @@ from bsmodel.errors import UntraceableError
 from bsmodel.recording.assumed import ALL, Assumed, all_selected
 from bsmodel.recording.chance import drawn
 from bsmodel.recording.counts import Count, count
-from bsmodel.recording.cuda_like import refusals, shapes
+from bsmodel.recording.cuda_like import refusals, shapes, sparse
 from bsmodel.recording.cuda_like.buffers import NO_BUFFERS, Buffer, Kernel
+from bsmodel.recording.cuda_like.engine import is_renumbered
 from bsmodel.recording.cuda_like.kernels import UNCOUNTED, kernel_of
 from bsmodel.recording.cuda_like.pretence import META
 from bsmodel.recording.cuda_like.recurrent import Recurrent, recurrent_layers
@@ -125,7 +126,7 @@ class Recorder(TorchDispatchMode):
     def _origin(self) -> tuple[str, str | None]:
         """The module and line of the forward pass that made the node which backward has reached."""
         node: Any = torch._C._current_autograd_node()
-        return ("", None) if node is None else self._made.get(node._sequence_nr(), ("", None))
+        return ("", None) if node is None or is_renumbered(node) else self._made.get(node._sequence_nr(), ("", None))
 
     def place(self) -> str:
         """Where the operation in progress is, for an error: file, line and module."""
@@ -172,10 +173,18 @@ class Recorder(TorchDispatchMode):
 
     def categorize(self, tensor: torch.Tensor, category: str, module: str) -> None:
         """Say what a followed tensor turned out to be, and whose it is."""
+        tensor = tensor._values() if tensor.layout is torch.sparse_coo else tensor
         found = self._live.get(tensor.untyped_storage()._cdata)
         if found is not None:
             self.allocations[found[0]].category = category
             self.allocations[found[0]].owner = module
+
+    def categorize_live(self, since: int, category: str) -> None:
+        """Say what all that has been allocated since an event, and is still there, turned out to be."""
+        released = {~event for event in self.events[since:] if event < 0}
+        for number in self.events[since:]:
+            if number >= 0 and number not in released and self.allocations[number].category != "workspace":
+                self.allocations[number].category = category
 
     def to_device(self, tensor: torch.Tensor, operator: str, category: str | None = None) -> torch.Tensor:
         """A device tensor of the same sizes, strides and dtype, counted; the values are kept where they may be asked."""
@@ -194,6 +203,8 @@ class Recorder(TorchDispatchMode):
         with torch._C.DisableTorchFunction():  # from here on tensors show their true device
             kwargs = kwargs or {}
             given = tensors_in((*args, *kwargs.values()))
+            if sparse.concerns(func, args, given):
+                return sparse.run(func, args, kwargs, self, self.place)
             device = kwargs.get("device")
             host = [tensor for tensor in given if not tensor.is_meta or not self.follows(tensor)]
             if len(host) == len(given) and (device is None or device.type != "meta"):

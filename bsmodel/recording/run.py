@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import sys
 import threading
 import warnings
@@ -14,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._pytree import tree_leaves
 
 from bsmodel.errors import BsmodelError, UntraceableError
@@ -42,6 +44,8 @@ class Run:
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     rows: dict[str, list[Row]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    stepped: dict[type, int] = field(default_factory=dict)  # how many steps optimizers of each class have made
+    idle: bool = False  # whether a call of the user's own step came by without any
 
     @contextlib.contextmanager
     def block(self, name: str) -> Iterator[None]:
@@ -108,8 +112,10 @@ def _run(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> 
             model, remarks = placement.build(workload.model, training)
             model = placement.adapt(model, training)
         recorder = Recorder(gpu.capability, assumed)
-        with pretend_cuda(gpu, recorder.follows), decided(recorder.values.decided), recorder:
-            yield _prepared(recorder, model, _left_to_chance(workload, recorder.values), training, remarks)
+        with pretend_cuda(gpu, recorder.follows, recorder.uncounted.add), decided(recorder.values.decided), recorder:
+            run = _prepared(recorder, model, _left_to_chance(workload, recorder.values), training, remarks)
+            with _optimizers_of(run):
+                yield run
 
 
 def _left_to_chance(workload: Workload, values: Values) -> Workload:
@@ -143,13 +149,25 @@ def _undisturbed() -> Iterator[None]:
     with _ALONE:
         collecting, current_frames = gc.isenabled(), sys._current_frames
         gc.disable()
+        kept = [dict(state) for state in _accelerate()]
+        for state in _accelerate():
+            state.clear()
         sys._current_frames = lambda: {thread: _outermost(frame) for thread, frame in current_frames().items()}
         try:
             yield
         finally:
             sys._current_frames = current_frames
+            for state, before in itertools.zip_longest(_accelerate(), kept):  # none where accelerate was imported meanwhile
+                state.clear()
+                state.update(before or {})
             if collecting:
                 gc.enable()
+
+
+def _accelerate() -> list[dict[str, Any]]:
+    """What accelerate keeps for a whole process, among it the device: a recording begins without, and leaves none behind."""
+    state = sys.modules.get("accelerate.state")
+    return [] if state is None else [getattr(state, name)._shared_state for name in ("PartialState", "AcceleratorState", "GradientState")]
 
 
 def _outermost(frame: FrameType) -> FrameType:
@@ -161,7 +179,9 @@ def _outermost(frame: FrameType) -> FrameType:
 def _prepared(recorder: Recorder, model: torch.nn.Module, workload: Workload, training: Training, remarks: tuple[str, ...]) -> Run:
     """The model on the device, its optimizer and loop made, nothing run."""
     placement.place(model, training, recorder)
-    optimizer = placement.make_optimizer([parameter for parameter in model.parameters() if parameter.requires_grad], training)
+    placed = len(recorder.events)
+    optimizer = placement.set_up(model, workload, training)
+    recorder.categorize_live(placed, "optimizer state")
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
         moved = recorder.to_device(tensor, "to", "batch")
@@ -186,14 +206,14 @@ def two_steps(run: Run, batches: tuple[int, ...]) -> None:
 
 
 def micro_step(run: Run, batch_size: int) -> None:
-    run.recorder.phase = "forward"
+    run.recorder.phase, before = "forward", sum(run.stepped.values())
     with run.recorder.following(run.loop.model):
         loop.micro_step(run.loop, batch_size)
     for name, parameter in run.loop.model.named_parameters():
         if parameter.grad is not None:
             run.recorder.categorize(parameter.grad, "gradient", name.rpartition(".")[0])
     if run.loop.workload.step is not None:
-        _categorize_state(run)
+        run.idle = run.idle or sum(run.stepped.values()) == before
         _require_used(run)
 
 
@@ -211,12 +231,26 @@ def _require_used(run: Run) -> None:
 def _optimizer_step(run: Run) -> None:
     run.recorder.phase = "step"
     loop.optimizer_step(run.loop)
-    _categorize_state(run)
 
 
-def _categorize_state(run: Run) -> None:
+@contextlib.contextmanager
+def _optimizers_of(run: Run) -> Iterator[None]:
+    """Within this context the state of every optimizer that makes a step, whoever made and calls it, is known as such."""
+
+    def made_a_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        run.stepped[type(optimizer)] = run.stepped.get(type(optimizer), 0) + 1
+        _categorize_state(run, optimizer)
+
+    handle = register_optimizer_step_post_hook(made_a_step)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _categorize_state(run: Run, optimizer: torch.optim.Optimizer) -> None:
     owners = {id(parameter): name.rpartition(".")[0] for name, parameter in run.loop.model.named_parameters()}
-    for parameter, state in run.loop.optimizer.state.items():
+    for parameter, state in optimizer.state.items():
         for tensor in tree_leaves(state):
             if isinstance(tensor, torch.Tensor):
                 run.recorder.categorize(tensor, "optimizer state", owners.get(id(parameter), ""))

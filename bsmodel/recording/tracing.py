@@ -30,6 +30,8 @@ _MICRO_STEPS = ("first", "micro", "accumulate")
 _MOST_CHECKS = 50
 _ANOTHER_VALUE = 1_000_003  # for what the step reads and nobody knows: large, odd, and true
 
+_NO_STEP = "a call of step came by in which no optimizer made a step, whose state may then lack; one call is to be a whole optimizer step"
+
 
 def trace(workload: Workload, training: Training | None = None, gpu: Gpu | None = None) -> Tape:
     """Record one training recipe of a workload, as the kernels of `gpu` would run it.
@@ -162,11 +164,12 @@ def _tape(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[i
     allocations = [recorded[number] for number in period.kept]
     found = [sizes.get(number, alignment.Size((recorded[number].size_bytes, 0))) for number in period.kept]
     parameters = list(run.loop.model.parameters())
+    optimizer, family = _optimizer(run)
     return Tape(
         name=run.loop.workload.name,
         precision=run.loop.training.precision,
-        optimizer=run.loop.training.optimizer_name,
-        optimizer_family=run.loop.training.optimizer_family,
+        optimizer=optimizer,
+        optimizer_family=family,
         gpu=gpu,
         accumulation=run.loop.training.accumulation,
         versions=_versions(run.loop.model),
@@ -190,8 +193,16 @@ def _tape(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[i
         base_lr=run.loop.workload.base_lr if run.loop.training.optimizer_family == run.loop.workload.training.optimizer_family else None,
         base_batch=run.loop.workload.base_batch,
         own_step=run.loop.workload.step is not None,
-        remarks=(*run.loop.workload.remarks, *run.remarks),
+        remarks=(*run.loop.workload.remarks, *run.remarks, *((_NO_STEP,) if run.idle else ())),
     )
+
+
+def _optimizer(run: Run) -> tuple[str, str]:
+    """The optimizer as printed and its family: the recipe's, or where the user's own step calls others, those that make steps."""
+    if run.loop.workload.setup is None and (not run.stepped or type(run.loop.optimizer) in run.stepped):
+        return run.loop.training.optimizer_name, run.loop.training.optimizer_family
+    names = [found.__name__ for found in run.stepped]
+    return " and ".join(names) or "no optimizer", "sgd" if names and all("sgd" in name.lower() for name in names) else "adam"
 
 
 def _versions(model: torch.nn.Module) -> dict[str, str]:

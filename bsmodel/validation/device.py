@@ -130,8 +130,7 @@ def _started(workload: Workload, training: Training, initialise: bool) -> loop.L
         fill_weights(model)
     if training.precision == "tf32":
         torch.backends.cuda.matmul.allow_tf32 = True
-    optimizer = placement.make_optimizer([parameter for parameter in model.parameters() if parameter.requires_grad], training)
-    return loop.start(model, optimizer, workload, training, lambda tensor: tensor.to("cuda"))
+    return loop.start(model, placement.set_up(model, workload, training), workload, training, lambda tensor: tensor.to("cuda"))
 
 
 @torch.no_grad()

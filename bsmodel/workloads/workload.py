@@ -20,6 +20,8 @@ class Workload:
     loss(model, batch) -> scalar tensor, or (scalar tensor, outputs); outputs live on where `Training.keep_outputs` says so
     step(model, optimizer, batch) -> anything, instead of `loss`: a whole training step of your own; what it returns lives until the
         next one returns. It moves the host batch to `"cuda"` itself and calls the optimizer.
+    setup(model) -> what `step` gets in the optimizer's place, made once, with the model on the device: two optimizers in a dict, an object
+        with a loss scaler, an average of the weights, an Accelerator. Without it `step` gets the optimizer of the recipe.
     training: the recipe where none is given. base_lr at base_batch: a learning rate known to train it.
     remarks: sentences that an answer rests on and nobody asked for; read when a recording is over, so that `loss` may add what it chose.
     """
@@ -34,10 +36,13 @@ class Workload:
     base_lr: float | None = None
     base_batch: int | None = None
     remarks: Sequence[str] = field(default=(), compare=False)
+    setup: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
         if (self.loss is None) == (self.step is None):
             raise InvalidInputError(f"workload {self.name!r} needs exactly one of loss=(model, batch) -> scalar and step=(model, optimizer, batch)")
+        if self.setup is not None and self.step is None:
+            raise InvalidInputError(f"workload {self.name!r} has a setup=(model) and no step=(model, what setup returns, batch) that takes what it makes")
 
     @staticmethod
     def named(name: str, **options: object) -> Workload:

@@ -68,5 +68,7 @@ def partial_sums(tensor: torch.Tensor, dimensions: Sequence[int]) -> tuple[Buffe
         return ()
     fastest = min(wide, key=tensor.stride)
     along_rows = fastest not in summed
-    vector = next(v for v in (4, 2, 1) if tensor.size(fastest) % v == 0) if along_rows and tensor.stride(fastest) == 1 else 1
+    strides = [tensor.stride(dimension) for dimension in wide if dimension != fastest]
+    aligned = math.gcd(4, tensor.size(fastest), tensor.storage_offset(), *strides)  # of a slice of wider rows too (get_output_vec_size)
+    vector = aligned if along_rows and tensor.stride(fastest) == 1 else 1
     return (Buffer(formula="reduction", parameters=(tensor.numel() // inputs, inputs, int(along_rows), vector), brief=True),)

@@ -44,7 +44,7 @@ def _kind(tensor: torch.Tensor, weight: torch.Tensor, groups: int, direction: st
         shape = "depthwise"
     elif pointwise(weight):
         shape = "pointwise"
-    elif tensor.size(1) <= _FEW_CHANNELS:
+    elif tensor.size(1) <= _FEW_CHANNELS and not _swapped(tensor):
         shape = "first-layer"
     return f"{layout} {_arithmetic(tensor, capability)} {shape} {direction}"
 
@@ -88,9 +88,19 @@ def is_matmul(tensor: torch.Tensor, weight: torch.Tensor, stride: Any) -> bool:
     return pointwise(weight) and set(stride) == {1} and math.prod(tensor.shape[2:]) * tensor.element_size() % 16 == 0
 
 
+def _swapped(tensor: torch.Tensor) -> bool:
+    """Whether samples stand where channels do: the gradient of a filter gradient convolves transposed images (Convolution.cpp, double backward)."""
+    return min(tensor.size(0), tensor.size(1)) > 1 and tensor.stride(0) < tensor.stride(1)
+
+
 def _padded(tensor: torch.Tensor) -> int:
-    """Bytes with the channel dimension padded: tensor cores want aligned channels, and have kernels for four of float16."""
+    """Bytes with the channel dimension padded: tensor cores want aligned channels, and have kernels for four of float16.
+
+    Samples that stand there are counted as they are, which is exact for batches of a multiple of 8.
+    """
     channels = tensor.size(1)
+    if _swapped(tensor):
+        return tensor_bytes(tensor)
     alignment = 4 if tensor.dtype is torch.float32 or (tensor.dtype is torch.float16 and channels <= 4) else 8
     return tensor_bytes(tensor) // channels * rounded(channels, alignment)
 
@@ -148,7 +158,7 @@ def _dense_forward(tensor: torch.Tensor, weight: torch.Tensor, stride: Any, outp
     of a first layer alone (7 x 7, stride 2).
     """
     first_layer = tuple(weight.shape[2:]) == (7, 7) and set(stride) == {2}
-    as_they_are = tensor.dtype is torch.float16 and tensor.size(1) <= 4 and not first_layer and capability < (9, 0)
+    as_they_are = tensor.dtype is torch.float16 and tensor.size(1) <= 4 and not _swapped(tensor) and not first_layer and capability < (9, 0)
     operands = tensor_bytes(tensor) + tensor_bytes(weight) if as_they_are else _padded(tensor) + _padded(weight)
     if conv_format(tensor, weight) is torch.channels_last:
         if as_they_are:

@@ -12,11 +12,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import DefaultDeviceType
 
 from bsmodel.hardware import Gpu
-from bsmodel.recording.cuda_like import autocast, operators
+from bsmodel.recording.cuda_like import autocast, engine, machine, operators
 
 CUDA = torch.device("cuda", 0)
 META = torch.device("meta")
@@ -82,12 +83,17 @@ class _DeviceCalls(TorchFunctionMode):
             return _from_host(func, args[0], [*args[1:], *(kwargs or {}).values()])
         if func is torch.Tensor.cuda:
             return args[0].to(META)
+        if func is torch.Tensor.pin_memory:
+            return args[0]
+        if func is torch.Tensor.type and len(args) > 1 and (dtype := machine.dtype_of(args[1])) is not None:
+            return args[0].to(META, dtype)
         if func is torch.Tensor.__getitem__ and isinstance(args[1], (list, tuple)):
             args = (args[0], tuple(map(_listed, args[1])) if isinstance(args[1], tuple) else _listed(args[1]))
         if func is torch.Tensor.to and len(args) > 1 and not isinstance(args[1], (torch.dtype, torch.Tensor)) and is_device(args[1]):
             args = (args[0], META, *args[2:])
         if not kwargs:
             return func(*args)
+        kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
         if is_device(kwargs.get("device")):
             if func in (torch.tensor, torch.as_tensor, torch.asarray):
                 args = (_read(args[0]), *args[1:])
@@ -118,52 +124,30 @@ class _Generator(torch.Generator):
         return super().__new__(cls, "cpu" if is_device(device) else device)  # type: ignore[call-arg]
 
 
-class _Properties:
-    """What `torch.cuda.get_device_properties` tells of the pretended device."""
-
-    def __init__(self, gpu: Gpu) -> None:
-        self.name, self.total_memory = gpu.name, gpu.memory_bytes
-        self.major, self.minor = gpu.capability
-        self.multi_processor_count = gpu.sm_count
-
-
 @contextmanager
-def pretend_cuda(gpu: Gpu, follows: Callable[[torch.Tensor], bool]) -> Iterator[None]:
+def pretend_cuda(gpu: Gpu, follows: Callable[[torch.Tensor], bool], note: Callable[[str], object] = str) -> Iterator[None]:
     """Within this context Python code sees one CUDA device, this card; `follows` tells which `meta` tensors are on it.
+
+    `note` is told what of a program is not counted; by default nobody is.
 
     Nothing is changed for good: every patched name of torch is restored on the way out. Not for several threads at once.
     """
     operators.register_all()
     operators.set_capability(gpu.capability)
-    properties, capability = _Properties(gpu), gpu.capability
     clear = torch.clear_autocast_cache
 
     def clear_both() -> None:
         autocast.clear_cast_weights()
         clear()
 
-    answers: dict[str, Any] = {
-        "is_available": lambda: True,
-        "device_count": lambda: 1,
-        "current_device": lambda: 0,
-        "get_device_capability": lambda device=None: capability,
-        "get_device_name": lambda device=None: gpu.name,
-        "get_device_properties": lambda device=None: properties,
-        "is_bf16_supported": lambda including_emulation=True: including_emulation or capability >= (8, 0),
-        "is_current_stream_capturing": lambda: False,
-        "synchronize": lambda device=None: None,
-        "empty_cache": lambda: None,
-        "set_device": lambda device: None,
-        "max_memory_allocated": lambda device=None: 0,
-        "memory_allocated": lambda device=None: 0,
-        "reset_peak_memory_stats": lambda device=None: None,
-    }
     with ExitStack() as stack:
-        for attribute, answer in answers.items():
+        for attribute, answer in machine.answers(gpu, note).items():
             stack.enter_context(replaced(torch.cuda, attribute, answer))
         stack.enter_context(replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         stack.enter_context(replaced(torch, "clear_autocast_cache", clear_both))
         stack.enter_context(replaced(torch, "Generator", _Generator))
+        stack.enter_context(replaced(torch.autograd, "_engine_run_backward", engine.Numbers(_engine_run_backward)))
+        stack.enter_context(replaced(torch.Tensor, "record_stream", lambda tensor, stream: None))
         stack.enter_context(replaced(DefaultDeviceType, "_default_device_type", "cuda"))
         stack.enter_context(_DeviceCalls(follows))
         stack.enter_context(autocast.dispatching())

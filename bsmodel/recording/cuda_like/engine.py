@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In which order autograd's engine comes to the nodes that a backward pass has made (`create_graph=True`): a gradient of gradients frees by it.
+
+The engine takes of all nodes that are ready the one with the highest number. CUDA tensors have a thread of their own for backward, and every thread
+counts for itself: where backward makes fewer nodes than forward, its numbers are soon below all others, and they come last; where it makes more, they
+come first. On `meta` one thread makes them all (torch/csrc/autograd/engine.cpp, CompareNodeTaskTime; aten/src/ATen/SequenceNumber.cpp).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_MARK = "made in a backward pass"
+
+
+def is_renumbered(node: Any) -> bool:
+    """Whether a node has been given the number it has on CUDA."""
+    return _MARK in node.metadata
+
+
+class Numbers:
+    """`run`, the engine; the nodes it makes are numbered below those of the main thread where there are fewer of them.
+
+    In the first step, as on CUDA, they mingle: both threads have counted from zero.
+    """
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self.run = run
+        self.first = torch._C._autograd._get_sequence_nr()
+        self.made = 0
+
+    def __call__(self, outputs: Any, gradients: Any, retain_graph: Any, create_graph: Any, *rest: Any, **named: Any) -> Any:
+        """A run of the engine."""
+        start = torch._C._autograd._get_sequence_nr()
+        results = self.run(outputs, gradients, retain_graph, create_graph, *rest, **named)
+        if not create_graph:
+            return results
+        before, by_main = self.made, start - self.first - self.made
+        self.made += torch._C._autograd._get_sequence_nr() - start
+        if self.made < by_main:
+            for node in _nodes(results, start):
+                node.metadata[_MARK] = True
+                node._set_sequence_nr(self.first + before + node._sequence_nr() - start)
+        return results
+
+
+def _nodes(tensors: Any, start: int) -> list[Any]:
+    """The nodes behind these tensors that are numbered from `start` on."""
+    waiting = [tensor.grad_fn for tensor in tensors or () if tensor is not None and tensor.grad_fn is not None]
+    found: dict[Any, None] = {}
+    while waiting:
+        node = waiting.pop()
+        if node not in found and start <= node._sequence_nr() < _LEAF:
+            found[node] = None
+            waiting += [following for following, _ in node.next_functions if following is not None]
+    return list(found)
+
+
+_LEAF = (1 << 64) - 1  # the number of nodes that accumulate a gradient

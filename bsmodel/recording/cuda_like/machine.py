@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `torch.cuda` answers of a machine that has the card: properties, statistics, streams, events, tensor types. Nothing of it runs."""
+
+from __future__ import annotations
+
+import collections
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bsmodel.hardware import Gpu
+
+SIDE_STREAMS = "what the allocator and libraries keep apart for every stream: all streams are recorded as one"
+
+
+class Properties:
+    """What `torch.cuda.get_device_properties` tells of the pretended device."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.name, self.total_memory = gpu.name, gpu.memory_bytes
+        self.major, self.minor = gpu.capability
+        self.multi_processor_count = gpu.sm_count
+
+
+class Event:
+    """A moment on a stream, which has always come."""
+
+    def __init__(self, *options: Any, **named: Any) -> None:
+        """Takes what `torch.cuda.Event` takes."""
+
+    def record(self, stream: Any = None) -> None:
+        """The moment is now."""
+
+    def wait(self, stream: Any = None) -> None:
+        """Nothing is waited for."""
+
+    def synchronize(self) -> None:
+        """Nothing is waited for."""
+
+    def query(self) -> bool:
+        """It has come."""
+        return True
+
+    def elapsed_time(self, end: Any) -> float:
+        """One millisecond: nobody knows how long anything takes, and who divides by it goes on."""
+        return 1.0
+
+
+class Stream:
+    """A queue of kernels, which is always empty; as a context, the one that is entered is the same as all others."""
+
+    device = torch.device("cuda", 0)
+    cuda_stream = stream_id = 0
+
+    def __init__(self, *options: Any, **named: Any) -> None:
+        """Takes what `torch.cuda.Stream` takes."""
+
+    def record_event(self, event: Any = None) -> Any:
+        """An event of this stream."""
+        return Event() if event is None else event
+
+    def wait_stream(self, stream: Any) -> None:
+        """Nothing is waited for."""
+
+    def wait_event(self, event: Any) -> None:
+        """Nothing is waited for."""
+
+    def synchronize(self) -> None:
+        """Nothing is waited for."""
+
+    def query(self) -> bool:
+        """All is done."""
+        return True
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class _TensorType(type):
+    """The type of `torch.cuda.FloatTensor` and its like: an instance is a tensor of that dtype on the device."""
+
+    dtype: torch.dtype
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, torch.Tensor) and instance.is_cuda and instance.dtype is cls.dtype
+
+    def __call__(cls, *sizes: Any, **named: Any) -> Any:
+        given = sizes[0] if len(sizes) == 1 else None
+        if isinstance(given, torch.Tensor):
+            return given.to("cuda", cls.dtype)
+        if isinstance(given, (list, tuple)) and not isinstance(given, torch.Size):
+            return torch.tensor(given, dtype=cls.dtype, device="cuda")
+        return torch.empty(*sizes, dtype=cls.dtype, device="cuda")
+
+
+_TYPES = {
+    "FloatTensor": torch.float32,
+    "DoubleTensor": torch.float64,
+    "HalfTensor": torch.float16,
+    "BFloat16Tensor": torch.bfloat16,
+    "LongTensor": torch.int64,
+    "IntTensor": torch.int32,
+    "ShortTensor": torch.int16,
+    "CharTensor": torch.int8,
+    "ByteTensor": torch.uint8,
+    "BoolTensor": torch.bool,
+}
+
+
+def dtype_of(tensor_type: Any) -> torch.dtype | None:
+    """The dtype that `torch.cuda.FloatTensor`, or its name, stands for; None for any other type."""
+    if isinstance(tensor_type, str) and tensor_type.startswith("torch.cuda."):
+        return _TYPES.get(tensor_type.removeprefix("torch.cuda."))
+    return tensor_type.dtype if isinstance(tensor_type, _TensorType) else None
+
+
+_SILENT = """
+    synchronize empty_cache set_device init ipc_collect set_per_process_memory_fraction reset_peak_memory_stats reset_max_memory_allocated
+    reset_max_memory_cached reset_accumulated_memory_stats set_rng_state set_rng_state_all seed seed_all
+""".split()
+_ZERO = ("initial_seed", "memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
+
+
+def answers(gpu: Gpu, note: Callable[[str], object]) -> dict[str, Any]:
+    """What stands in `torch.cuda` by its name, for this card. `note` is told what a recording then does not count."""
+
+    def entered(stream: Any) -> Stream:
+        if stream is not None and stream is not main:
+            note(SIDE_STREAMS)
+        return main
+
+    main = Stream()
+    return {
+        **dict.fromkeys(_SILENT, _nothing),
+        **dict.fromkeys(_ZERO, lambda device=None: 0),
+        **_properties(gpu),
+        "memory_stats": lambda device=None: collections.defaultdict(int),
+        "memory_summary": lambda device=None, abbreviated=False: "",
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "get_rng_state_all": lambda: [torch.get_rng_state()],
+        "Stream": Stream,
+        "Event": Event,
+        "stream": entered,
+        "set_stream": entered,
+        "current_stream": lambda device=None: main,
+        "default_stream": lambda device=None: main,
+        "is_current_stream_capturing": lambda: False,
+        "nvtx": types.SimpleNamespace(range_push=_nothing, range_pop=_nothing, mark=_nothing, range=_Device),
+        **{name: _TensorType(name, (), {"dtype": dtype}) for name, dtype in _TYPES.items()},
+    }
+
+
+def _nothing(*options: Any, **named: Any) -> None:
+    """Takes anything and does nothing."""
+
+
+def _properties(gpu: Gpu) -> dict[str, Any]:
+    capability, properties = gpu.capability, Properties(gpu)
+    return {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "device": _Device,
+        "get_device_capability": lambda device=None: capability,
+        "get_device_name": lambda device=None: gpu.name,
+        "get_device_properties": lambda device=None: properties,
+        "get_arch_list": lambda: [f"sm_{capability[0]}{capability[1]}"],
+        "is_bf16_supported": lambda including_emulation=True: including_emulation or capability >= (8, 0),
+        "mem_get_info": lambda device=None: (gpu.memory_bytes, gpu.memory_bytes),
+    }
+
+
+class _Device:
+    """`torch.cuda.device(0)` and a named range: contexts in which all is as before."""
+
+    def __init__(self, *options: Any, **named: Any) -> None:
+        """Takes what they take."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
