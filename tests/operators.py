@@ -90,9 +90,25 @@ OVER_IMAGES = {
 }
 
 
+def ctc(samples, labels=torch.long, lengths=torch.long, on="cpu"):
+    """Labels of 40 for 199 frames; where samples are many, gradients of blanks are summed apart."""
+    scores = torch.randn(199, samples, 32, device="cuda", requires_grad=True)
+    targets = torch.ones(samples * 40, dtype=labels, device="cpu" if on == "cpu" and labels is torch.int32 else "cuda")
+    frames, wanted = (torch.full((samples,), length, dtype=lengths).to(on) for length in (199, 40))
+    whole(F.ctc_loss(scores.log_softmax(-1), targets, frames, wanted))
+
+
+ALONE = {
+    "ctc loss, 19 samples": lambda: ctc(19),
+    "ctc loss, 20 samples": lambda: ctc(20),
+    "ctc loss by cuDNN, labels on the host": lambda: ctc(20, torch.int32),
+    "ctc loss by cuDNN, labels on the device": lambda: ctc(20, torch.int32, torch.int32, "cuda"),
+}
+
+
 def programs():
     """Every program by name."""
-    found = {}
+    found = dict(ALONE)
     for name, operator in OVER_SEQUENCES.items():
         for layout in ("rows", "by feature", "position first", "part"):
             for dtype in (torch.float32, torch.bfloat16):

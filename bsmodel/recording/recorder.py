@@ -30,7 +30,7 @@ from bsmodel.tape import Row
 aten = torch.ops.aten
 _LONG = 50  # tensors: operations over lists of tensors, which do not come twice
 _SUMS = frozenset((aten.add.Tensor, aten.scatter.src, aten.scatter.value, aten.scatter_add.default, aten.index_add.default, aten.index_put.default))
-_LAST_FIRST = (aten.native_dropout.default, aten._ctc_loss.default)
+_LAST_FIRST = (aten.native_dropout.default, aten._ctc_loss.default, aten._cudnn_ctc_loss.default, aten._cudnn_ctc_loss.Tensor)
 _READS = (aten._local_scalar_dense.default, aten.is_nonzero.default)
 
 
@@ -365,6 +365,6 @@ _name = functools.cache(str)
 
 
 def _device_tensors(func: Any, output: Any) -> list[torch.Tensor]:
-    """Device tensors among the outputs in the order CUDA allocates them: dropout makes its mask first, the CTC loss its prefixes."""
+    """Device tensors among the outputs in the order CUDA allocates them: dropout makes its mask first, the CTC loss its prefixes or gradient."""
     tensors = [tensor for tensor in tensors_in((output,)) if tensor.is_meta]
     return tensors[::-1] if func in _LAST_FIRST else tensors

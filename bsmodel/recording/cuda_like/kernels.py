@@ -169,9 +169,17 @@ def _ctc_loss(args: Any, capability: tuple[int, int]) -> Kernel:
 
 
 def _ctc_loss_backward(args: Any, capability: tuple[int, int]) -> Kernel:
-    """The same, and as much again as forward kept of the prefixes."""
-    kept = args[6]
-    return Kernel((*(Buffer(8 * kept.size(0), before=0),) * 3, Buffer(tensor_bytes(kept), before=0)))
+    """The same, and as much again as forward kept of the prefixes; where samples or frames are many, gradients of blanks are sums of their own.
+
+    Source: aten/src/ATen/native/cuda/LossCTC.cu, ctc_loss_backward_gpu_template, is_large; the sums are those of aten.logsumexp.
+    """
+    (frames, batch, labels), kept = args[1].shape, args[6]
+    buffers = (*(Buffer(8 * batch, before=0),) * 3, Buffer(tensor_bytes(kept), before=0))
+    if 2 * frames + 24 * batch // 10 + 2 * labels // 10 <= 450:
+        return Kernel(buffers)
+    rows = batch * frames
+    blanks, sums = Buffer(rows * (kept.size(2) // 2 + 1) * kept.element_size()), Buffer(rows * kept.element_size())
+    return Kernel((*buffers, blanks, sums, replace(sums, brief=True), blanks, sums))
 
 
 KERNELS: dict[Any, Callable[[Any, tuple[int, int]], Kernel]] = {
@@ -204,7 +212,11 @@ KERNELS: dict[Any, Callable[[Any, tuple[int, int]], Kernel]] = {
 
 
 # Memory that an operator takes and nobody publishes a rule for: named in every answer, never silently zero.
-UNCOUNTED = {aten.cudnn_batch_norm.default: "workspace and reserve of cuDNN's batch norm"}  # aten/src/ATen/native/cudnn/BatchNorm.cpp
+UNCOUNTED = {
+    aten.cudnn_batch_norm.default: "workspace and reserve of cuDNN's batch norm",  # aten/src/ATen/native/cudnn/BatchNorm.cpp
+    aten._cudnn_ctc_loss.default: "workspace of cuDNN's CTC loss",  # aten/src/ATen/native/cudnn/LossCTC.cpp
+    aten._cudnn_ctc_loss.Tensor: "workspace of cuDNN's CTC loss",
+}
 
 
 def kernel_of(func: Any, args: Any, capability: tuple[int, int]) -> Kernel:
