@@ -98,7 +98,23 @@ def ctc(samples, labels=torch.long, lengths=torch.long, on="cpu"):
     whole(F.ctc_loss(scores.log_softmax(-1), targets, frames, wanted))
 
 
+def packed(head, shared, dropout=0.0):
+    """FlashAttention of 3 sequences, 700 positions each, one after another, or as a batch where `dropout` is given."""
+    from flash_attn import flash_attn_func, flash_attn_varlen_func
+
+    q, k, v = (torch.randn(2100, heads, head, device="cuda", dtype=torch.bfloat16, requires_grad=True) for heads in (8, shared, shared))
+    if dropout:
+        return flash_attn_func(*(x.unflatten(0, (3, 700)) for x in (q, k, v)), dropout, causal=True)
+    offsets = torch.arange(0, 2101, 700, dtype=torch.int32).to("cuda")
+    return flash_attn_varlen_func(q, k, v, offsets, offsets, 700, 700, causal=True)
+
+
 ALONE = {
+    "flash_attn, heads of 64": lambda: whole(packed(64, 8, 0.1)),
+    "flash_attn, heads of 60, keys shared": lambda: whole(packed(60, 2, 0.1)),
+    "flash_attn, heads of 224": lambda: whole(packed(224, 8, 0.1)),
+    "flash_attn, sequences one after another": lambda: whole(packed(64, 8)),
+    "flash_attn, sequences one after another, keys shared": lambda: whole(packed(64, 2)),
     "ctc loss, 19 samples": lambda: ctc(19),
     "ctc loss, 20 samples": lambda: ctc(20),
     "ctc loss by cuDNN, labels on the host": lambda: ctc(20, torch.int32),

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from bsmodel.recording.cuda_like import flash
+
 aten = torch.ops.aten
 
 
@@ -74,6 +76,22 @@ def _mixture(args: Any) -> Sequence[Any]:
     return torch.Size((groups, query[-2], value[-2])), torch.Size((groups, value[-2], value[-1]))
 
 
+def _flash_scores(func: Any) -> Callable[[Any], Sequence[Any]]:
+    def scores(args: Any) -> Sequence[Any]:
+        (groups, rows, columns), (_, keys, _), _ = flash.heads_first(func, args)
+        return torch.Size((groups, rows, columns)), torch.Size((groups, columns, keys))
+
+    return scores
+
+
+def _flash_mixture(func: Any) -> Callable[[Any], Sequence[Any]]:
+    def mixture(args: Any) -> Sequence[Any]:
+        (groups, rows, _), (_, keys, _), (_, _, width) = flash.heads_first(func, args)
+        return torch.Size((groups, rows, keys)), torch.Size((groups, keys, width))
+
+    return mixture
+
+
 def _grouped(args: Any) -> Sequence[Any]:
     """Rows of all groups together, times a matrix."""
     left, right = args[0].shape, args[1].shape
@@ -104,6 +122,7 @@ FORMULAS: dict[Any, tuple[_Formula, ...]] = {
     aten._scaled_dot_product_flash_attention.default: _ATTENTION,
     aten._scaled_dot_product_efficient_attention.default: _ATTENTION,
     aten._scaled_dot_product_cudnn_attention.default: _ATTENTION,
+    **{func: (_Formula("bmm_flop_jit", _flash_scores(func)), _Formula("bmm_flop_jit", _flash_mixture(func))) for func in (flash.FORWARD, flash.FORWARD3)},
 }
 
 

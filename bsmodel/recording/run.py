@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from bsmodel.errors import BsmodelError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.recording import frames, loop, placement
+from bsmodel.recording.cuda_like import flash
 from bsmodel.recording.cuda_like.pretence import pretend_cuda
 from bsmodel.recording.cuda_like.recurrent import as_cudnn
 from bsmodel.recording.loop import Loop
@@ -79,7 +80,7 @@ def running(workload: Workload, training: Training, gpu: Gpu, stand_in: int = 0)
 
 @contextlib.contextmanager
 def _run(workload: Workload, training: Training, gpu: Gpu, stand_in: int) -> Iterator[Run]:
-    with _undisturbed():
+    with _undisturbed(), flash.pretended():
         with placement.weights_nowhere():
             model, remarks = placement.build(workload.model, training)
             model = placement.adapt(model, training)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bsmodel.recording.cuda_like import convolutions
+from bsmodel.recording.cuda_like import convolutions, flash
 from bsmodel.recording.cuda_like.buffers import HALVES, NO_BUFFERS, Buffer, Handle, Kernel, partial_sums, rounded, tensor_bytes
 from bsmodel.recording.cuda_like.dense import copies
 from bsmodel.recording.cuda_like.shapes import is_channels_last
@@ -71,7 +71,7 @@ def _flash_backward(args: Any, capability: tuple[int, int]) -> Kernel:
     query, key = args[1], args[2]
     batch, heads, length, head = query.shape
     rows = batch * heads * rounded(length, 128)
-    buffers = [Buffer(rows * 4), Buffer(rows * rounded(head, 32) * 4)]
+    buffers = [Buffer(rows * 4), Buffer(rows * flash.head_size(head) * 4)]
     if key.size(1) != heads:
         buffers += [Buffer(batch * key.size(2) * heads * head * query.element_size())] * 2
     return Kernel(tuple(buffers))
@@ -194,6 +194,8 @@ KERNELS: dict[Any, Callable[[Any, tuple[int, int]], Kernel]] = {
     aten.embedding_dense_backward.default: _embedding_backward,
     aten._safe_softmax.default: _safe_softmax,
     aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
+    flash.BACKWARD: flash.backward2,
+    flash.BACKWARD3: flash.backward3,
     aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
     aten._scaled_dot_product_cudnn_attention_backward.default: _cudnn_backward,
     aten.native_group_norm.default: _group_norm,
