@@ -106,6 +106,33 @@ class Own(nn.Module):
         return flash_attn_func(q, k, v, causal=True, **self.options).flatten(2)
 
 
+class Flexible(nn.Module):
+    """Attention that PyTorch compiles for its masks."""
+
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Linear(64, 64)
+
+    def forward(self, x):
+        heads = self.project(x).unflatten(-1, (4, 16)).transpose(1, 2)
+        return nn.attention.flex_attention.flex_attention(heads, heads, heads)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_is_refused_by_name(a100):
+    flexible = Workload(Flexible, lambda size: torch.zeros(size, 64, 64), lambda model, x: model(x).float().mean(), name="flexible")
+    config = transformers.LlamaConfig(**{**LLAMA, "attn_implementation": "flex_attention"})
+    flexed = Workload(
+        lambda: transformers.LlamaForCausalLM(config),
+        lambda size: dict.fromkeys(("input_ids", "labels"), torch.zeros(size, 64, dtype=torch.long)),
+        lambda model, batch: model(**batch).loss,
+        name="flexed",
+    )
+
+    for workload in (flexible, flexed):
+        assert "flex_attention is not recorded: compiled it is a kernel that Inductor writes" in line_of(bsmodel.trace, workload, Training(), a100)
+
+
 def own(**options):
     return Workload(lambda: Own(**options), lambda size: torch.zeros(size, 64, 96), lambda model, x: model(x).float().mean(), name="own")
 

@@ -305,6 +305,17 @@ def pretended() -> Iterator[None]:
         yield
 
 
+FLEX = (
+    "flex_attention is not recorded: compiled it is a kernel that Inductor writes for its masks, by itself it computes every score; "
+    "take attention sdpa or flash_attention_2"
+)
+
+
+def refuse_flex(*args: Any, **kwargs: Any) -> Any:
+    """Raises `NotImplementedError`: what flex attention allocates is Inductor's choice."""
+    raise NotImplementedError(FLEX)
+
+
 def _restore(name: str, module: ModuleType | None) -> None:
     if module is None:
         sys.modules.pop(name, None)
@@ -318,6 +329,9 @@ def _found_by_transformers(stack: ExitStack) -> None:
         from transformers import modeling_flash_attention_utils as utils
     except ImportError:  # an older one
         return
+    masks = sys.modules["transformers.masking_utils"].AttentionMaskInterface._global_mapping if "transformers.masking_utils" in sys.modules else {}
+    stack.callback(masks.update, dict(masks))
+    masks.update({name: refuse_flex for name in masks if name == "flex_attention"})  # compiled for a CUDA device before attention is
     before = dict(vars(utils))
     stack.callback(lambda: vars(utils).update({name: before[name] for name in (*_LOADED, *_PROCESSED, *changed) if name in before}))
     changed = [f"is_flash_attn_{version}_available" for version in (2, 3)]

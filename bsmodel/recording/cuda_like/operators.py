@@ -11,6 +11,7 @@ import torch
 
 from bsmodel.recording.cuda_like import autocast
 from bsmodel.recording.cuda_like.attention import Attention, attend
+from bsmodel.recording.cuda_like.flash import refuse_flex
 
 aten = torch.ops.aten
 _capability: tuple[int, int] = (8, 0)
@@ -202,3 +203,4 @@ def register_all() -> None:
     autocast.register_all(elsewhere=tuple(special))
     for name, kernel in special.items():
         autocast.register(name, kernel)
+    torch.ops.higher_order.flex_attention.py_impl(autocast.KEY)(refuse_flex)
