@@ -98,6 +98,12 @@ def ctc(samples, labels=torch.long, lengths=torch.long, on="cpu"):
     whole(F.ctc_loss(scores.log_softmax(-1), targets, frames, wanted))
 
 
+def filtered(x, dimension):
+    spectrum = torch.fft.rfft(x, dim=dimension, norm="ortho")
+    weight = torch.randn(spectrum.shape[1:], device="cuda", dtype=torch.complex64, requires_grad=True)
+    whole(torch.fft.irfft(spectrum * weight, n=x.size(dimension), dim=dimension, norm="ortho"))
+
+
 def packed(head, shared, dropout=0.0):
     """FlashAttention of 3 sequences, 700 positions each, one after another, or as a batch where `dropout` is given."""
     from flash_attn import flash_attn_func, flash_attn_varlen_func
@@ -115,6 +121,14 @@ ALONE = {
     "flash_attn, heads of 224": lambda: whole(packed(224, 8, 0.1)),
     "flash_attn, sequences one after another": lambda: whole(packed(64, 8)),
     "flash_attn, sequences one after another, keys shared": lambda: whole(packed(64, 2)),
+    "largest of embeddings": lambda: whole(F.embedding_bag(indices(16, 512), parameter(torch.zeros(()), 5000, 64), mode="max")),
+    "sum of embeddings": lambda: whole(F.embedding(indices(16, 64), parameter(torch.zeros(()), 5000, 64)).sum(1)),
+    "Fourier transform of both dimensions": lambda: whole(torch.fft.fft(torch.fft.fft(sequence(), dim=-1), dim=-2).real),
+    "Fourier transform at once": lambda: whole(torch.fft.fftn(sequence(), dim=(1, 2)).real),
+    "Fourier filter of positions": lambda: filtered(sequence(), 1),
+    "Fourier filter of features": lambda: filtered(sequence(), 2),
+    "Fourier filter of images": lambda: whole(torch.fft.irfft2(torch.fft.rfft2(image(dtype=torch.float32), norm="ortho"), s=(16, 16), norm="ortho")),
+    "Fourier filter of images, channels last": lambda: whole(torch.fft.irfft2(torch.fft.rfft2(image("channels last", torch.float32)), s=(16, 16))),
     "ctc loss, 19 samples": lambda: ctc(19),
     "ctc loss, 20 samples": lambda: ctc(20),
     "ctc loss by cuDNN, labels on the host": lambda: ctc(20, torch.int32),

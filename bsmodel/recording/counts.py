@@ -137,13 +137,16 @@ def _handle(name: str, options: tuple[int, ...] | None) -> Callable[[Any, Any], 
 
 
 def count(func: Any, args: Any, output: torch.Tensor) -> Count | None:
-    """What fvcore counts for a forward operator with this (first) output, or None where it has no formula for it."""
+    """What fvcore counts for a forward operator with this (first) output, or None where it has no formula for it, or one that fails on these shapes."""
     formulas = FORMULAS.get(func)
     if formulas is None:
         return None
     flops, activations = 0, 0
     for formula in formulas:
-        found = _handle(formula.name, formula.options)([_Value(value) for value in formula.arguments(args)], [_Value(output)])
+        try:
+            found = _handle(formula.name, formula.options)([_Value(value) for value in formula.arguments(args)], [_Value(output)])
+        except Exception:  # fvcore asserts how many dimensions there are, and which arguments
+            return None
         amount = sum(found.values()) if isinstance(found, dict) else found
         flops += int(amount) * (2 if formula.multiply_adds else 1)
         activations = output.numel() if formula.multiply_adds else 0

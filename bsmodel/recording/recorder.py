@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 
 from bsmodel.errors import UntraceableError
 from bsmodel.recording.counts import Count, count
-from bsmodel.recording.cuda_like import refusals, shapes
+from bsmodel.recording.cuda_like import offload, refusals, shapes
 from bsmodel.recording.cuda_like.buffers import NO_BUFFERS, Buffer, Kernel
 from bsmodel.recording.cuda_like.kernels import UNCOUNTED, kernel_of
 from bsmodel.recording.cuda_like.pretence import META
@@ -193,8 +193,12 @@ class Recorder(TorchDispatchMode):
             given = tensors_in((*args, *kwargs.values()))
             device = kwargs.get("device")
             host = [tensor for tensor in given if not tensor.is_meta or not self.follows(tensor)]
+            if offload.packing() and func in offload.MADE and (device.type == "cpu" if device else len(host) == len(given)):
+                return offload.on_host(func, args, kwargs)
             if len(host) == len(given) and (device is None or device.type != "meta"):
                 return func(*args, **kwargs)
+            if func is aten.copy_.default and offload.packing() and not self.follows(args[0]):
+                return args[0]
             if func in _READS:
                 return self.values.item(args[0], self._stack[-1] if self._stack else None)
             if func is aten._to_copy.default and device is not None and device.type == "cpu":
@@ -238,6 +242,7 @@ class Recorder(TorchDispatchMode):
         tensors = _device_tensors(func, output)
         if known is None:
             refusals.mixed_dtypes(func, args)
+            refusals.sparse(tensors)
             kernel = kernel_of(func, args, self.capability)
             counted = count(func, args, tensors[0]) if tensors else None
             if func in UNCOUNTED:
@@ -313,6 +318,8 @@ class Recorder(TorchDispatchMode):
         self.rows += _rows(operator, module, phase, work, counted if phase == "forward" and counted else Count(0))
 
     def _to_host(self, tensor: torch.Tensor, kwargs: Any) -> torch.Tensor:
+        if offload.packing():
+            return offload.on_host(aten.empty_like.default, (tensor,), {"dtype": kwargs.get("dtype")})
         if self.allocations[self._live[tensor.untyped_storage()._cdata][0]].category == "parameter":
             self.left_at = calling_line()
         return self.values.on_host(tensor, kwargs.get("dtype") or tensor.dtype, self._stack[-1] if self._stack else None)

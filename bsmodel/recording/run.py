@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from bsmodel.errors import BsmodelError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.recording import frames, loop, placement
-from bsmodel.recording.cuda_like import flash
+from bsmodel.recording.cuda_like import flash, offload
 from bsmodel.recording.cuda_like.pretence import pretend_cuda
 from bsmodel.recording.cuda_like.recurrent import as_cudnn
 from bsmodel.recording.loop import Loop
@@ -85,7 +85,7 @@ def _run(workload: Workload, training: Training, gpu: Gpu, stand_in: int) -> Ite
             model, remarks = placement.build(workload.model, training)
             model = placement.adapt(model, training)
         recorder = Recorder(gpu.capability, stand_in)
-        with pretend_cuda(gpu, recorder.follows), recorder:
+        with pretend_cuda(gpu, recorder.follows), offload.followed(recorder.follows), recorder:
             yield _prepared(recorder, model, workload, training, remarks)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bsmodel.recording.cuda_like import convolutions, flash
+from bsmodel.recording.cuda_like import convolutions, flash, fourier
 from bsmodel.recording.cuda_like.buffers import HALVES, NO_BUFFERS, Buffer, Handle, Kernel, partial_sums, rounded, tensor_bytes
 from bsmodel.recording.cuda_like.dense import copies
 from bsmodel.recording.cuda_like.shapes import is_channels_last
@@ -49,7 +49,15 @@ def _reduction(args: Any, capability: tuple[int, int]) -> Kernel:
 
 def _embedding_backward(args: Any, capability: tuple[int, int]) -> Kernel:
     """More than 3072 indices are sorted first (aten/src/ATen/native/cuda/Embedding.cu)."""
-    gradient, indices, rows = args[:3]
+    return _sorted_rows(*args[:3])
+
+
+def _embedding_bag_backward(args: Any, capability: tuple[int, int]) -> Kernel:
+    """The same for sums and means of rows (aten/src/ATen/native/cuda/EmbeddingBag.cu)."""
+    return NO_BUFFERS if args[8] == 2 else _sorted_rows(args[0], args[1], args[6])
+
+
+def _sorted_rows(gradient: torch.Tensor, indices: torch.Tensor, rows: int) -> Kernel:
     parameters = (indices.numel(), rows, gradient.size(-1))
     return Kernel((Buffer(formula="embedding indices", parameters=parameters, before=0), Buffer(formula="embedding partials", parameters=parameters)))
 
@@ -192,8 +200,12 @@ KERNELS: dict[Any, Callable[[Any, tuple[int, int]], Kernel]] = {
     aten.sum.dim_IntList: _reduction,
     aten.mean.dim: _reduction,
     aten.embedding_dense_backward.default: _embedding_backward,
+    aten._embedding_bag_backward.default: _embedding_bag_backward,
     aten._safe_softmax.default: _safe_softmax,
     aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
+    fourier.REAL_TO_COMPLEX: fourier.kernel,
+    fourier.COMPLEX: fourier.kernel,
+    fourier.COMPLEX_TO_REAL: fourier.kernel_to_real,
     flash.BACKWARD: flash.backward2,
     flash.BACKWARD3: flash.backward3,
     aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
@@ -218,6 +230,7 @@ UNCOUNTED = {
     aten.cudnn_batch_norm.default: "workspace and reserve of cuDNN's batch norm",  # aten/src/ATen/native/cudnn/BatchNorm.cpp
     aten._cudnn_ctc_loss.default: "workspace of cuDNN's CTC loss",  # aten/src/ATen/native/cudnn/LossCTC.cpp
     aten._cudnn_ctc_loss.Tensor: "workspace of cuDNN's CTC loss",
+    **dict.fromkeys((fourier.REAL_TO_COMPLEX, fourier.COMPLEX, fourier.COMPLEX_TO_REAL), "workspace of cuFFT's plans"),
 }
 
 

@@ -101,6 +101,13 @@ _DTYPES: dict[Any, Callable[[Any], str]] = {
 }
 
 
+def sparse(outputs: list[torch.Tensor]) -> None:
+    """Raises `RuntimeError` where a sparse tensor is made, as by the gradient of an embedding: how many rows are left of it hangs on values."""
+    if any(tensor.layout is not torch.strided for tensor in outputs):
+        reason = "how much an optimizer takes for them hangs on which rows are the same"
+        raise RuntimeError(f"sparse gradients are not recorded: {reason}; an embedding with sparse=False is recorded, with a gradient of every row")
+
+
 def mixed_dtypes(func: Any, args: Any) -> None:
     """Raises `RuntimeError` for operands of dtypes that the CUDA operator does not take."""
     check = _DTYPES.get(func)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from bsmodel.recording.cuda_like import fourier
 from bsmodel.recording.cuda_like.pretence import META
 
 aten = torch.ops.aten
@@ -193,6 +194,9 @@ SHAPES: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.masked_fill_.Tensor: _masked_fill,
     aten._ctc_loss.default: _ctc_loss,
     aten._ctc_loss_backward.default: _ctc_loss_backward,
+    fourier.REAL_TO_COMPLEX: fourier.outputs,
+    fourier.COMPLEX: fourier.outputs,
+    fourier.COMPLEX_TO_REAL: fourier.outputs,
     aten._cudnn_ctc_loss.default: _cudnn_ctc_loss,
     aten._cudnn_ctc_loss.Tensor: _cudnn_ctc_loss,
 }
