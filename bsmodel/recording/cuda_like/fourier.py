@@ -23,7 +23,7 @@ def _order(tensor: torch.Tensor, dimensions: list[int]) -> tuple[list[int], list
     """Dimensions that are not transformed, the slowest first, and those that are."""
     transformed = [dimension % tensor.dim() for dimension in dimensions]
     others = [dimension for dimension in range(tensor.dim()) if dimension not in transformed]
-    return sorted(others, key=lambda dimension: -tensor.stride(dimension)), transformed
+    return sorted(others, key=tensor.stride, reverse=True), transformed
 
 
 def outputs(func: Any, args: Any, kwargs: Any) -> torch.Tensor:

@@ -58,7 +58,7 @@ def followed(follows: Callable[[torch.Tensor], bool]) -> Iterator[None]:
 
         push(packed, unpacked)
 
-    torch._C._autograd._push_saved_tensors_default_hooks = both
+    torch._C._autograd._push_saved_tensors_default_hooks = both  # type: ignore[assignment]
     try:
         yield
     finally:
