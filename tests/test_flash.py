@@ -2,6 +2,7 @@
 """FlashAttention's packages, which need not be installed: what transformers and programs of one's own record with them, and what is refused."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -58,6 +59,16 @@ def test_transformers_records_with_the_kernels_that_pytorch_has(llama, a100):
     assert "bsmodel.flash3_attention_backward.default" in third.operators
     peaks = [bsmodel.predict(tape, a100, 16).allocated_bytes for tape in (second, third, usual)]
     assert peaks[0] == pytest.approx(peaks[2], rel=1e-4) and peaks[1] == pytest.approx(peaks[2], rel=0.01)
+
+
+def test_transformers_may_be_imported_by_the_recording_itself():
+    program = (
+        "import sys, bsmodel; workload = bsmodel.Workload.named('gpt2', attention='flash_attention_2', seq_len=64); assert 'transformers' not in sys.modules;"
+        "print('aten._flash_attention_backward.default' in bsmodel.trace(workload).operators)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    assert result.stdout == "True\n", result.stderr
 
 
 def test_padding_is_taken_out_where_the_mask_is_known(llama, a100):

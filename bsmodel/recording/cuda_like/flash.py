@@ -8,9 +8,10 @@ operator here. Source: Dao-AILab/flash-attention, flash_attn/flash_attn_interfac
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib.machinery import ModuleSpec
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
@@ -289,20 +290,46 @@ _MODULES = {
     "flash_attn.bert_padding": _module("flash_attn.bert_padding", **_PADDING),
     "flash_attn_interface": _module("flash_attn_interface", **_THREE),
 }
-_LOADED = ("_loaded_implementation", "_flash_fn", "_flash_varlen_fn", "_flash_with_kvcache_fn", "_pad_fn", "_unpad_fn")
-_PROCESSED = ("_process_flash_kwargs_fn", "_process_with_kvcache_kwargs_fn")
+_LOADED = (
+    *("_loaded_implementation", "_flash_fn", "_flash_varlen_fn", "_flash_with_kvcache_fn", "_pad_fn", "_unpad_fn"),
+    *("_process_flash_kwargs_fn", "_process_with_kvcache_kwargs_fn"),
+)
 
 
 @contextmanager
 def pretended() -> Iterator[None]:
-    """Within this context both packages can be imported, and transformers finds them, if it has been imported."""
+    """Within this context both packages can be imported, and transformers finds them, whenever it is imported."""
     with ExitStack() as stack:
         for name, module in _MODULES.items():
             stack.callback(_restore, name, sys.modules.get(name))
             sys.modules[name] = module
-        if "transformers" in sys.modules:
-            _found_by_transformers(stack)
+        for name, change in _CHANGED.items():
+            if name in sys.modules:
+                change(sys.modules[name], stack)
+        later = _Later(stack)
+        sys.meta_path.insert(0, later)
+        stack.callback(sys.meta_path.remove, later)
         yield
+
+
+class _Later(MetaPathFinder):
+    """Changes modules of transformers that are imported after the context has begun."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.stack = stack
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path) if name in _CHANGED else None
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_change(module: ModuleType) -> None:
+            execute(module)
+            _CHANGED[name](module, self.stack)
+
+        spec.loader.exec_module = execute_and_change  # type: ignore[method-assign]
+        return spec
 
 
 FLEX = (
@@ -323,21 +350,24 @@ def _restore(name: str, module: ModuleType | None) -> None:
         sys.modules[name] = module
 
 
-def _found_by_transformers(stack: ExitStack) -> None:
-    """transformers asks for distributions and a CUDA device once and remembers the answer (modeling_flash_attention_utils.py)."""
-    try:
-        from transformers import modeling_flash_attention_utils as utils
-    except ImportError:  # an older one
-        return
-    masks = sys.modules["transformers.masking_utils"].AttentionMaskInterface._global_mapping if "transformers.masking_utils" in sys.modules else {}
-    stack.callback(masks.update, dict(masks))
-    masks.update({name: refuse_flex for name in masks if name == "flex_attention"})  # compiled for a CUDA device before attention is
-    before = dict(vars(utils))
-    stack.callback(lambda: vars(utils).update({name: before[name] for name in (*_LOADED, *_PROCESSED, *changed) if name in before}))
+def _without_flex(masking: ModuleType, stack: ExitStack) -> None:
+    """The masks of flex attention are compiled for a CUDA device before attention itself is."""
+    masks = masking.AttentionMaskInterface._global_mapping
+    if "flex_attention" in masks:
+        stack.callback(masks.update, flex_attention=masks["flex_attention"])
+        masks["flex_attention"] = refuse_flex
+
+
+def _found(utils: ModuleType, stack: ExitStack) -> None:
+    """transformers asks for distributions and a CUDA device once, and remembers the answer and the functions."""
     changed = [f"is_flash_attn_{version}_available" for version in (2, 3)]
+    stack.callback(vars(utils).update, {name: vars(utils)[name] for name in (*_LOADED, *changed) if name in vars(utils)})
     vars(utils).update(dict.fromkeys(changed, lambda *args, **kwargs: True), _loaded_implementation=None)
     for version in (2, 3):
         rules = getattr(utils, "FLASH_ATTENTION_COMPATIBILITY_MATRIX", {}).get(version, {})
         if rules:
             stack.callback(rules.update, dict(rules))
             rules["general_availability_check"] = lambda *args, **kwargs: True
+
+
+_CHANGED = {"transformers.modeling_flash_attention_utils": _found, "transformers.masking_utils": _without_flex}
