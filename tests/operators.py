@@ -90,9 +90,55 @@ OVER_IMAGES = {
 }
 
 
+def ctc(samples, labels=torch.long, lengths=torch.long, on="cpu"):
+    """Labels of 40 for 199 frames; where samples are many, gradients of blanks are summed apart."""
+    scores = torch.randn(199, samples, 32, device="cuda", requires_grad=True)
+    targets = torch.ones(samples * 40, dtype=labels, device="cpu" if on == "cpu" and labels is torch.int32 else "cuda")
+    frames, wanted = (torch.full((samples,), length, dtype=lengths).to(on) for length in (199, 40))
+    whole(F.ctc_loss(scores.log_softmax(-1), targets, frames, wanted))
+
+
+def filtered(x, dimension):
+    spectrum = torch.fft.rfft(x, dim=dimension, norm="ortho")
+    weight = torch.randn(spectrum.shape[1:], device="cuda", dtype=torch.complex64, requires_grad=True)
+    whole(torch.fft.irfft(spectrum * weight, n=x.size(dimension), dim=dimension, norm="ortho"))
+
+
+def packed(head, shared, dropout=0.0):
+    """FlashAttention of 3 sequences, 700 positions each, one after another, or as a batch where `dropout` is given."""
+    from flash_attn import flash_attn_func, flash_attn_varlen_func
+
+    q, k, v = (torch.randn(2100, heads, head, device="cuda", dtype=torch.bfloat16, requires_grad=True) for heads in (8, shared, shared))
+    if dropout:
+        return flash_attn_func(*(x.unflatten(0, (3, 700)) for x in (q, k, v)), dropout, causal=True)
+    offsets = torch.arange(0, 2101, 700, dtype=torch.int32).to("cuda")
+    return flash_attn_varlen_func(q, k, v, offsets, offsets, 700, 700, causal=True)
+
+
+ALONE = {
+    "flash_attn, heads of 64": lambda: whole(packed(64, 8, 0.1)),
+    "flash_attn, heads of 60, keys shared": lambda: whole(packed(60, 2, 0.1)),
+    "flash_attn, heads of 224": lambda: whole(packed(224, 8, 0.1)),
+    "flash_attn, sequences one after another": lambda: whole(packed(64, 8)),
+    "flash_attn, sequences one after another, keys shared": lambda: whole(packed(64, 2)),
+    "largest of embeddings": lambda: whole(F.embedding_bag(indices(16, 512), parameter(torch.zeros(()), 5000, 64), mode="max")),
+    "sum of embeddings": lambda: whole(F.embedding(indices(16, 64), parameter(torch.zeros(()), 5000, 64)).sum(1)),
+    "Fourier transform of both dimensions": lambda: whole(torch.fft.fft(torch.fft.fft(sequence(), dim=-1), dim=-2).real),
+    "Fourier transform at once": lambda: whole(torch.fft.fftn(sequence(), dim=(1, 2)).real),
+    "Fourier filter of positions": lambda: filtered(sequence(), 1),
+    "Fourier filter of features": lambda: filtered(sequence(), 2),
+    "Fourier filter of images": lambda: whole(torch.fft.irfft2(torch.fft.rfft2(image(dtype=torch.float32), norm="ortho"), s=(16, 16), norm="ortho")),
+    "Fourier filter of images, channels last": lambda: whole(torch.fft.irfft2(torch.fft.rfft2(image("channels last", torch.float32)), s=(16, 16))),
+    "ctc loss, 19 samples": lambda: ctc(19),
+    "ctc loss, 20 samples": lambda: ctc(20),
+    "ctc loss by cuDNN, labels on the host": lambda: ctc(20, torch.int32),
+    "ctc loss by cuDNN, labels on the device": lambda: ctc(20, torch.int32, torch.int32, "cuda"),
+}
+
+
 def programs():
     """Every program by name."""
-    found = {}
+    found = dict(ALONE)
     for name, operator in OVER_SEQUENCES.items():
         for layout in ("rows", "by feature", "position first", "part"):
             for dtype in (torch.float32, torch.bfloat16):

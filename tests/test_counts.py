@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import bsmodel
+from bsmodel.recording import counts
 from bsmodel.tape import counted
 from bsmodel.workloads import NAMED
 from tests.models import attention, convolutional, images, workload
@@ -73,6 +74,15 @@ def test_operators_without_a_formula_are_listed(a100):
 
     assert {"aten.relu_.default", "aten.native_dropout.default"} <= set(tape.uncounted_operators)
     assert "aten.convolution.default" not in tape.uncounted_operators
+
+
+def test_a_formula_that_fails_leaves_its_operator_uncounted(monkeypatch, a100):
+    """fvcore's formula of a convolution asserts that there are twelve or thirteen arguments."""
+    monkeypatch.setitem(counts.FORMULAS, torch.ops.aten.max_pool2d_with_indices.default, (counts._Formula("conv_flop_jit"),))
+    pooled = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.MaxPool2d(2))
+    tape = bsmodel.trace(workload(lambda: pooled, loss=lambda model, batch: model(batch[0]).mean()), bsmodel.Training(optimizer="sgd"), a100)
+
+    assert "aten.max_pool2d_with_indices.default" in tape.uncounted_operators and "aten.convolution.default" not in tape.uncounted_operators
 
 
 def test_the_counted_form_has_all_the_states_and_less_than_the_peak_per_sample(a100):

@@ -15,6 +15,7 @@ import torch
 
 from bsmodel.hardware import PLANNED
 from bsmodel.memory.allocator import round_size
+from bsmodel.recording.cuda_like import flash
 from bsmodel.recording.cuda_like.pretence import pretend_cuda
 from bsmodel.recording.recorder import Recorder
 from bsmodel.tape import buffer_bytes
@@ -27,7 +28,7 @@ SMALL = 4096
 @pytest.fixture(scope="module")
 def recorder(a100):
     found = Recorder(a100.capability)
-    with pretend_cuda(a100, found.follows), found:
+    with flash.pretended(), pretend_cuda(a100, found.follows), found:
         warm = torch.randn(8, 8, device="cuda", requires_grad=True)
         (torch.nn.functional.linear(warm, warm, warm[0]) @ warm).sum().backward()  # the workspaces of libraries come with their first use
         yield found

@@ -290,7 +290,8 @@ def test_a_check_is_answered_as_where_nothing_is_wrong():
             raise ValueError("dead")
         if torch.isnan(z.mean()):
             return z.exp().sin()
-        return z + torch.distributions.Normal(z.mean(), z.exp().mean()).sample() + torch.distributions.Categorical(logits=z).entropy().mean()
+        drawn = torch.distributions.Normal(z.mean(), z.exp().mean(), validate_args=True).sample()
+        return z + drawn + torch.distributions.Categorical(logits=z, validate_args=True).entropy().mean()
 
     tape = bsmodel.trace(narrow(careful), SGD)
     line = careful.__code__.co_firstlineno
@@ -307,7 +308,7 @@ def test_what_values_select_is_taken_whole():
     tape = bsmodel.trace(narrow(selecting), SGD)
     slopes = {name: {int(tape.per_sample_bytes[i]) for i, operator in enumerate(tape.operators) if operator == name} for name in set(tape.operators)}
     assert slopes["aten.index.Tensor"] == slopes["aten.masked_select.default"] == slopes["aten.exp.default"] == slopes["aten.sin.default"] == {8 * 4}
-    assert tape.remarks == (f"{ALL}: assumed at {', '.join(f'{__file__}:{selecting.__code__.co_firstlineno + offset}' for offset in (1, 2))}",)
+    assert tape.remarks == (f"assumed at {', '.join(f'{__file__}:{selecting.__code__.co_firstlineno + offset}' for offset in (1, 2))}: {ALL}",)
 
 
 def test_what_chance_decides_on_the_host_takes_the_most_there_can_be():
@@ -318,7 +319,7 @@ def test_what_chance_decides_on_the_host_takes_the_most_there_can_be():
     for keep in (lambda: random.random() < 0.1, lambda: random.random() > 0.1, lambda: torch.rand([]) > 0.5, lambda: np.random.uniform(0, 1) < 0.5):
         tape = kept(keep)
         assert tape.operators == all_of_it.operators != nothing.operators
-        assert tape.remarks == (f"{CHANCE}: assumed at {__file__}:{keep.__code__.co_firstlineno}",)
+        assert tape.remarks == (f"assumed at {__file__}:{keep.__code__.co_firstlineno}: {CHANCE}",)
     assert bsmodel.trace(narrow(lambda module, z: z * random.uniform(0.9, 1.1)), SGD).remarks == ()  # nothing hangs on it
 
 

@@ -70,7 +70,8 @@ def add_model(parser: argparse.ArgumentParser, gpus: str = f"the four defaults: 
     add_room(parser)
     parser.add_argument("--seq-len", type=positive, metavar="N", help="tokens a sample (default: the model's own)")
     parser.add_argument("--image-size", type=positive, metavar="N", help="pixels a side (default: the model's own)")
-    parser.add_argument("--attention", choices=("sdpa", "eager"), help="how attention is computed (default: the library's choice)")
+    attentions = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
+    parser.add_argument("--attention", choices=attentions, help="how attention is computed (default: the library's choice)")
     parser.add_argument("--input", metavar="SHAPE", help="one sample of a bare nn.Module, e.g. 3x224x224, 128:long for tokens (default: it is a Workload)")
     parser.add_argument("--loss", choices=LOSSES, help="with --input (default: what suits the output; the answer names it)")
 

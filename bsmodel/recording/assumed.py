@@ -16,7 +16,7 @@ aten = torch.ops.aten
 FINITE = "every number is finite"
 EVENLY = "the largest of a row lie evenly over its columns, as rows of balanced experts do"
 ALL = "what is selected by values is all there is to select from, the most there can be"
-CHANCE = "what chance decides on the host is decided so that the step takes the most memory"
+CHANCE = "what is left to chance on the host turns out so that the step takes the most memory"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from bsmodel.recording.cuda_like import flash
+
 aten = torch.ops.aten
 
 
@@ -74,6 +76,22 @@ def _mixture(args: Any) -> Sequence[Any]:
     return torch.Size((groups, query[-2], value[-2])), torch.Size((groups, value[-2], value[-1]))
 
 
+def _flash_scores(func: Any) -> Callable[[Any], Sequence[Any]]:
+    def scores(args: Any) -> Sequence[Any]:
+        (groups, rows, columns), (_, keys, _), _ = flash.heads_first(func, args)
+        return torch.Size((groups, rows, columns)), torch.Size((groups, columns, keys))
+
+    return scores
+
+
+def _flash_mixture(func: Any) -> Callable[[Any], Sequence[Any]]:
+    def mixture(args: Any) -> Sequence[Any]:
+        (groups, rows, _), (_, keys, _), (_, _, width) = flash.heads_first(func, args)
+        return torch.Size((groups, rows, keys)), torch.Size((groups, keys, width))
+
+    return mixture
+
+
 def _grouped(args: Any) -> Sequence[Any]:
     """Rows of all groups together, times a matrix."""
     left, right = args[0].shape, args[1].shape
@@ -104,6 +122,7 @@ FORMULAS: dict[Any, tuple[_Formula, ...]] = {
     aten._scaled_dot_product_flash_attention.default: _ATTENTION,
     aten._scaled_dot_product_efficient_attention.default: _ATTENTION,
     aten._scaled_dot_product_cudnn_attention.default: _ATTENTION,
+    **{func: (_Formula("bmm_flop_jit", _flash_scores(func)), _Formula("bmm_flop_jit", _flash_mixture(func))) for func in (flash.FORWARD, flash.FORWARD3)},
 }
 
 
@@ -118,13 +137,16 @@ def _handle(name: str, options: tuple[int, ...] | None) -> Callable[[Any, Any], 
 
 
 def count(func: Any, args: Any, output: torch.Tensor) -> Count | None:
-    """What fvcore counts for a forward operator with this (first) output, or None where it has no formula for it."""
+    """What fvcore counts for a forward operator with this (first) output, or None where it has no formula for it, or one that fails on these shapes."""
     formulas = FORMULAS.get(func)
     if formulas is None:
         return None
     flops, activations = 0, 0
     for formula in formulas:
-        found = _handle(formula.name, formula.options)([_Value(value) for value in formula.arguments(args)], [_Value(output)])
+        try:
+            found = _handle(formula.name, formula.options)([_Value(value) for value in formula.arguments(args)], [_Value(output)])
+        except Exception:  # fvcore asserts how many dimensions there are, and which arguments
+            return None
         amount = sum(found.values()) if isinstance(found, dict) else found
         flops += int(amount) * (2 if formula.multiply_adds else 1)
         activations = output.numel() if formula.multiply_adds else 0

@@ -19,7 +19,7 @@ from bsmodel.errors import UntraceableError
 from bsmodel.recording.assumed import ALL, Assumed, all_selected
 from bsmodel.recording.chance import drawn
 from bsmodel.recording.counts import Count, count
-from bsmodel.recording.cuda_like import refusals, shapes, sparse
+from bsmodel.recording.cuda_like import offload, refusals, shapes, sparse
 from bsmodel.recording.cuda_like.buffers import NO_BUFFERS, Buffer, Kernel
 from bsmodel.recording.cuda_like.engine import is_renumbered
 from bsmodel.recording.cuda_like.kernels import UNCOUNTED, kernel_of
@@ -33,7 +33,7 @@ from bsmodel.tape import Row
 aten = torch.ops.aten
 _LONG = 50  # tensors: operations over lists of tensors, which do not come twice
 _SUMS = frozenset((aten.add.Tensor, aten.scatter.src, aten.scatter.value, aten.scatter_add.default, aten.index_add.default, aten.index_put.default))
-_LAST_FIRST = (aten.native_dropout.default, aten._ctc_loss.default)
+_LAST_FIRST = (aten.native_dropout.default, aten._ctc_loss.default, aten._cudnn_ctc_loss.default, aten._cudnn_ctc_loss.Tensor)
 _READS = (aten._local_scalar_dense.default, aten.is_nonzero.default)
 _QUESTIONS = (aten.allclose.default, aten.equal.default)
 
@@ -67,7 +67,7 @@ class _Known:
 class Recorder(TorchDispatchMode):
     """Events of the device memory: `k` allocates allocation number k, `~k` releases it."""
 
-    def __init__(self, capability: tuple[int, int], assumed: Assumed) -> None:
+    def __init__(self, capability: tuple[int, int], assumed: Assumed = Assumed()) -> None:  # noqa: B008 - frozen
         super().__init__()
         self.capability = capability
         self.values = Values(assumed)
@@ -207,8 +207,12 @@ class Recorder(TorchDispatchMode):
                 return sparse.run(func, args, kwargs, self, self.place)
             device = kwargs.get("device")
             host = [tensor for tensor in given if not tensor.is_meta or not self.follows(tensor)]
+            if offload.packing() and func in offload.MADE and (device.type == "cpu" if device else len(host) == len(given)):
+                return offload.on_host(func, args, kwargs)
             if len(host) == len(given) and (device is None or device.type != "meta"):
                 return drawn(func, args, func(*args, **kwargs), self.values.decided)
+            if func is aten.copy_.default and offload.packing() and not self.follows(args[0]):
+                return args[0]
             if func in _READS:
                 return self.values.item(args[0])
             if func in _QUESTIONS:
@@ -334,6 +338,8 @@ class Recorder(TorchDispatchMode):
         self.rows += _rows(operator, module, phase, work, counted if phase == "forward" and counted else Count(0))
 
     def _to_host(self, tensor: torch.Tensor, kwargs: Any) -> torch.Tensor:
+        if offload.packing():
+            return offload.on_host(aten.empty_like.default, (tensor,), {"dtype": kwargs.get("dtype")})
         if self.allocations[self._live[tensor.untyped_storage()._cdata][0]].category == "parameter":
             self.left_at = calling_line()
         return self.values.on_host(tensor, kwargs.get("dtype") or tensor.dtype)
@@ -386,6 +392,6 @@ _name = functools.cache(str)
 
 
 def _device_tensors(func: Any, output: Any) -> list[torch.Tensor]:
-    """Device tensors among the outputs in the order CUDA allocates them: dropout makes its mask first, the CTC loss its prefixes."""
+    """Device tensors among the outputs in the order CUDA allocates them: dropout makes its mask first, the CTC loss its prefixes or gradient."""
     tensors = [tensor for tensor in tensors_in((output,)) if tensor.is_meta]
     return tensors[::-1] if func in _LAST_FIRST else tensors

@@ -23,6 +23,7 @@ from bsmodel.hardware import Gpu
 from bsmodel.recording import frames, loop, placement
 from bsmodel.recording.assumed import Assumed
 from bsmodel.recording.chance import decided
+from bsmodel.recording.cuda_like import flash, offload
 from bsmodel.recording.cuda_like.pretence import pretend_cuda
 from bsmodel.recording.cuda_like.recurrent import as_cudnn
 from bsmodel.recording.loop import Loop
@@ -107,12 +108,12 @@ def _reads(values: list[Values]) -> str:
 
 @contextlib.contextmanager
 def _run(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> Iterator[Run]:
-    with _undisturbed():
+    with _undisturbed(), flash.pretended():
         with placement.weights_nowhere():
             model, remarks = placement.build(workload.model, training)
             model = placement.adapt(model, training)
         recorder = Recorder(gpu.capability, assumed)
-        with pretend_cuda(gpu, recorder.follows, recorder.uncounted.add), decided(recorder.values.decided), recorder:
+        with pretend_cuda(gpu, recorder.follows, recorder.uncounted.add), offload.followed(recorder.follows), decided(recorder.values.decided), recorder:
             run = _prepared(recorder, model, _left_to_chance(workload, recorder.values), training, remarks)
             with _optimizers_of(run):
                 yield run

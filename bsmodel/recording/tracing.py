@@ -51,7 +51,7 @@ def trace(workload: Workload, training: Training | None = None, gpu: Gpu | None 
     tape, values = _healthy(recording, Assumed())
     if CHANCE in values.noted:
         tape, values = _most_by_chance(recording, (tape, values), gpu)
-    notes = [f"{what}: assumed at {', '.join(lines)}" for what, lines in values.noted.items()]
+    notes = [f"assumed at {', '.join(lines)}: {what}" for what, lines in values.noted.items()]
     if values.assumed.answers:
         notes.append(f"checks at {', '.join(values.assumed.answers)} are answered as where nothing is wrong")
     if reads := _unanswered(values):

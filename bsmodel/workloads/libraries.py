@@ -15,7 +15,7 @@ from bsmodel.workloads.faults import broken_import, said
 from bsmodel.workloads.workload import Workload
 
 IN_EXTRA = ("transformers", "diffusers", "peft", "accelerate")  # of `bsmodel[models]`
-ATTENTIONS = ("sdpa", "eager")
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 MOST_MODULES = 100_000  # half a minute of building; switch-c with its 2048 experts a layer has 80,000
 MOST_PARAMETERS = 10**13  # ten times the largest that is published
 
@@ -60,7 +60,7 @@ def built(where: str, build: Callable[[], Any], hint: str = "") -> Any:
 
 
 def transformers_config(model_type: str, attention: str | None, **fields: Any) -> Any:
-    """The configuration of a model type, with the attention asked for ("sdpa" or "eager"), or transformers' own choice."""
+    """The configuration of a model type, with the attention asked for (one of `ATTENTIONS`), or transformers' own choice."""
     config = library("transformers").AutoConfig.for_model(model_type, **fields)
     if attention is not None:
         config._attn_implementation = attention

@@ -51,7 +51,7 @@ class Workload:
         `name` is one of `bsmodel.workloads.NAMED`, `timm:NAME`, `torchvision:NAME`, a transformers or diffusers `config.json` or its folder,
         `module:attribute` or `path.py:attribute` (a `Workload`, or a function that returns one; with `input="3x224x224"`, the shape of one
         sample, an `nn.Module`, whose `loss` is "cross-entropy", "mse", "bce" or "mean", by default what suits its output). Other options:
-        `seq_len`, `image_size`, `attention` ("sdpa" or "eager"); one that the workload does not know is refused.
+        `seq_len`, `image_size`, `attention` ("sdpa", "eager", "flash_attention_2" or "flash_attention_3"); one that the workload does not know is refused.
         Raises `UnknownNameError` with the nearest names, `InvalidInputError` for a file or option that cannot be used.
         """
         from bsmodel.workloads.sources import Source

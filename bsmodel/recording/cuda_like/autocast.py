@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-_KEY = getattr(torch._C.DispatchKey, "AutocastPrivateUse1")  # noqa: B009 - torch's own stub leaves it out
-KEYS = torch._C.DispatchKeySet(_KEY)
+KEY = getattr(torch._C.DispatchKey, "AutocastPrivateUse1")  # noqa: B009 - torch's own stub leaves it out
+KEYS = torch._C.DispatchKeySet(KEY)
 
 # Operators whose floating-point inputs are cast to the autocast dtype (AT_FORALL_LOWER_PRECISION_FP).
 LOWER_PRECISION = """
@@ -62,7 +62,7 @@ def clear_cast_weights() -> None:
 @contextmanager
 def dispatching() -> Iterator[None]:
     """Switch the rules on for this thread."""
-    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set() | KEYS, torch._C._dispatch_tls_local_exclude_set().remove(_KEY)):
+    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set() | KEYS, torch._C._dispatch_tls_local_exclude_set().remove(KEY)):
         try:
             yield
         finally:

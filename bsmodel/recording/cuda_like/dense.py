@@ -34,6 +34,8 @@ DENSE: dict[Any, tuple[Dense, ...]] = {
     aten._log_softmax.default: (Dense(0),),
     aten._softmax_backward_data.default: (Dense(0, layout="order"), Dense(1)),  # SoftMax.cu: the product of both, in the order of the first
     aten._log_softmax_backward_data.default: (Dense(0), Dense(1)),
+    aten.embedding_dense_backward.default: (Dense(0, 0),),  # Embedding.cu, embedding_dense_backward_cuda
+    aten._embedding_bag_backward.default: (Dense(0, 0),),  # EmbeddingBag.cu
     aten.roll.default: (Dense(0, 0),),  # TensorTransformations.cu, roll_cuda
     aten.cumsum.default: (Dense(0),),  # ScanKernels.cpp
     aten.max_pool2d_with_indices.default: (Dense(0, layout="image"),),  # DilatedMaxPool2d.cu

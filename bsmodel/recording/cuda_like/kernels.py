@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bsmodel.recording.cuda_like import convolutions
+from bsmodel.recording.cuda_like import convolutions, flash, fourier
 from bsmodel.recording.cuda_like.buffers import HALVES, NO_BUFFERS, Buffer, Handle, Kernel, partial_sums, rounded, tensor_bytes
 from bsmodel.recording.cuda_like.dense import copies
 from bsmodel.recording.cuda_like.shapes import is_channels_last
@@ -49,7 +49,15 @@ def _reduction(args: Any, capability: tuple[int, int]) -> Kernel:
 
 def _embedding_backward(args: Any, capability: tuple[int, int]) -> Kernel:
     """More than 3072 indices are sorted first (aten/src/ATen/native/cuda/Embedding.cu)."""
-    gradient, indices, rows = args[:3]
+    return _sorted_rows(*args[:3])
+
+
+def _embedding_bag_backward(args: Any, capability: tuple[int, int]) -> Kernel:
+    """The same for sums and means of rows (aten/src/ATen/native/cuda/EmbeddingBag.cu)."""
+    return NO_BUFFERS if args[8] == 2 else _sorted_rows(args[0], args[1], args[6])
+
+
+def _sorted_rows(gradient: torch.Tensor, indices: torch.Tensor, rows: int) -> Kernel:
     parameters = (indices.numel(), rows, gradient.size(-1))
     return Kernel((Buffer(formula="embedding indices", parameters=parameters, before=0), Buffer(formula="embedding partials", parameters=parameters)))
 
@@ -71,7 +79,7 @@ def _flash_backward(args: Any, capability: tuple[int, int]) -> Kernel:
     query, key = args[1], args[2]
     batch, heads, length, head = query.shape
     rows = batch * heads * rounded(length, 128)
-    buffers = [Buffer(rows * 4), Buffer(rows * rounded(head, 32) * 4)]
+    buffers = [Buffer(rows * 4), Buffer(rows * flash.head_size(head) * 4)]
     if key.size(1) != heads:
         buffers += [Buffer(batch * key.size(2) * heads * head * query.element_size())] * 2
     return Kernel(tuple(buffers))
@@ -169,9 +177,17 @@ def _ctc_loss(args: Any, capability: tuple[int, int]) -> Kernel:
 
 
 def _ctc_loss_backward(args: Any, capability: tuple[int, int]) -> Kernel:
-    """The same, and as much again as forward kept of the prefixes."""
-    kept = args[6]
-    return Kernel((*(Buffer(8 * kept.size(0), before=0),) * 3, Buffer(tensor_bytes(kept), before=0)))
+    """The same, and as much again as forward kept of the prefixes; where samples or frames are many, gradients of blanks are sums of their own.
+
+    Source: aten/src/ATen/native/cuda/LossCTC.cu, ctc_loss_backward_gpu_template, is_large; the sums are those of aten.logsumexp.
+    """
+    (frames, batch, labels), kept = args[1].shape, args[6]
+    buffers = (*(Buffer(8 * batch, before=0),) * 3, Buffer(tensor_bytes(kept), before=0))
+    if 2 * frames + 24 * batch // 10 + 2 * labels // 10 <= 450:
+        return Kernel(buffers)
+    rows = batch * frames
+    blanks, sums = Buffer(rows * (kept.size(2) // 2 + 1) * kept.element_size()), Buffer(rows * kept.element_size())
+    return Kernel((*buffers, blanks, sums, replace(sums, brief=True), blanks, sums))
 
 
 KERNELS: dict[Any, Callable[[Any, tuple[int, int]], Kernel]] = {
@@ -184,8 +200,14 @@ KERNELS: dict[Any, Callable[[Any, tuple[int, int]], Kernel]] = {
     aten.sum.dim_IntList: _reduction,
     aten.mean.dim: _reduction,
     aten.embedding_dense_backward.default: _embedding_backward,
+    aten._embedding_bag_backward.default: _embedding_bag_backward,
     aten._safe_softmax.default: _safe_softmax,
     aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
+    fourier.REAL_TO_COMPLEX: fourier.kernel,
+    fourier.COMPLEX: fourier.kernel,
+    fourier.COMPLEX_TO_REAL: fourier.kernel_to_real,
+    flash.BACKWARD: flash.backward2,
+    flash.BACKWARD3: flash.backward3,
     aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
     aten._scaled_dot_product_cudnn_attention_backward.default: _cudnn_backward,
     aten.native_group_norm.default: _group_norm,
@@ -204,7 +226,12 @@ KERNELS: dict[Any, Callable[[Any, tuple[int, int]], Kernel]] = {
 
 
 # Memory that an operator takes and nobody publishes a rule for: named in every answer, never silently zero.
-UNCOUNTED = {aten.cudnn_batch_norm.default: "workspace and reserve of cuDNN's batch norm"}  # aten/src/ATen/native/cudnn/BatchNorm.cpp
+UNCOUNTED = {
+    aten.cudnn_batch_norm.default: "workspace and reserve of cuDNN's batch norm",  # aten/src/ATen/native/cudnn/BatchNorm.cpp
+    aten._cudnn_ctc_loss.default: "workspace of cuDNN's CTC loss",  # aten/src/ATen/native/cudnn/LossCTC.cpp
+    aten._cudnn_ctc_loss.Tensor: "workspace of cuDNN's CTC loss",
+    **dict.fromkeys((fourier.REAL_TO_COMPLEX, fourier.COMPLEX, fourier.COMPLEX_TO_REAL), "workspace of cuFFT's plans"),
+}
 
 
 def kernel_of(func: Any, args: Any, capability: tuple[int, int]) -> Kernel:

@@ -11,6 +11,7 @@ import torch
 
 from bsmodel.recording.cuda_like import autocast
 from bsmodel.recording.cuda_like.attention import Attention, attend
+from bsmodel.recording.cuda_like.flash import refuse_flex
 
 aten = torch.ops.aten
 _capability: tuple[int, int] = (8, 0)
@@ -159,8 +160,30 @@ def _ctc_loss(
     scores = autocast.cached_cast(scores, torch.float32) if autocast.is_active() else scores
     if not autocast.on_device(scores):
         return autocast.redispatch(aten.ctc_loss.Tensor, scores, targets, input_lengths, target_lengths, blank, reduction, zero_infinity)
-    lengths = (length.to("cpu").tolist() for length in (input_lengths, target_lengths))
-    return autocast.redispatch(aten.ctc_loss.IntList, scores, targets, *lengths, blank, reduction, zero_infinity)
+    given, wanted = (length.to("cpu").tolist() for length in (input_lengths, target_lengths))
+    if not _cudnn_takes(scores, targets, given, wanted, blank):
+        return autocast.redispatch(aten.ctc_loss.IntList, scores, targets, given, wanted, blank, reduction, zero_infinity)
+    if input_lengths.dtype is target_lengths.dtype is torch.int32:
+        losses = autocast.redispatch(aten._cudnn_ctc_loss.Tensor, scores, targets, input_lengths, target_lengths, blank, False, zero_infinity)[0]
+        return _reduced(losses, target_lengths, reduction)
+    if not autocast.on_device(targets) and set(given) == {scores.size(0)}:
+        losses = autocast.redispatch(aten._cudnn_ctc_loss.default, scores, targets, given, wanted, blank, False, zero_infinity)[0]
+        return _reduced(losses, target_lengths, reduction)
+    return autocast.redispatch(aten.ctc_loss.IntList, scores, targets, given, wanted, blank, reduction, zero_infinity)
+
+
+def _cudnn_takes(scores: torch.Tensor, targets: torch.Tensor, given: list[int], wanted: list[int], blank: int) -> bool:
+    """What both of cuDNN's interfaces for the CTC loss ask: short labels as int32, one after another (aten/src/ATen/native/cudnn/LossCTC.cpp)."""
+    labels = targets.dtype is torch.int32 and targets.dim() == 1 and blank == 0
+    short = all(label < 256 and label <= frames for frames, label in zip(given, wanted, strict=False))
+    return torch.backends.cudnn.enabled and labels and short and scores.dim() == 3 and scores.dtype is torch.float32
+
+
+def _reduced(losses: torch.Tensor, lengths: torch.Tensor, reduction: int) -> torch.Tensor:
+    """The loss of each sample, their mean over the lengths of their labels, or their sum (aten/src/ATen/native/LossCTC.cpp, ctc_loss_impl)."""
+    if reduction == 1:
+        return (losses / lengths.to(losses).clamp_min(1)).mean()
+    return losses.sum() if reduction == 2 else losses
 
 
 @functools.cache
@@ -180,3 +203,4 @@ def register_all() -> None:
     autocast.register_all(elsewhere=tuple(special))
     for name, kernel in special.items():
         autocast.register(name, kernel)
+    torch.ops.higher_order.flex_attention.py_impl(autocast.KEY)(refuse_flex)

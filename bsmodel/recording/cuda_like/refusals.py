@@ -19,10 +19,7 @@ _COPIES = frozenset(
         aten.copy_.default,
         aten._to_copy.default,
         aten._pack_padded_sequence.default,
-        aten._ctc_loss.default,
-        aten._ctc_loss.Tensor,
-        aten._ctc_loss_backward.default,
-        aten._ctc_loss_backward.Tensor,
+        aten._cudnn_ctc_loss.default,
     )
 )
 _INDEXED = frozenset(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from bsmodel.recording.cuda_like import fourier
 from bsmodel.recording.cuda_like.pretence import META
 
 aten = torch.ops.aten
@@ -133,6 +134,11 @@ def _ctc_loss_backward(func: Any, args: Any, kwargs: Any) -> Any:
     return torch.empty_like(args[1], memory_format=torch.contiguous_format)
 
 
+def _cudnn_ctc_loss(func: Any, args: Any, kwargs: Any) -> Any:
+    """A loss for each sample, and the gradient of the scores, which forward makes (aten/src/ATen/native/cudnn/LossCTC.cpp)."""
+    return args[0].new_empty(args[0].size(1)), torch.empty_like(args[0], memory_format=torch.contiguous_format)
+
+
 def _foreach(func: Any, args: Any, kwargs: Any) -> Any:
     """One like each input, or nothing in place. Torch's own shape functions go tensor by tensor, slowly."""
     return [torch.empty_like(tensor) for tensor in args[0]] if func._schema.returns else None
@@ -188,6 +194,11 @@ SHAPES: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.masked_fill_.Tensor: _masked_fill,
     aten._ctc_loss.default: _ctc_loss,
     aten._ctc_loss_backward.default: _ctc_loss_backward,
+    fourier.REAL_TO_COMPLEX: fourier.outputs,
+    fourier.COMPLEX: fourier.outputs,
+    fourier.COMPLEX_TO_REAL: fourier.outputs,
+    aten._cudnn_ctc_loss.default: _cudnn_ctc_loss,
+    aten._cudnn_ctc_loss.Tensor: _cudnn_ctc_loss,
 }
 _REDUCING = ("aten::_foreach_norm", "aten::_foreach_powsum", "aten::_foreach_max")
 

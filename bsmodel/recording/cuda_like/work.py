@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bsmodel.recording.cuda_like import flash
 from bsmodel.recording.cuda_like.buffers import Kernel, tensor_bytes
 from bsmodel.recording.cuda_like.convolutions import depthwise, is_matmul, native_depthwise, tensor_core
 from bsmodel.recording.cuda_like.shapes import conv_format, is_channels_last, is_view
@@ -173,12 +174,14 @@ def _depthwise_work(tensor: torch.Tensor, weight: torch.Tensor, groups: int, str
     return replace(work, kind=kind, products=((weight.size(0), multiplied // weight.numel(), taps, 1),) * len(products))
 
 
-def _attention(args: Any, causal: bool) -> tuple[int, int, int, int]:
+def _attention(func: Any, args: Any, causal: bool) -> tuple[int, int, int, int]:
     """Both products of an attention as one, of width `d_key + d_value`; a causal mask leaves out half the keys."""
-    query, key, value = args
-    groups = math.prod(query.shape[:-2])
-    keys = (key.size(-2) + 1) // 2 if causal else key.size(-2)
-    return (groups, query.size(-2), keys, query.size(-1) + value.size(-1))
+    if func in _LENGTHS_FIRST:
+        (groups, rows, columns), (_, keys, _), (_, _, width) = flash.heads_first(func, args)
+    else:
+        query, key, value = args[1:4] if func._schema.name.endswith("backward") else args[0:3]
+        groups, rows, columns, keys, width = math.prod(query.shape[:-2]), query.size(-2), query.size(-1), key.size(-2), value.size(-1)
+    return (groups, rows, (keys + 1) // 2 if causal else keys, columns + width)
 
 
 _CAUSAL = {  # where the arguments say so
@@ -188,7 +191,12 @@ _CAUSAL = {  # where the arguments say so
     aten._scaled_dot_product_flash_attention_backward.default: 11,
     aten._scaled_dot_product_efficient_attention_backward.default: 11,
     aten._scaled_dot_product_cudnn_attention_backward.default: 14,
+    flash.FORWARD: 8,
+    flash.BACKWARD: 11,
+    flash.FORWARD3: 6,
+    flash.BACKWARD3: 9,
 }
+_LENGTHS_FIRST = (flash.FORWARD, flash.BACKWARD, flash.FORWARD3, flash.BACKWARD3)
 
 
 def _attention_work(func: Any, args: Any, work: Work) -> Work:
@@ -197,7 +205,7 @@ def _attention_work(func: Any, args: Any, work: Work) -> Work:
     backward = func._schema.name.endswith("backward")
     position = _CAUSAL[func]
     causal = bool(args[position]) if len(args) > position and isinstance(args[position], bool) else False
-    groups, m, n, k = _attention(args[1:4] if backward else args[0:3], causal)
+    groups, m, n, k = _attention(func, args, causal)
     kind = f"{backend} attention backward" if backward else f"{backend} attention"
     return replace(work, kind=kind, products=((groups, m, n, k * 5 // 2 if backward else k),), launches=3 if backward else 1)
 
