@@ -2,6 +2,7 @@
 """Configuration files: every head is trained as it is, what cannot be built is refused in one line that names the field."""
 
 import json
+import sys
 import time
 
 import numpy as np
@@ -112,6 +113,61 @@ def test_every_head_that_people_train_is_recorded_as_it_is(architecture, config,
     assert bsmodel.trace(workload, workload.training, a100).parameter_count == sum(parameter.numel() for parameter in model.parameters())
 
 
+YOLOS = {**VIT, "model_type": "yolos", "image_size": [32, 64], "num_detection_tokens": 10}
+MASKFORMER = {
+    "model_type": "maskformer",
+    "backbone_config": {
+        "model_type": "swin",
+        "embed_dim": 12,
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 1, 1, 1],
+        "out_indices": [1, 2, 3, 4],
+        "window_size": 4,
+    },
+    "decoder_config": {"model_type": "detr", "d_model": 32, "decoder_layers": 1, "decoder_attention_heads": 2, "num_queries": 10, "decoder_ffn_dim": 32},
+    "fpn_feature_size": 32,
+    "mask_feature_size": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "architecture", "options", "remarks"),
+    [
+        (YOLOS, "YolosForObjectDetection", {}, ()),
+        (MASKFORMER, "MaskFormerForInstanceSegmentation", {"image_size": 64}, ()),
+        (MASKFORMER, "MaskFormerForInstanceSegmentation", {}, ("images of 800 x 1066: the configuration names no size, and none was asked for",)),
+    ],
+    ids=["boxes", "masks", "size"],
+)
+def test_objects_in_images_are_trained_on(fields, architecture, options, remarks, config):
+    pytest.importorskip("scipy")
+    workload, model, batch = built(config({**fields, "architectures": [architecture]}), **options)
+    height, width = batch["pixel_values"].shape[-2:]
+
+    assert workload.remarks[:-1] == remarks and workload.remarks[-1] == "8 objects an image, as COCO's have on average"
+    if "labels" in batch:
+        assert [(target["class_labels"].shape, target["boxes"].shape) for target in batch["labels"]] == [((8,), (8, 4))] * 2
+        assert len(set(map(tuple, batch["labels"][0]["boxes"].tolist()))) == 8
+    else:
+        assert [mask.shape for mask in batch["mask_labels"]] == [(8, height, width)] * 2 and (batch["mask_labels"][0].sum(0) == 1).all()
+    if "image_size" in options or not remarks:
+        workload.loss(cpu(model), batch)[0].backward()
+
+
+def test_without_scipy_what_pairs_objects_by_it_is_refused(config, monkeypatch):
+    assert transformers.YolosForObjectDetection.main_input_name == "pixel_values"  # its module has scipy where there is one
+    monkeypatch.setitem(sys.modules, "scipy", None)
+
+    assert "this model needs scipy, which cannot be imported" in refused(config({**YOLOS, "architectures": ["YolosForObjectDetection"]}))
+
+
+def cpu(model):
+    """A model with weights: of those that are built for a recording, none are initialized."""
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    return model.train()
+
+
 def test_labels_are_of_the_kind_that_the_configuration_says(config, a100):
     classifier = {**BERT, "architectures": ["BertForSequenceClassification"]}
     several, _, labels = built(config({**classifier, "problem_type": "multi_label_classification", "num_labels": 5}))
@@ -149,8 +205,6 @@ def test_without_architectures_the_head_is_the_one_of_transformers_and_is_named(
         (BERT, "BertForMaskedLM", "architectures is 'BertForMaskedLM'; expected the name of a class in a list"),
         (BERT, [], "architectures is []; expected the name of a class in a list"),
         (BERT, [3], "architectures is [3]; expected the name of a class in a list"),
-        ({"model_type": "detr"}, ["DetrForObjectDetection"], "DetrForObjectDetection cannot be recorded: object detection pairs boxes with objects by values"),
-        ({"model_type": "yolos"}, ["YolosForObjectDetection"], "object detection pairs boxes"),
         ({"model_type": "llava"}, ["LlavaForConditionalGeneration"], "how many tokens an image becomes"),
         ({"model_type": "deit"}, ["DeiTForImageClassificationWithTeacher"], "takes no labels"),
         ({"model_type": "qwen2_audio"}, ["Qwen2AudioForConditionalGeneration"], "takes more than text"),
