@@ -88,6 +88,53 @@ def test_without_scipy_what_pairs_objects_by_it_is_refused(config, monkeypatch):
     assert "this model needs scipy, which cannot be imported" in refused(config({**YOLOS, "architectures": ["YolosForObjectDetection"]}))
 
 
+SIGHT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 8}
+WORDS = {key: LLAMA[key] for key in LLAMA if key != "max_position_embeddings"}
+LLAVA = {"model_type": "llava", "vision_config": {**SIGHT, "model_type": "clip_vision_model", "image_size": 32}, "text_config": WORDS, "image_token_index": 99}
+PYRAMID = {**LLAVA, "model_type": "llava_next", "image_grid_pinpoints": [[64, 64]]}
+QWEN = {
+    "model_type": "qwen2_vl",
+    "vision_config": {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "patch_size": 8},
+    "text_config": {**WORDS, "model_type": "qwen2_vl_text", "num_key_value_heads": 1, "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6]}},
+    **{"image_token_id": 99, "video_token_id": 98, "vision_start_token_id": 97, "vision_end_token_id": 96},
+}
+SQUEEZED = {
+    "model_type": "idefics3",
+    "vision_config": {**SIGHT, "image_size": 32},
+    "text_config": WORDS,
+    "image_token_id": 99,
+    "scale_factor": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "tokens", "shapes"),
+    [
+        (LLAVA, {}, 4 * 4, {"pixel_values": (2, 3, 32, 32)}),  # a vector for each patch of 8 x 8
+        (PYRAMID, {"image_size": 64}, 4 * 4 + 8 * (8 + 1), {"pixel_values": (2, 5, 3, 32, 32), "image_sizes": (2, 2)}),  # the whole, four tiles, ends of rows
+        (QWEN, {"image_size": 64}, 8 * 8 // 4, {"pixel_values": (2 * 8 * 8, 3 * 2 * 8 * 8), "image_grid_thw": (2, 3)}),  # one for 2 x 2 patches
+        (SQUEEZED, {}, 13 * 4 * 4 // 4, {"pixel_values": (2, 13, 3, 32, 32)}),  # the whole and 3 x 4 tiles, one for 2 x 2 patches
+    ],
+    ids=["llava", "llava-next", "qwen2-vl", "idefics3"],
+)
+def test_an_image_becomes_as_many_tokens_as_the_model_makes_of_it(fields, options, tokens, shapes, config):
+    workload, model, batch = built(config(fields), seq_len=tokens + 20, **options)
+    side = options.get("image_size")
+
+    assert f"one image of {f'{side} x {side}' if side else '480 x 640'} pixels a sample, {tokens} of its {tokens + 20} tokens" in workload.remarks
+    assert (batch["input_ids"] == 99).sum(1).tolist() == [tokens] * 2 and batch["labels"].shape == batch["input_ids"].shape
+    assert {name: tuple(batch[name].shape) for name in shapes} == shapes
+    workload.loss(cpu(model), batch)[0].backward()
+
+
+def test_a_sample_has_room_for_its_image(config):
+    folder = config(LLAVA)
+
+    assert refused(folder, seq_len=20) == "seq-len 20 has no room for the 16 tokens of an image; give at least 24"
+    narrow = {**QWEN, "vision_config": {**QWEN["vision_config"], "hidden_size": 32}}
+    assert "features of images have 32 values, embeddings of tokens 64; expected as many" in refused(config(narrow, "narrow"))
+
+
 def cpu(model):
     """A model with weights: of those that are built for a recording, none are initialized."""
     for parameter in model.parameters():
@@ -132,7 +179,7 @@ def test_without_architectures_the_head_is_the_one_of_transformers_and_is_named(
         (BERT, "BertForMaskedLM", "architectures is 'BertForMaskedLM'; expected the name of a class in a list"),
         (BERT, [], "architectures is []; expected the name of a class in a list"),
         (BERT, [3], "architectures is [3]; expected the name of a class in a list"),
-        ({"model_type": "llava"}, ["LlavaForConditionalGeneration"], "how many tokens an image becomes"),
+        ({"model_type": "pi0"}, ["PI0ForConditionalGeneration"], "its configuration has no image_token_id"),
         ({"model_type": "deit"}, ["DeiTForImageClassificationWithTeacher"], "takes no labels"),
         ({"model_type": "qwen2_audio"}, ["Qwen2AudioForConditionalGeneration"], "takes more than text"),
         ({"model_type": "bertt"}, None, "unknown model_type 'bertt'; nearest: bert"),

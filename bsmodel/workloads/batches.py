@@ -46,6 +46,27 @@ def _filled(size: int, shape: Shape, dtype: str) -> Any:
     return zeros(size, *shape, dtype="long") + 1 if dtype == "ones" else zeros(size, *shape, dtype=dtype)
 
 
+def repeated(shape: Shape, values: list[Any] | None, size: int) -> Any:
+    """What belongs to one sample, of this shape, `size` times along its first dimension: ones, or integers where their values are given."""
+    import torch
+
+    return zeros(size * shape[0], *shape[1:]) + 1 if values is None else torch.cat([torch.tensor(values).reshape(shape)] * size)
+
+
+def ones(shape: Shape, size: int) -> Any:
+    """A mask of (size, *shape), int64, that masks nothing."""
+    return zeros(size, *shape, dtype="long") + 1
+
+
+def with_placeholders(length: int, word: int, placeholders: Shape, size: int) -> Any:
+    """Token ids of (size, length): one word over and over, but for the placeholders, which come second."""
+    import torch
+
+    ids = torch.full((size, length), word, dtype=torch.long)
+    ids[:, 1 : 1 + len(placeholders)] = torch.tensor(placeholders)
+    return ids
+
+
 def class_labels(count: int, classes: int, size: int) -> list[Any]:
     """The classes of `count` objects in each of `size` images, int64 of (count,): one after the other."""
     import torch

@@ -11,40 +11,38 @@ from typing import Any
 
 from bsmodel.errors import InvalidInputError, UnknownNameError
 from bsmodel.units import shown
-from bsmodel.workloads.heads import images, objects, sound, text
+from bsmodel.workloads.heads import images, objects, pictured, sound, text
 from bsmodel.workloads.heads.made import OWN, Asked, Made
 
 
 @dataclass(frozen=True)
 class Head:
-    """A task by transformers' table `MODEL_FOR_{table}_MAPPING_NAMES`: `make(config, cls, asked)` gives its batches, and `option` is its only one."""
+    """A task by transformers' table `MODEL_FOR_{table}_MAPPING_NAMES`: `make(config, cls, asked)` gives its batches, and `options` are those it takes."""
 
     title: str
     table: str
-    option: str
+    options: tuple[str, ...]
     make: Callable[[Any, Any, Asked], Made]
 
 
-# In the order in which a head is taken where a configuration names none: the one that a model is pretrained with first.
+# In the order in which a head is taken where a configuration names none, or a class has several: the one that a model is pretrained with first.
 HEADS = (
-    Head("sequence to sequence", "SEQ_TO_SEQ_CAUSAL_LM", "seq_len", text.translation),
-    Head("speech to text", "SPEECH_SEQ_2_SEQ", "seq_len", sound.speech_to_text),
-    Head("masked language model", "MASKED_LM", "seq_len", text.tokens),
-    Head("causal language model", "CAUSAL_LM", "seq_len", text.running_text),
-    Head("image classification", "IMAGE_CLASSIFICATION", "image_size", images.classified),
-    Head("semantic segmentation", "SEMANTIC_SEGMENTATION", "image_size", images.segmented),
-    Head("object detection", "OBJECT_DETECTION", "image_size", objects.detected),
-    Head("universal segmentation", "UNIVERSAL_SEGMENTATION", "image_size", objects.segmented),
-    Head("instance segmentation", "INSTANCE_SEGMENTATION", "image_size", objects.segmented),
-    Head("audio classification", "AUDIO_CLASSIFICATION", "seq_len", sound.classified_sound),
-    Head("speech recognition (CTC)", "CTC", "seq_len", sound.spelled_sound),
-    Head("sequence classification", "SEQUENCE_CLASSIFICATION", "seq_len", text.classified_text),
-    Head("token classification", "TOKEN_CLASSIFICATION", "seq_len", text.tokens),
-    Head("question answering", "QUESTION_ANSWERING", "seq_len", text.answers),
+    Head("image and text to text", "IMAGE_TEXT_TO_TEXT", ("seq_len", "image_size"), pictured.described),
+    Head("sequence to sequence", "SEQ_TO_SEQ_CAUSAL_LM", ("seq_len",), text.translation),
+    Head("speech to text", "SPEECH_SEQ_2_SEQ", ("seq_len",), sound.speech_to_text),
+    Head("masked language model", "MASKED_LM", ("seq_len",), text.tokens),
+    Head("causal language model", "CAUSAL_LM", ("seq_len",), text.running_text),
+    Head("image classification", "IMAGE_CLASSIFICATION", ("image_size",), images.classified),
+    Head("semantic segmentation", "SEMANTIC_SEGMENTATION", ("image_size",), images.segmented),
+    Head("object detection", "OBJECT_DETECTION", ("image_size",), objects.detected),
+    Head("universal segmentation", "UNIVERSAL_SEGMENTATION", ("image_size",), objects.segmented),
+    Head("instance segmentation", "INSTANCE_SEGMENTATION", ("image_size",), objects.segmented),
+    Head("audio classification", "AUDIO_CLASSIFICATION", ("seq_len",), sound.classified_sound),
+    Head("speech recognition (CTC)", "CTC", ("seq_len",), sound.spelled_sound),
+    Head("sequence classification", "SEQUENCE_CLASSIFICATION", ("seq_len",), text.classified_text),
+    Head("token classification", "TOKEN_CLASSIFICATION", ("seq_len",), text.tokens),
+    Head("question answering", "QUESTION_ANSWERING", ("seq_len",), text.answers),
 )
-_REFUSED = {
-    "IMAGE_TEXT_TO_TEXT": "how many tokens an image becomes is a matter of its processor",
-}
 
 
 def _table(name: str) -> Mapping[str, Any]:
@@ -74,11 +72,10 @@ def head_of(architectures: Any, model_type: str, where: str) -> tuple[Head, str,
     more = (f"{name}, the first of the architectures {', '.join(architectures)}",) if len(architectures) > 1 else ()
     if name in known:
         return known[name], name, more
-    reason = next((reason for table, reason in _REFUSED.items() if name in _classes_of(table, model_type)), None)
     everywhere = {name for head in HEADS for names in _table(head.table).values() for name in ([names] if isinstance(names, str) else names)}
-    if reason is None and (name in everywhere or not hasattr(importlib.import_module("transformers"), name)):
+    if name in everywhere or not hasattr(importlib.import_module("transformers"), name):
         raise UnknownNameError(f"architecture of {model_type!r}", name, known)
-    raise InvalidInputError(f"{where}: {name} cannot be recorded{f': {reason}' if reason else ''}; heads that can: {_titles()}; or {OWN}")
+    raise InvalidInputError(f"{where}: {name} cannot be recorded; heads that can: {_titles()}; or {OWN}")
 
 
 def _titles() -> str:
@@ -89,8 +86,8 @@ def made(head: Head, config: Any, name: str, asked: Asked) -> Made:
     """The batches of a head; raises `InvalidInputError` for an option it does not take, or a model that takes no such batch."""
     cls = getattr(importlib.import_module("transformers"), name)
     for option in asked:
-        if option != head.option:
-            raise InvalidInputError(f"{name} has no option {option.replace('_', '-')!r}; it takes: attention, {head.option}")
+        if option not in head.options:
+            raise InvalidInputError(f"{name} has no option {option.replace('_', '-')!r}; it takes: {', '.join(('attention', *head.options))}")
     found = head.make(config, cls, asked)
     taken = inspect.signature(cls.forward).parameters
     if missing := [given for given in found.tensors if given not in taken]:
