@@ -132,7 +132,39 @@ def test_a_sample_has_room_for_its_image(config):
 
     assert refused(folder, seq_len=20) == "seq-len 20 has no room for the 16 tokens of an image; give at least 24"
     narrow = {**QWEN, "vision_config": {**QWEN["vision_config"], "hidden_size": 32}}
-    assert "features of images have 32 values, embeddings of tokens 64; expected as many" in refused(config(narrow, "narrow"))
+    assert "features of image have 32 values, embeddings of tokens 64; expected as many" in refused(config(narrow, "narrow"))
+
+
+LISTENER = {**SPEECH, "vocab_size": 50, "model_type": "wav2vec2-bert", "feature_projection_input_dim": 32, "add_adapter": False}
+TRANSCRIBER = {
+    **{"model_type": "speech_to_text", "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2},
+    **{"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "conv_channels": 16, "input_feat_per_channel": 40, "vocab_size": 50},
+}
+EAR = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2, "num_mel_bins": 40}
+VOXTRAL = {"model_type": "voxtral", "audio_config": EAR, "text_config": {**WORDS, "num_key_value_heads": 2, "head_dim": 32}, "audio_token_id": 99}
+
+
+@pytest.mark.parametrize(
+    ("fields", "architecture", "options", "shapes", "said"),
+    [
+        (
+            LISTENER,
+            "Wav2Vec2BertForCTC",
+            {"seq_len": 16_000},
+            {"input_features": (2, 49, 32), "labels": (2, 15)},
+            "15 letters a sample",
+        ),  # two of 10 ms a frame
+        (TRANSCRIBER, "Speech2TextForConditionalGeneration", {}, {"input_features": (2, 998, 40), "labels": (2, 40)}, "40 tokens of text a sample, 4 a second"),
+        (VOXTRAL, "VoxtralForConditionalGeneration", {"seq_len": 400}, {"input_features": (2, 40, 3000)}, "10 s of sound a sample, 375 of its 400 tokens"),
+    ],
+    ids=["ctc", "speech-to-text", "text-with-sound"],
+)
+def test_sound_is_what_the_feature_extractor_makes_of_it(fields, architecture, options, shapes, said, config):
+    workload, model, batch = built(config({**fields, "architectures": [architecture]}), **options)
+
+    assert {name: tuple(batch[name].shape) for name in shapes} == shapes
+    assert any(remark.startswith(said) for remark in workload.remarks)
+    workload.loss(cpu(model), batch)[0].backward()
 
 
 def cpu(model):
@@ -179,9 +211,9 @@ def test_without_architectures_the_head_is_the_one_of_transformers_and_is_named(
         (BERT, "BertForMaskedLM", "architectures is 'BertForMaskedLM'; expected the name of a class in a list"),
         (BERT, [], "architectures is []; expected the name of a class in a list"),
         (BERT, [3], "architectures is [3]; expected the name of a class in a list"),
-        ({"model_type": "pi0"}, ["PI0ForConditionalGeneration"], "its configuration has no image_token_id"),
+        ({"model_type": "chameleon"}, ["ChameleonForConditionalGeneration"], "its configuration has no image_token_id"),
         ({"model_type": "deit"}, ["DeiTForImageClassificationWithTeacher"], "takes no labels"),
-        ({"model_type": "qwen2_audio"}, ["Qwen2AudioForConditionalGeneration"], "takes more than text"),
+        ({"model_type": "dia"}, ["DiaForConditionalGeneration"], "its configuration has no audio_token_id"),
         ({"model_type": "bertt"}, None, "unknown model_type 'bertt'; nearest: bert"),
         ({"model_type": 3}, None, "model_type is 3; expected the name of a model type"),
     ],

@@ -30,14 +30,14 @@ def zeros(size: int, *shape: int, dtype: str = "float32") -> Any:
 
 
 def batch_of(**fields: Field) -> Batches:
-    """Batches of named tensors: zeros, ones, or what a function of the size gives; an `attention_mask` or `pixel_mask` masks the last."""
+    """Batches of named tensors: zeros, ones, or what a function of the size gives; an `attention_mask` or `pixel_mask` of zeros masks the last."""
     return functools.partial(_named, fields)
 
 
 def _named(fields: dict[str, Field], size: int) -> dict[str, Any]:
     batch = {name: field(size) if callable(field) else _filled(size, *field) for name, field in fields.items()}
     for name in ("attention_mask", "pixel_mask"):
-        if name in batch:
+        if name in fields and not callable(fields[name]):
             batch[name][..., :-1] = 1
     return batch
 

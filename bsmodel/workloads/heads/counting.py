@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many tokens of text the features of an image stand in for, asked of the model itself before it has weights."""
+"""How many tokens of text the features of an image or of sound stand in for, asked of the model itself before it has weights."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ class _Found(BaseException):
         self.features = (sum(math.prod(part.shape[:-1]) for part in parts), parts[0].size(-1))
 
 
-def image_tokens(model: Any, batch: Mapping[str, Any]) -> int:
-    """How many tokens the images of a batch become: the rows of their features, each as long as the embedding of a token.
+def tokens_of(model: Any, batch: Mapping[str, Any], kind: str) -> int:
+    """How many tokens the images ("image") or sounds ("audio") of a batch become: the rows of their features, each as long as an embedding.
 
-    model: of transformers, its parameters on the `meta` device. It is run until it holds the features of images against the tokens that stand
-    for them (`get_placeholder_mask`), or has made them (`get_image_features`). Integers keep their values: sizes of images are told by them.
+    model: of transformers, its parameters on the `meta` device. It is run until it holds the features against the tokens that stand for them
+    (`get_placeholder_mask`), or has made them (`get_image_features`, `get_audio_features`). Integers keep their values: sizes are told by them.
     Raises `InvalidInputError` for a model that gets there not at all, or not without values of features, and for one whose features are no
     embeddings.
     """
     import torch
 
     for module in model.modules():
-        held = getattr(module, "get_placeholder_mask", None)
+        held, made = getattr(module, "get_placeholder_mask", None), getattr(module, f"get_{kind}_features", None)
         if held is not None and any("features" in name for name in inspect.signature(held).parameters):
             module.get_placeholder_mask = functools.partial(_held, held)
-        elif (made := getattr(module, "get_image_features", None)) is not None:
-            module.get_image_features = functools.partial(_made, made)
-    name = type(model).__name__
+        elif made is not None:
+            setattr(module, f"get_{kind}_features", functools.partial(_made, made))
+    name, asked = type(model).__name__, f"how many tokens {'an image' if kind == 'image' else 'sound'} becomes cannot be asked of"
     try:
         with torch.no_grad(), _integers_are_known():
             model.eval()(**batch)
     except _Found as found:
         width = model.get_input_embeddings().weight.size(-1)
         if found.features[-1] != width:
-            raise InvalidInputError(f"{name}: features of images have {found.features[-1]} values, embeddings of tokens {width}; expected as many") from None
+            raise InvalidInputError(f"{name}: features of {kind} have {found.features[-1]} values, embeddings of tokens {width}; expected as many") from None
         return math.prod(found.features[:-1])
     except Exception as error:
-        raise InvalidInputError(f"how many tokens an image becomes cannot be asked of {name}: {said(error)}") from None
-    raise InvalidInputError(f"how many tokens an image becomes cannot be asked of {name}, which holds no images against tokens")
+        raise InvalidInputError(f"{asked} {name}: {said(error)}") from None
+    raise InvalidInputError(f"{asked} {name}, which holds none against tokens")
 
 
 def _held(original: Any, *args: Any, **kwargs: Any) -> None:

@@ -10,15 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from bsmodel.errors import InvalidInputError
-from bsmodel.workloads.batches import batch_of, ones, repeated, with_placeholders
-from bsmodel.workloads.heads.counting import image_tokens
+from bsmodel.workloads.batches import ones, repeated, with_placeholders
 from bsmodel.workloads.heads.images import pixels
 from bsmodel.workloads.heads.made import OWN, Asked, Made, Tensors
+from bsmodel.workloads.heads.placed import around, placed, placeholder, room
 from bsmodel.workloads.heads.text import length_of
-from bsmodel.workloads.libraries import transformers_model
 
 PHOTOGRAPH = (480, 640)  # height and width of most of COCO's
-WORDS = 8  # the fewest tokens of text that go with an image
 # Types of models with the image processor of another, as their checkpoints say.
 _PROCESSORS = {
     "glm4v_moe": "glm4v",
@@ -43,17 +41,12 @@ def described(config: Any, cls: Any, asked: Asked) -> Made:
     side = asked.get("image_size")
     height, width = (side, side) if side else PHOTOGRAPH
     image = _processed(config, cls, (height, width))
-    if config.model_type in _BESIDE:
-        count = getattr(config, "latent_query_num", 0)
-        length, remarks = _room(config, cls, asked, count)
-        tensors = _BESIDE[config.model_type](config, cls, length)
-    else:
-        token = _placeholder(config, cls)
-        count = _count(config, cls, {**image, **_text(config, cls, (token,), WORDS)})
-        length, remarks = _room(config, cls, asked, count)
-        tensors = _text(config, cls, (token,) * count, length)
-    tokens = f", {count} of its {length} tokens" if count else ""
-    return Made({**image, **tensors, "labels": ((length,), "long")}, (f"one image of {height} x {width} pixels a sample{tokens}", *remarks), length)
+    said = f"one image of {height} x {width} pixels"
+    if config.model_type not in _BESIDE:
+        return placed(config, cls, asked, image, "image", said)
+    length, remarks = room(config, cls, asked, getattr(config, "latent_query_num", 0), "image")
+    text = _BESIDE[config.model_type](config, cls, length)
+    return Made({**image, **text, "labels": ((length,), "long")}, (f"{said} a sample", *remarks), length)
 
 
 # -- images --------------------------------------------------------------------------------------------------------------------------------
@@ -114,73 +107,26 @@ def _written(config: Any, cls: Any, asked: Asked) -> Made:
 # -- text ----------------------------------------------------------------------------------------------------------------------------------
 
 
-def _placeholder(config: Any, cls: Any) -> int:
-    for name in ("image_token_id", "image_token_index"):
-        if isinstance(token := getattr(config, name, None), int):
-            return token
-    raise InvalidInputError(f"{cls.__name__}: its configuration has no image_token_id, the token that stands for an image; {OWN}")
-
-
-def _word(config: Any) -> int:
-    """A token of no special meaning."""
-    parts = (config, config.get_text_config())
-    special = {value for part in parts for name, value in vars(part).items() if name.endswith(("_token_id", "_token_index"))}
-    return next(token for token in range(len(special) + 1) if token not in special)
-
-
-def _text(config: Any, cls: Any, placeholders: tuple[int, ...], length: int) -> Tensors:
-    """Token ids with placeholders, and what goes with them: a mask, and which of them are of an image."""
-    taken = inspect.signature(cls.forward).parameters
-    start = (config.vision_start_token_id,) if isinstance(getattr(config, "vision_start_token_id", None), int) else ()
-    tensors: Tensors = {"input_ids": functools.partial(with_placeholders, length, _word(config), (*start, *placeholders))}
-    if "attention_mask" in taken:
-        tensors["attention_mask"] = ((length,), "long")
-    if "qformer_input_ids" in taken:  # of InstructBLIP: the text without the image
-        tensors |= {"qformer_input_ids": ((length - len(placeholders),), "long"), "qformer_attention_mask": ((length - len(placeholders),), "long")}
-    for name in ("mm_token_type_ids", "token_type_ids"):
-        if name in taken:
-            tensors[name] = functools.partial(with_placeholders, length, 0, (0,) * len(start) + (1,) * len(placeholders))
-    return tensors
-
-
-def _count(config: Any, cls: Any, tensors: Tensors) -> int:
-    import torch
-
-    with torch.device("meta"):
-        model = transformers_model(config, cls.__name__)()
-    return image_tokens(model, batch_of(**tensors)(1))
-
-
-def _room(config: Any, cls: Any, asked: Asked, count: int) -> tuple[int, tuple[str, ...]]:
-    """How long a sample is, which has room for its image and some text."""
-    length, remarks = length_of(config, cls, asked)
-    if length >= count + WORDS:
-        return length, remarks
-    if "seq_len" in asked:
-        raise InvalidInputError(f"seq-len {length} has no room for the {count} tokens of an image; give at least {count + WORDS}")
-    return count + 512, (f"sequences of {count + 512} tokens: an image takes {count}, and none were asked for",)
-
-
 def _beside(config: Any, cls: Any, length: int) -> Tensors:
     """Text beside an image, which no token of it stands for."""
-    return _text(config, cls, (), length)
+    return around(config, cls, (), length)
 
 
 def _crossed(config: Any, cls: Any, length: int) -> Tensors:
     """Text that attends to an image of so many tiles: processing_mllama.py of transformers."""
     tiles = config.vision_config.max_num_tiles
-    return {**_text(config, cls, (_placeholder(config, cls),), length), "cross_attention_mask": functools.partial(ones, (length, 1, tiles))}
+    return {**around(config, cls, (placeholder(config, cls, "image"),), length), "cross_attention_mask": functools.partial(ones, (length, 1, tiles))}
 
 
 def _attended(config: Any, cls: Any, length: int) -> Tensors:
     """Text that attends to one image: processing_idefics.py of transformers."""
-    return {**_text(config, cls, (), length), "image_attention_mask": functools.partial(ones, (length, 1))}
+    return {**around(config, cls, (), length), "image_attention_mask": functools.partial(ones, (length, 1))}
 
 
 def _latent(config: Any, cls: Any, length: int) -> Tensors:
     """Text in which as many tokens as the image has queries are replaced: processing_kosmos2.py of transformers."""
     queries = (1,) * config.latent_query_num
-    return {**_text(config, cls, queries, length), "image_embeds_position_mask": functools.partial(with_placeholders, length, 0, queries)}
+    return {**around(config, cls, queries, length), "image_embeds_position_mask": functools.partial(with_placeholders, length, 0, queries)}
 
 
 def _unread(config: Any, cls: Any, length: int) -> Tensors:

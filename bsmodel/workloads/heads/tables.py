@@ -25,10 +25,15 @@ class Head:
     make: Callable[[Any, Any, Asked], Made]
 
 
+def _sequences(config: Any, cls: Any, asked: Asked) -> Made:
+    """From text to text, or from text and sound."""
+    return text.translation(config, cls, asked) if cls.input_modalities in ("text", ("text",), ["text"]) else sound.heard(config, cls, asked)
+
+
 # In the order in which a head is taken where a configuration names none, or a class has several: the one that a model is pretrained with first.
 HEADS = (
     Head("image and text to text", "IMAGE_TEXT_TO_TEXT", ("seq_len", "image_size"), pictured.described),
-    Head("sequence to sequence", "SEQ_TO_SEQ_CAUSAL_LM", ("seq_len",), text.translation),
+    Head("sequence to sequence", "SEQ_TO_SEQ_CAUSAL_LM", ("seq_len",), _sequences),
     Head("speech to text", "SPEECH_SEQ_2_SEQ", ("seq_len",), sound.speech_to_text),
     Head("masked language model", "MASKED_LM", ("seq_len",), text.tokens),
     Head("causal language model", "CAUSAL_LM", ("seq_len",), text.running_text),
@@ -39,6 +44,7 @@ HEADS = (
     Head("instance segmentation", "INSTANCE_SEGMENTATION", ("image_size",), objects.segmented),
     Head("audio classification", "AUDIO_CLASSIFICATION", ("seq_len",), sound.classified_sound),
     Head("speech recognition (CTC)", "CTC", ("seq_len",), sound.spelled_sound),
+    Head("speaker verification", "AUDIO_XVECTOR", ("seq_len",), sound.classified_sound),
     Head("sequence classification", "SEQUENCE_CLASSIFICATION", ("seq_len",), text.classified_text),
     Head("token classification", "TOKEN_CLASSIFICATION", ("seq_len",), text.tokens),
     Head("question answering", "QUESTION_ANSWERING", ("seq_len",), text.answers),

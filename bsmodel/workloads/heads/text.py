@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from bsmodel.errors import InvalidInputError
-from bsmodel.workloads.heads.made import OWN, Asked, Made, Tensors
+from bsmodel.workloads.heads.made import Asked, Made, Tensors
 
 
 def positions(config: Any, cls: Any) -> int | None:
@@ -48,8 +48,6 @@ def running_text(config: Any, cls: Any, asked: Asked) -> Made:
 
 
 def translation(config: Any, cls: Any, asked: Asked) -> Made:
-    if cls.input_modalities not in ("text", ("text",), ["text"]):
-        raise InvalidInputError(f"{cls.__name__} takes more than text, which no batch is known for; {OWN}")
     return tokens(config, cls, asked, padded=False)
 
 
