@@ -2,6 +2,7 @@
 """Fixtures: one recording of a small model, shared, and a cache of their own."""
 
 import functools
+import json
 
 import pytest
 from hypothesis import settings
@@ -42,3 +43,16 @@ def named_tape(a100):
 @pytest.fixture(scope="session")
 def tape(a100):
     return bsmodel.trace(workload(), SGD, a100)
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Writes fields as a configuration and gives the folder that holds it."""
+
+    def write(content, name="model"):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        return str(folder)
+
+    return write

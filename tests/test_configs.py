@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration files: every head is trained as it is, what cannot be built is refused in one line that names the field."""
 
-import json
 import time
 
 import numpy as np
@@ -38,7 +37,6 @@ VIT = {"model_type": "vit", "hidden_size": 64, "num_hidden_layers": 1, "num_atte
 T5 = {"model_type": "t5", "d_model": 64, "num_layers": 1, "num_heads": 2, "d_ff": 64, "d_kv": 32, "vocab_size": 100}
 CONV = {"conv_dim": [32, 32], "conv_stride": [20, 16], "conv_kernel": [20, 16], "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
 SPEECH = {**BERT, **CONV, "model_type": "wav2vec2", "layerdrop": 0.1}
-SEGFORMER = {"model_type": "segformer", "depths": [1, 1, 1, 1], "num_labels": 5}
 WHISPER = {"model_type": "whisper", "d_model": 64, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
 UNET = {
     "_class_name": "UNet2DConditionModel",
@@ -48,19 +46,6 @@ UNET = {
     "cross_attention_dim": 32,
     "sample_size": 16,
 }
-
-
-@pytest.fixture
-def config(tmp_path):
-    """Writes fields as a configuration and gives the folder that holds it."""
-
-    def write(content, name="model"):
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        (folder / "config.json").write_text(content if isinstance(content, str) else json.dumps(content))
-        return str(folder)
-
-    return write
 
 
 def line_of(call, *arguments, **keywords):
@@ -80,86 +65,6 @@ def built(source, **options):
 def refused(source, **options):
     """The line with which a source is refused: when it is read, or when its model is built."""
     return line_of(lambda: bsmodel.Workload.named(source, **options).model())
-
-
-# -- heads ---------------------------------------------------------------------------------------------------------------------------------
-
-HEADS = {
-    "BertForMaskedLM": (BERT, {"labels": (2, 64)}),
-    "BertForTokenClassification": (BERT, {"labels": (2, 64)}),
-    "BertForQuestionAnswering": (BERT, {"start_positions": (2,), "end_positions": (2,)}),
-    "BertForSequenceClassification": (BERT, {"labels": (2,)}),
-    "GPT2LMHeadModel": (GPT2, {"labels": (2, 64)}),
-    "GPT2ForSequenceClassification": (GPT2, {"labels": (2,)}),
-    "GPT2ForTokenClassification": (GPT2, {"labels": (2, 64)}),
-    "LlamaForSequenceClassification": (LLAMA, {"labels": (2,)}),
-    "T5ForConditionalGeneration": (T5, {"labels": (2, 512)}),
-    "ViTForImageClassification": (VIT, {"pixel_values": (2, 3, 32, 32), "labels": (2,)}),
-    "SegformerForSemanticSegmentation": (SEGFORMER, {"pixel_values": (2, 3, 512, 512), "labels": (2, 512, 512)}),
-    "Wav2Vec2ForSequenceClassification": (SPEECH, {"input_values": (2, 160_000), "labels": (2,)}),
-    "Wav2Vec2ForCTC": (SPEECH, {"input_values": (2, 160_000), "labels": (2, 150)}),
-    "WhisperForConditionalGeneration": (WHISPER, {"input_features": (2, 80, 3000), "labels": (2, 448)}),
-}
-
-
-@pytest.mark.parametrize("architecture", HEADS)
-def test_every_head_that_people_train_is_recorded_as_it_is(architecture, config, a100):
-    fields, shapes = HEADS[architecture]
-    workload, model, batch = built(config({**fields, "architectures": [architecture]}))
-
-    assert type(model).__name__ == architecture and workload.name == "model"
-    assert {name: tuple(batch[name].shape) for name in shapes} == shapes
-    assert bsmodel.trace(workload, workload.training, a100).parameter_count == sum(parameter.numel() for parameter in model.parameters())
-
-
-def test_labels_are_of_the_kind_that_the_configuration_says(config, a100):
-    classifier = {**BERT, "architectures": ["BertForSequenceClassification"]}
-    several, _, labels = built(config({**classifier, "problem_type": "multi_label_classification", "num_labels": 5}))
-    number, _, values = built(config({**classifier, "num_labels": 1}))
-
-    assert (labels["labels"].shape, labels["labels"].is_floating_point()) == ((2, 5), True)
-    assert (values["labels"].shape, values["labels"].is_floating_point()) == ((2,), True)
-    assert bsmodel.trace(several, None, a100).remarks == bsmodel.trace(number, None, a100).remarks == ()
-
-
-@pytest.mark.parametrize(
-    ("fields", "architecture"),
-    [
-        (BERT, "BertForMaskedLM"),
-        (GPT2, "GPT2LMHeadModel"),
-        (T5, "T5ForConditionalGeneration"),
-        (VIT, "ViTForImageClassification"),
-        (SPEECH, "Wav2Vec2ForSequenceClassification"),
-    ],
-)
-def test_without_architectures_the_head_is_the_one_of_transformers_and_is_named(fields, architecture, config):
-    workload, model, _ = built(config(fields))
-
-    assert type(model).__name__ == architecture
-    assert any(remark.startswith(architecture) and "names no architecture" in remark for remark in workload.remarks)
-
-
-@pytest.mark.parametrize(
-    ("fields", "architectures", "reason"),
-    [
-        (BERT, ["BertForPreTraining"], "BertForPreTraining cannot be recorded; heads that can: "),
-        (BERT, ["BertModel"], "BertModel cannot be recorded; heads that can: "),
-        (BERT, ["BertForTokenClasification"], "unknown architecture of 'bert' 'BertForTokenClasification'; nearest: BertForTokenClassification"),
-        (BERT, ["RobertaForMaskedLM"], "unknown architecture of 'bert' 'RobertaForMaskedLM'; nearest: BertForMaskedLM"),
-        (BERT, "BertForMaskedLM", "architectures is 'BertForMaskedLM'; expected the name of a class in a list"),
-        (BERT, [], "architectures is []; expected the name of a class in a list"),
-        (BERT, [3], "architectures is [3]; expected the name of a class in a list"),
-        ({"model_type": "detr"}, ["DetrForObjectDetection"], "DetrForObjectDetection cannot be recorded: object detection pairs boxes with objects by values"),
-        ({"model_type": "yolos"}, ["YolosForObjectDetection"], "object detection pairs boxes"),
-        ({"model_type": "llava"}, ["LlavaForConditionalGeneration"], "how many tokens an image becomes"),
-        ({"model_type": "deit"}, ["DeiTForImageClassificationWithTeacher"], "takes no labels"),
-        ({"model_type": "qwen2_audio"}, ["Qwen2AudioForConditionalGeneration"], "takes more than text"),
-        ({"model_type": "bertt"}, None, "unknown model_type 'bertt'; nearest: bert"),
-        ({"model_type": 3}, None, "model_type is 3; expected the name of a model type"),
-    ],
-)
-def test_other_heads_are_refused_by_name(fields, architectures, reason, config):
-    assert reason in refused(config({**fields, **({} if architectures is None else {"architectures": architectures})}))
 
 
 def test_weights_are_as_the_precision_says_whatever_they_are_stored_in(config, a100):

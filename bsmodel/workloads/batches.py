@@ -13,6 +13,7 @@ from bsmodel.units import format_bytes
 
 Batches = Callable[[int], dict[str, Any]]
 Shape = tuple[int, ...]
+Field = tuple[Shape, str] | Callable[[int], Any]  # the shape of a sample and a dtype, or "ones" of int64; or what gives it for so many samples
 _LARGEST_SAMPLE_BYTES = 256 << 20  # of one host tensor: batches of up to five samples are made to record
 
 
@@ -28,19 +29,74 @@ def zeros(size: int, *shape: int, dtype: str = "float32") -> Any:
     return torch.zeros(size, *shape, dtype=kind)
 
 
-def batch_of(**tensors: tuple[Shape, str]) -> Batches:
-    """Batches of named tensors of zeros, each given as the shape of a sample and a dtype, or of int64 "ones"; an `attention_mask` masks the last."""
-    return functools.partial(_named, tensors)
+def batch_of(**fields: Field) -> Batches:
+    """Batches of named tensors: zeros, ones, or what a function of the size gives; an `attention_mask` or `pixel_mask` of zeros masks the last."""
+    return functools.partial(_named, fields)
 
 
-def _named(tensors: dict[str, tuple[Shape, str]], size: int) -> dict[str, Any]:
-    batch = {name: zeros(size, *shape, dtype="long" if dtype == "ones" else dtype) for name, (shape, dtype) in tensors.items()}
-    for name, (_, dtype) in tensors.items():
-        if dtype == "ones":
-            batch[name] += 1
-    if "attention_mask" in batch:
-        batch["attention_mask"][..., :-1] = 1
+def _named(fields: dict[str, Field], size: int) -> dict[str, Any]:
+    batch = {name: field(size) if callable(field) else _filled(size, *field) for name, field in fields.items()}
+    for name in ("attention_mask", "pixel_mask"):
+        if name in fields and not callable(fields[name]):
+            batch[name][..., :-1] = 1
     return batch
+
+
+def _filled(size: int, shape: Shape, dtype: str) -> Any:
+    return zeros(size, *shape, dtype="long") + 1 if dtype == "ones" else zeros(size, *shape, dtype=dtype)
+
+
+def repeated(shape: Shape, values: list[Any] | None, size: int) -> Any:
+    """What belongs to one sample, of this shape, `size` times along its first dimension: ones, or integers where their values are given."""
+    import torch
+
+    return zeros(size * shape[0], *shape[1:]) + 1 if values is None else torch.cat([torch.tensor(values).reshape(shape)] * size)
+
+
+def ones(shape: Shape, size: int) -> Any:
+    """A mask of (size, *shape), int64, that masks nothing."""
+    return zeros(size, *shape, dtype="long") + 1
+
+
+def with_placeholders(length: int, word: int, placeholders: Shape, size: int) -> Any:
+    """Token ids of (size, length): one word over and over, but for the placeholders, which come second."""
+    import torch
+
+    ids = torch.full((size, length), word, dtype=torch.long)
+    ids[:, 1 : 1 + len(placeholders)] = torch.tensor(placeholders)
+    return ids
+
+
+def class_labels(count: int, classes: int, size: int) -> list[Any]:
+    """The classes of `count` objects in each of `size` images, int64 of (count,): one after the other."""
+    import torch
+
+    return [torch.arange(count) % classes for _ in range(size)]
+
+
+def mask_labels(count: int, image: tuple[int, int], dtype: str, size: int) -> list[Any]:
+    """Which pixels belong to which of `count` objects, (count, height, width): each has a strip of the image, from left to right."""
+    import torch
+
+    height, width = image
+    owner = torch.arange(width) * count // width
+    mask = zeros(count, height, width, dtype=dtype)
+    mask += (owner == torch.arange(count)[:, None])[:, None, :]
+    return [mask.clone() for _ in range(size)]
+
+
+def objects(count: int, classes: int, masks: tuple[int, int] | None, size: int) -> list[dict[str, Any]]:
+    """What is to be found in each of `size` images: the `class_labels` of `count` objects, their `boxes` (count, 4) by centre and extent as
+    parts of the image, and their `masks` of (count, height, width) where there are any."""
+    import torch
+
+    left = (torch.arange(count) + 0.5) / count
+    boxes = torch.stack([left, torch.full_like(left, 0.5), torch.full_like(left, 1 / count), torch.full_like(left, 0.9)], dim=-1)
+    found = [{"class_labels": labels, "boxes": boxes.clone()} for labels in class_labels(count, classes, size)]
+    if masks is not None:
+        for target, mask in zip(found, mask_labels(count, masks, "uint8", size)):
+            target["masks"] = mask
+    return found
 
 
 def image_batch(image_size: int, channels: int = 3) -> Batches:
@@ -50,7 +106,7 @@ def image_batch(image_size: int, channels: int = 3) -> Batches:
 
 def token_batch(seq_len: int, labels: str = "tokens", padded: bool = False) -> Batches:
     """Batches of token ids; `labels` is "tokens" (one label each) or "class" (one a sample); `padded` adds an attention mask with padding."""
-    mask: dict[str, tuple[Shape, str]] = {"attention_mask": ((seq_len,), "long")} if padded else {}
+    mask: dict[str, Field] = {"attention_mask": ((seq_len,), "long")} if padded else {}
     return batch_of(input_ids=((seq_len,), "long"), **mask, labels=((seq_len,) if labels == "tokens" else (), "long"))
 
 

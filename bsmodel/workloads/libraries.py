@@ -14,7 +14,7 @@ from bsmodel.workloads.batches import classification_loss, image_batch
 from bsmodel.workloads.faults import broken_import, said
 from bsmodel.workloads.workload import Workload
 
-IN_EXTRA = ("transformers", "diffusers", "peft", "accelerate")  # of `bsmodel[models]`
+IN_EXTRA = ("transformers", "diffusers", "peft", "accelerate", "scipy")  # of `bsmodel[models]`
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 MOST_MODULES = 100_000  # half a minute of building; switch-c with its 2048 experts a layer has 80,000
 MOST_PARAMETERS = 10**13  # ten times the largest that is published

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of token ids."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from typing import Any
+
+from bsmodel.errors import InvalidInputError
+from bsmodel.workloads.heads.made import Asked, Made, Tensors
+
+
+def positions(config: Any, cls: Any) -> int | None:
+    """How many tokens a model has positions for; None where it counts distances only."""
+    names = "max_position_embeddings n_positions max_seq_len max_encoder_position_embeddings max_decoder_position_embeddings".split()
+    found = [getattr(part, name, None) for part in (config, getattr(config, "text_config", None)) for name in names]
+    most = min((limit for limit in found if isinstance(limit, int) and limit > 0), default=None)
+    source = inspect.getsource(sys.modules[cls.__module__])
+    if most is not None and re.search(r"position_embeddings = nn\.Embedding\([^)]*padding_idx", source):  # as in RoBERTa, positions begin after padding's
+        most -= (config.pad_token_id or 0) + 1
+    return most
+
+
+def length_of(config: Any, cls: Any, asked: Asked) -> tuple[int, tuple[str, ...]]:
+    most, length = positions(config, cls), asked.get("seq_len")
+    if length is not None:
+        if most is not None and length > most:
+            raise InvalidInputError(f"seq-len {length} is beyond the model's {most} positions; give at most that")
+        return length, ()
+    if most is None:
+        return 512, ("sequences of 512 tokens: the model has no longest one, and none was asked for",)
+    return min(2048, most), (f"sequences of 2048 tokens, fewer than the model's {most} positions: none were asked for",) if most > 2048 else ()
+
+
+def tokens(config: Any, cls: Any, asked: Asked, labels: Tensors | None = None, padded: bool = True) -> Made:
+    """Token ids, with a mask where batches are padded, and labels: one for each token, or those that are given."""
+    length, remarks = length_of(config, cls, asked)
+    padded = padded and "attention_mask" in inspect.signature(cls.forward).parameters
+    mask: Tensors = {"attention_mask": ((length,), "long")} if padded else {}
+    tensors: Tensors = {"input_ids": ((length,), "long"), **mask, **(labels or {"labels": ((length,), "long")})}
+    return Made(tensors, remarks, length)
+
+
+def running_text(config: Any, cls: Any, asked: Asked) -> Made:
+    return tokens(config, cls, asked, padded=False)
+
+
+def translation(config: Any, cls: Any, asked: Asked) -> Made:
+    return tokens(config, cls, asked, padded=False)
+
+
+def classes(config: Any) -> Tensors:
+    """One label a sample: a class, a number for each class, or a number."""
+    kind = getattr(config, "problem_type", None) or ("regression" if config.num_labels == 1 else "single_label_classification")
+    if kind == "single_label_classification":
+        return {"labels": ((), "long")}
+    return {"labels": (() if config.num_labels == 1 and kind == "regression" else (config.num_labels,), "float32")}
+
+
+def classified_text(config: Any, cls: Any, asked: Asked) -> Made:
+    remarks: tuple[str, ...] = ()
+    text = config.get_text_config()
+    if getattr(text, "pad_token_id", None) is None:
+        ends = getattr(text, "eos_token_id", None)
+        text.pad_token_id = ends[0] if isinstance(ends, (list, tuple)) and ends else ends if isinstance(ends, int) else 0
+        remarks = (f"pad_token_id {text.pad_token_id}: the configuration has none, and a classifier finds the end of a sample by it",)
+    made = tokens(config, cls, asked, classes(config))
+    return Made(made.tensors, remarks + made.remarks, made.tokens_per_sample)
+
+
+def answers(config: Any, cls: Any, asked: Asked) -> Made:
+    return tokens(config, cls, asked, {"start_positions": ((), "long"), "end_positions": ((), "long")})
