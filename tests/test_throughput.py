@@ -48,7 +48,7 @@ def operations(draw):
             per_sample[number, column], fixed[number, column] = fixed[number, column], 0
     count = len(rows)
     words = (("op",) * count, ("",) * count, tuple(row[1] for row in rows), tuple(row[0] for row in rows), ("bf16",) * count)
-    return Operations(*words, fixed, per_sample)
+    return Operations(*words, fixed, per_sample, np.zeros_like(fixed))
 
 
 @given(found=operations(), batch=BATCHES, more=st.integers(1, 1000))
@@ -60,7 +60,7 @@ def test_time_never_falls_with_the_batch(tape, a100, found, batch, more):
 
 def test_a_step_without_kernels_takes_no_time_and_has_no_rates(tape, a100):
     words = (("op",), ("",), ("accumulation",), ("elementwise",), ("bf16",))  # runs from the second micro-step on
-    made = dataclasses.replace(tape, operations=Operations(*words, np.zeros((1, len(COLUMNS))), np.zeros((1, len(COLUMNS)))))
+    made = dataclasses.replace(tape, operations=Operations(*words, *np.zeros((3, 1, len(COLUMNS)))))
     step = step_time(made, a100, 8)
 
     assert step.seconds == step.launches == 0 and np.isinf(step.samples_per_s) and np.isnan(step.mfu)

@@ -44,7 +44,7 @@ class Allocation:
     phase: str  # "forward", "backward" (recomputation included) or "step"
     category: str
     owner: str = ""  # the module of a parameter, and of its gradient and optimizer state
-    formula: str = ""  # of `bsmodel.tape.workspaces`, for what comes on top of `size_bytes` and is no line in the batch
+    formula: str = ""  # of `bsmodel.tape.workspaces`, for what comes on top of `size_bytes` and is no polynomial in the batch
     parameters: tuple[int, ...] = ()
     kind: str = ""  # of a workspace that a library sizes by rules nobody publishes
     excess_bytes: int = 0  # how much larger that may be

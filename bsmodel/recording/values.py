@@ -15,7 +15,7 @@ from bsmodel.recording.frames import calling_line, reading_line
 
 _LIMIT = 1 << 20  # elements: integer and boolean device tensors up to this size keep their values
 _LIMIT_OF_FLOATS = 1 << 16
-_FACTORIES = ("aten::arange", "aten::full", "aten::ones", "aten::zeros", "aten::scalar_tensor")
+_FACTORIES = ("aten::arange", "aten::eye", "aten::full", "aten::ones", "aten::zeros", "aten::scalar_tensor")
 _LIKE = frozenset(("aten::ones_like", "aten::zeros_like", "aten::full_like"))
 _MOST_READS = 1000  # by the user's code: a loop that waits for a value would never end
 
@@ -45,7 +45,7 @@ class Values:
             return func(torch.empty(given[0].size(), dtype=given[0].dtype), *args[1:], **{**kwargs, "device": torch.device("cpu")})
         if func is torch.ops.aten.copy_.default or any(t.numel() > self.limit or (t.is_meta and t not in self._known) for t in given):
             return None
-        if not given and (not func._schema.name.startswith(_FACTORIES) or _elements_made(args) > self.limit):
+        if not given and (not func._schema.name.startswith(_FACTORIES) or _elements_made(func, args) > self.limit):
             return None
         host = torch.device("cpu")
 
@@ -109,8 +109,10 @@ class Values:
         return self.stand_in
 
 
-def _elements_made(args: Any) -> float:
-    """Elements of what arange, full, ones, zeros or scalar_tensor make: by their sizes, or by the numbers a range runs between."""
+def _elements_made(func: Any, args: Any) -> float:
+    """Elements of what a factory makes: by its sizes, or by the numbers a range runs between."""
+    if func._schema.name == "aten::eye":
+        return int(args[0] * args[-1])
     if args and isinstance(args[0], (list, tuple)):
         return math.prod(args[0])
     return max((abs(leaf) for leaf in args if isinstance(leaf, (int, float)) and math.isfinite(leaf)), default=1)
