@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 
 from bsmodel.errors import UntraceableError
 from bsmodel.recording.counts import Count, count
-from bsmodel.recording.cuda_like import refusals, shapes
+from bsmodel.recording.cuda_like import distances, refusals, shapes
 from bsmodel.recording.cuda_like.buffers import NO_BUFFERS, Buffer, Kernel
 from bsmodel.recording.cuda_like.kernels import UNCOUNTED, kernel_of
 from bsmodel.recording.cuda_like.pretence import META
@@ -204,6 +204,10 @@ class Recorder(TorchDispatchMode):
             if func in _SUMS and not kwargs and self.in_backward and not self._stack and _sums_in_place(func, args):
                 self._note_work(_name(func), work_of(func, args, given, [args[0]], NO_BUFFERS, self.capability), None)
                 return aten.alias.default(args[0])
+            if func in distances.COMPOSITES:
+                self.uncounted.update([distances.UNCOUNTED] if max(tensor.size(-2) for tensor in given) <= distances.FEW_ROWS else [])
+                with self:
+                    return distances.COMPOSITES[func](*args)
             return self._by_known_masks(func, args, kwargs, given)
 
     def _by_known_masks(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:

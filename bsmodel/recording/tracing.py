@@ -23,6 +23,7 @@ from bsmodel.workloads import Workload
 
 BATCHES = (2, 3, 5)  # at a batch of 1 many models take other code paths; the third size checks that two points make a line
 FURTHER = 7  # checks that three points make a parabola, where some size is one
+_PAIRED = "samples are paired within a micro-batch: accumulation and more devices do not make the pairs of the effective batch"
 _MICRO_STEPS = ("first", "micro", "accumulate")
 _ANOTHER_VALUE = 1_000_003  # for what the step reads and nobody knows: large, odd, and true
 
@@ -160,7 +161,7 @@ def _tape(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[i
         base_lr=run.loop.workload.base_lr if run.loop.training.optimizer_family == run.loop.workload.training.optimizer_family else None,
         base_batch=run.loop.workload.base_batch,
         own_step=run.loop.workload.step is not None,
-        remarks=(*run.loop.workload.remarks, *run.remarks),
+        remarks=(*run.loop.workload.remarks, *run.remarks, *([_PAIRED] if _pairs_samples(sizes) else [])),
     )
 
 

@@ -47,6 +47,8 @@ class Values:
             return None
         if not given and (not func._schema.name.startswith(_FACTORIES) or _elements_made(func, args) > self.limit):
             return None
+        if _elements_together(given) > self.limit:
+            return None
         host = torch.device("cpu")
 
         def replace(leaf: Any) -> Any:
@@ -107,6 +109,14 @@ class Values:
         if self._reads > _MOST_READS:
             raise UntraceableError(f"the step reads values at {line} again and again: a recording has none, so a loop that waits for one never ends")
         return self.stand_in
+
+
+def _elements_together(given: list[torch.Tensor]) -> int:
+    """Elements of what several tensors are broadcast to, such as labels against labels; 0 where they are not."""
+    try:
+        return math.prod(torch.broadcast_shapes(*(tensor.shape for tensor in given))) if len(given) > 1 else 0
+    except RuntimeError:
+        return 0
 
 
 def _elements_made(func: Any, args: Any) -> float:
