@@ -28,12 +28,11 @@ def predicted(case: Case, tapes: dict[Any, Any]) -> dict[str, int]:
     if shared not in tapes:
         tapes[shared] = bsmodel.trace(case.workload(), case.training, gpu)
     peak = bsmodel.predict(tapes[shared], gpu, case.batch)
-    line = counted(tapes[shared])
     return {
         "allocated": peak.allocated_bytes,
         "reserved": peak.reserved_bytes,
         "requested": peak.requested_bytes,
-        "counted": line.fixed + line.per_sample * case.batch,
+        "counted": counted(tapes[shared])(case.batch),
     }
 
 

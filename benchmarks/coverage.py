@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import RESULTS, read
-from cases.environments import run_with_vision
+from cases.environments import has_vision, run_with_vision
 from cases.shrunk import shrunk
 
 import bsmodel
@@ -41,9 +41,8 @@ MOST_PARAMETERS = 200_000_000
 Row = dict[str, Any]
 
 
-def wanted(only: str | None, types: str | None) -> list[tuple[str, str]]:
+def wanted(tables: tuple[str, ...], types: str | None) -> list[tuple[str, str]]:
     """Tables and the types or models in them."""
-    tables = [name for name in (*TABLES, *LIBRARIES) if only in (None, name)]
     found = [pair for name in tables for pair in (_models(name, LIBRARIES[name]) if name in LIBRARIES else _types(name))]
     return [pair for pair in found if types is None or pair[1] in types.split(",")]
 
@@ -142,18 +141,22 @@ def main() -> None:
     """Try what the file does not have yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "coverage.jsonl")
-    parser.add_argument("--only", help="one of the tables, timm or torchvision")
+    parser.add_argument("--only", choices=[*TABLES, *LIBRARIES], metavar="TABLE", help="one of the tables, timm or torchvision")
     parser.add_argument("--types", help="some of its types")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--show", action="store_true", help="print the table of what is there")
-    parser.add_argument("--here", action="store_true", help="in this process' environment, without torchvision and timm perhaps")
     options = parser.parse_args()
     if options.show:
         return print(table_of(read(options.out)))
-    if not options.here:
-        return run_with_vision([__file__, *sys.argv[1:], "--here"])
+    tables = tuple(name for name in (*TABLES, *LIBRARIES) if options.only in (None, name))
+    if options.only is None:
+        for name in LIBRARIES:
+            run_with_vision([__file__, *sys.argv[1:], "--only", name])
+        tables = TABLES
+    elif options.only in LIBRARIES and not has_vision():
+        return run_with_vision([__file__, *sys.argv[1:]])
     known = {(row["table"], row["type"]) for row in read(options.out)} if options.out.exists() else set()
-    missing = [pair for pair in wanted(options.only, options.types) if pair not in known]
+    missing = [pair for pair in wanted(tables, options.types) if pair not in known]
     with options.out.open("a") as stream:
         for done, row in enumerate(rows_of(missing, options.workers), 1):
             stream.write(json.dumps(row) + "\n")

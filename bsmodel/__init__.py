@@ -10,7 +10,7 @@ from bsmodel.hardware import Gpu
 from bsmodel.memory import Fit, Footprint, Peak, Settings, breakdown, fit, footprint, predict
 from bsmodel.planning import Plan, Price, ladder, plan
 from bsmodel.studies import Goal, Row, Study, study
-from bsmodel.tape import Envelope, Line, ModuleRow, OperatorRow, Tape, by_module, by_operator
+from bsmodel.tape import Envelope, ModuleRow, OperatorRow, Polynomial, Tape, by_module, by_operator
 from bsmodel.timing import StepTime, step_time
 from bsmodel.training import OPTIMIZERS, PRECISIONS, Training
 from bsmodel.workloads import Source, Workload
@@ -30,11 +30,11 @@ __all__ = (
     "Goal",
     "Gpu",
     "InvalidInputError",
-    "Line",
     "ModuleRow",
     "OperatorRow",
     "Peak",
     "Plan",
+    "Polynomial",
     "Price",
     "Row",
     "Settings",

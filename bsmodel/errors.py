@@ -39,7 +39,7 @@ class InvalidInputError(BsmodelError):
 
 
 class UntraceableError(BsmodelError):
-    """A training step that cannot be recorded, or whose sizes are not straight lines in the batch."""
+    """A training step that cannot be recorded, or whose sizes are no polynomials in the batch, of samples and of pairs of samples."""
 
 
 class UnreachableTargetError(InvalidInputError):

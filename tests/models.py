@@ -55,3 +55,40 @@ def next_token(model, batch):
 
 def attention():
     return workload(Attention, tokens, next_token, name="attention")
+
+
+class Towers(nn.Module):
+    """Two views of every sample, one embedding for each."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Sequential(nn.Flatten(), nn.Linear(768, 64), nn.ReLU(), nn.Linear(64, 32))
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, first, second):
+        return (nn.functional.normalize(self.embed(view), dim=-1) for view in (first, second))
+
+
+def views(size):
+    return torch.zeros(size, 3, 16, 16), torch.zeros(size, 3, 16, 16)
+
+
+def clip(model, batch):
+    """Every image against every text (Radford 2021)."""
+    first, second = model(*batch)
+    scores = first @ second.T * model.scale.exp()
+    labels = torch.arange(len(scores), device=scores.device)
+    return (nn.functional.cross_entropy(scores, labels) + nn.functional.cross_entropy(scores.T, labels)) / 2
+
+
+def simclr(model, batch):
+    """Every view against all others but itself (Chen 2020)."""
+    embedded = torch.cat(list(model(*batch)))
+    itself = torch.eye(len(embedded), dtype=torch.bool, device=embedded.device)
+    scores = (embedded @ embedded.T / 0.1)[~itself].view(len(embedded), -1)
+    return torch.logsumexp(scores, dim=1).mean()
+
+
+def paired(loss):
+    """A workload whose loss compares the samples of a batch with one another."""
+    return lambda: workload(Towers, views, loss, name=loss.__name__)

@@ -4,29 +4,34 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from bsmodel import Envelope, Line
-from bsmodel.tape import Tape, upper_envelope
+from bsmodel import Envelope, Polynomial
+from bsmodel.tape import Tape, polynomials, upper_envelope
 
-LINES = st.tuples(st.integers(0, 10**11), st.integers(0, 10**9))
+
+@st.composite
+def sizes(draw: st.DrawFn, fixed: int = 10**11, per_sample: int = 10**9, per_pair: int = 10**5) -> Polynomial:
+    """Polynomials that are nowhere below zero and never fall from b = 1 on, straight lines as often as not."""
+    of_pairs = draw(st.just(0) | st.integers(0, per_pair))
+    of_samples = draw(st.integers(-of_pairs, per_sample))
+    return Polynomial(draw(st.integers(-of_samples, fixed)), of_samples, of_pairs)
 
 
 @st.composite
 def envelopes(draw: st.DrawFn) -> Envelope:
-    """Envelopes of one to eight lines."""
-    lines = draw(st.lists(LINES, min_size=1, max_size=8))
-    return Envelope(tuple(Line(*line) for line in lines))
+    """Envelopes of one to eight polynomials."""
+    return Envelope(tuple(draw(st.lists(sizes(), min_size=1, max_size=8))))
 
 
 @st.composite
-def bundles(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
-    """Fixed and per-sample bytes of many lines, ties included."""
-    lines = draw(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 50)), min_size=1, max_size=40))
-    return np.array([f for f, _ in lines], np.int64), np.array([s for _, s in lines], np.int64)
+def bundles(draw: st.DrawFn, per_pair: int = 4) -> np.ndarray:
+    """Coefficients of many polynomials, ties included."""
+    found = draw(st.lists(sizes(1000, 50, per_pair), min_size=1, max_size=40))
+    return np.array([(each.fixed, each.per_sample, each.per_pair) for each in found], np.int64).T
 
 
-def envelope_of(fixed: np.ndarray, per_sample: np.ndarray) -> Envelope:
-    """The envelope that footprint would keep of these lines."""
-    return Envelope(tuple(Line(int(fixed[i]), int(per_sample[i])) for i in upper_envelope(fixed, per_sample)))
+def envelope_of(coefficients: np.ndarray) -> Envelope:
+    """The envelope that footprint would keep of these polynomials."""
+    return Envelope(polynomials(coefficients, upper_envelope(coefficients)))
 
 
 def same_sizes(one: Tape, other: Tape, batch: int) -> bool:

@@ -13,14 +13,14 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 import bsmodel
-from bsmodel import Envelope, Fit, Footprint, Line, ModuleRow, OperatorRow, Peak, Plan, Price, Settings, StepTime
+from bsmodel import Envelope, Fit, Footprint, ModuleRow, OperatorRow, Peak, Plan, Polynomial, Price, Settings, StepTime
 from bsmodel.memory import Moment, Share
 from bsmodel.planning import Rung, Split, Timing
 from bsmodel.timing.step import Array, Counts
 
 WRITTEN_ONLY = {Fit, Plan}  # they hold the tape, which has a form of its own: `Tape.save`
 KINDS = [
-    *(Peak, Fit, Footprint, Envelope, Line, Moment, Share, Settings, ModuleRow, OperatorRow),
+    *(Peak, Fit, Footprint, Envelope, Polynomial, Moment, Share, Settings, ModuleRow, OperatorRow),
     *(StepTime, StepTime[int, float], Plan, Split, Timing, Price, Rung),
 ]
 GOAL = {"target_batch": 64, "devices": 2, "samples": 10_000, "epochs": 3.0, "base_lr": 0.1, "base_batch": 256}
@@ -32,7 +32,7 @@ def answers(tape, a100):
     form, fit = bsmodel.footprint(tape), bsmodel.fit(tape, a100, settings=Settings(roundup_power2_divisions=4))
     plan = bsmodel.plan(fit, **GOAL, price=Price(1.25, "mine"))
     values = [
-        *(fit, fit.peak, fit.settings, form, form.envelope, form.envelope.lines[0], form.moments[0], bsmodel.breakdown(tape, 8)[0]),
+        *(fit, fit.peak, fit.settings, form, form.envelope, form.envelope.polynomials[0], form.moments[0], bsmodel.breakdown(tape, 8)[0]),
         *(plan, plan.split, plan.timing, plan.timing.price, plan.timing.step, bsmodel.ladder(fit)[0]),
         *(bsmodel.by_module(tape, 8)[0], bsmodel.by_operator(tape, 8)[0]),
     ]

@@ -90,4 +90,4 @@ def test_the_counted_form_has_all_the_states_and_less_than_the_peak_per_sample(a
     line = counted(tape)
 
     assert line.fixed >= 4 * 4 * tape.parameter_count  # weights, gradients and two moments in float32
-    assert 0 < line.per_sample <= bsmodel.footprint(tape).envelope.lines[-1].per_sample
+    assert 0 < line.per_sample <= bsmodel.footprint(tape).envelope.polynomials[-1].per_sample

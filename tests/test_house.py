@@ -47,7 +47,7 @@ def test_the_contracts_between_the_rooms_hold(copy):
     [
         ("memory/peak.py", "import torch", "What is computed from a recording needs no torch"),
         ("timing/step.py", "from bsmodel.workloads import Workload", "Rooms know only those below them"),
-        ("tape/lines.py", "from bsmodel.planning import plan", "Rooms know only those below them"),
+        ("tape/polynomials.py", "from bsmodel.planning import plan", "Rooms know only those below them"),
         ("recording/loop.py", "from bsmodel.memory import predict", "A recording knows nothing of what is computed from it"),
         ("studies/rows.py", "import torch", "Studies and commands have torch from the rooms that record"),
         ("command/main.py", "import transformers", "Studies and commands have torch from the rooms that record"),

@@ -58,7 +58,7 @@ def only(tape, kept):
     """A tape with some of its operations."""
     found = tape.operations
     words = (tuple(word for word, wanted in zip(column, kept, strict=True) if wanted) for column in (getattr(found, name) for name in WORDS))
-    return dataclasses.replace(tape, operations=Operations(*words, found.fixed[kept], found.per_sample[kept]))
+    return dataclasses.replace(tape, operations=Operations(*words, found.fixed[kept], found.per_sample[kept], found.per_pair[kept]))
 
 
 def seconds(tape, gpu, operator="aten.convolution", batch=64):

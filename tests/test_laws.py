@@ -2,20 +2,23 @@
 """Laws that hold for all envelopes, batches and capacities, and for every recording."""
 
 import contextlib
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import bsmodel
-from bsmodel import planning
+from bsmodel import Envelope, Polynomial, planning
 from bsmodel.errors import UnreachableTargetError
 from bsmodel.memory.allocator import CachingAllocator
-from tests.models import SGD, attention, of_size, workload
-from tests.strategies import bundles, envelope_of, envelopes
+from bsmodel.tape import interpolated, values
+from bsmodel.tape.polynomials import UNBOUNDED
+from tests.models import SGD, attention, clip, of_size, paired, simclr, workload
+from tests.strategies import bundles, envelope_of, envelopes, sizes
 
 BATCHES = st.integers(1, 10**5)
 CAPACITIES = st.integers(0, 10**13)
@@ -45,19 +48,71 @@ def test_arrays_in_arrays_out_equal_one_by_one(envelope, batches, capacities):
     assert envelope.largest(np.array(capacities)).tolist() == [envelope.largest(c) for c in capacities]
 
 
-@given(bundles(), st.integers(1, 2000))
-def test_pruned_lines_give_the_same_maximum(bundle, batch):
-    fixed, per_sample = bundle
+@given(sizes(), st.integers(1, 2**20), st.integers(-1, 1))
+def test_the_largest_batch_is_exact_to_the_byte_up_to_63_bits(size, batch, over):
+    """At what a batch takes, a byte less and a byte more."""
+    capacity = max(0, size(batch) + over)
+    largest = Envelope((size,)).largest(capacity)
 
-    assert envelope_of(fixed, per_sample)(batch) == int((fixed + per_sample * batch).max())
+    assert largest == UNBOUNDED or largest == 0 or size(largest) <= capacity < size(largest + 1)
+    assert largest > 0 or size(1) > capacity
+
+
+@given(st.integers(1, 2**40), st.integers(0, 2**63 - 1))
+def test_no_square_root_is_rounded(per_pair, capacity):
+    size = Polynomial(0, 0, per_pair)
+    largest = Envelope((size,)).largest(capacity)
+
+    assert size(largest) <= capacity < size(largest + 1)
+    assert Envelope((size,))(largest) == size(largest)
+
+
+@given(st.tuples(*[st.integers(-(10**9), 10**9)] * 3), BATCHES)
+def test_a_size_is_one_exactly_if_it_is_never_below_zero_and_never_falls(coefficients, batch):
+    size = Polynomial(*coefficients)
+
+    if size.is_size:
+        assert 0 <= size(batch) <= size(batch + 1)
+    else:
+        far = 10**10
+        assert size(1) < 0 or size(2) < size(1) or size(far + 1) < size(far)
+
+
+@given(sizes(), st.lists(st.integers(1, 100), min_size=3, max_size=3, unique=True))
+def test_three_batches_give_the_polynomial(size, batches):
+    assert Polynomial(*interpolated([Fraction(size(batch)) for batch in batches], batches)) == size
+
+
+@given(bundles() | bundles(per_pair=0), st.integers(1, 2000))
+def test_pruned_polynomials_give_the_same_maximum(bundle, batch):
+    assert envelope_of(bundle)(batch) == int(values(bundle, batch).max())
+
+
+@given(bundles(per_pair=0))
+def test_every_kept_line_is_steeper_than_the_one_before(bundle):
+    slopes = [line.per_sample for line in envelope_of(bundle).polynomials]
+
+    assert slopes == sorted(set(slopes))
 
 
 @given(bundles())
-def test_every_kept_line_is_highest_somewhere(bundle):
-    kept = envelope_of(*bundle)
+@example(np.array([(100, 0, 0), (0, 1, 0), (0, 0, 1), (0, 50, 0)], np.int64).T)
+def test_every_kept_polynomial_is_the_highest_at_some_batch(bundle):
+    kept = envelope_of(bundle)
+    assume(any(each.per_pair for each in kept.polynomials))  # lines may be so between two batches
+    batches = np.arange(1, 5000)
+    highest = kept(batches)
 
-    slopes = [line.per_sample for line in kept.lines]
-    assert slopes == sorted(set(slopes))
+    assert len(set(kept.polynomials)) == len(kept.polynomials)
+    assert (values(bundle, batches).max(axis=-1) == highest).all()
+    assert all(any(each(int(b)) == most for b, most in zip(batches, highest, strict=True)) for each in kept.polynomials)
+
+
+@given(envelopes(), BATCHES)
+def test_of_equals_the_first_binds(envelope, batch):
+    found = envelope.binding(batch)
+
+    assert [each(batch) == envelope(batch) for each in envelope.polynomials].index(True) == found
 
 
 @given(st.integers(16, 10**6), st.integers(1, 2000), st.integers(1, 2000), st.integers(1, 16))
@@ -129,10 +184,10 @@ def test_the_safe_batch_survives_whatever_the_libraries_choose(tape, a100, mebib
     fit = bsmodel.fit(tape, card)
 
     assert fit.batch > 0
-    for sizes in (tape.sizes, tape.upper_sizes, tape.lower_sizes, tape.mixed_sizes):
+    for assumed in (tape.sizes, tape.upper_sizes, tape.lower_sizes, tape.mixed_sizes):
         allocator = CachingAllocator(card.usable_bytes, total_bytes=card.memory_bytes)
         for _, block in tape.program(steps=8):
-            allocator.run(block, sizes(fit.batch, card).tolist())  # raises where memory runs out
+            allocator.run(block, assumed(fit.batch, card).tolist())  # raises where memory runs out
 
 
 @given(st.integers(520, 900), st.integers(520, 900))
@@ -226,22 +281,35 @@ def test_accumulation_never_lowers_the_peak(tape):
 
 
 @pytest.mark.parametrize("precision", bsmodel.PRECISIONS)
-@pytest.mark.parametrize("make", [workload, attention])
-def test_a_recording_at_another_batch_is_what_the_lines_say(make, precision, a100):
+@pytest.mark.parametrize("make", [workload, attention, paired(clip), paired(simclr)])
+def test_a_recording_at_another_batch_is_what_the_polynomials_say(make, precision, a100):
     from bsmodel.recording.tracing import record
     from tests.strategies import same_sizes
 
     training = bsmodel.Training(precision=precision, optimizer="adamw")
     traced = bsmodel.trace(make(), training, a100)
-    for batch in (7, 11):
+    for batch in (8, 11):
         direct = record(make(), training, a100, batch)
         assert same_sizes(traced, direct, batch)
         assert bsmodel.footprint(traced)(batch) == bsmodel.footprint(direct)(batch)
 
 
-def test_a_tape_survives_a_round_trip(tape, tmp_path):
+@pytest.fixture(scope="module")
+def pairs_tape(a100):
+    return bsmodel.trace(paired(clip)(), bsmodel.Training(precision="bf16-mixed", optimizer="adamw"), a100)
+
+
+@pytest.mark.parametrize("which", ["tape", "pairs_tape"])
+def test_a_tape_survives_a_round_trip(which, request, tmp_path):
+    tape = request.getfixturevalue(which)
     tape.save(tmp_path / "tape.json.gz")
     loaded = bsmodel.Tape.load(tmp_path / "tape.json.gz")
 
     assert str(bsmodel.footprint(loaded)) == str(bsmodel.footprint(tape))
     assert (loaded.sizes(9) == tape.sizes(9)).all() and loaded.blocks == tape.blocks and loaded.gpu == tape.gpu
+    assert (loaded.operations.per_pair == tape.operations.per_pair).all() and loaded.terms == tape.terms
+
+
+@given(st.integers(1, 300))
+def test_breakdown_sums_to_the_closed_form_of_pairs(pairs_tape, batch):
+    assert sum(share.bytes for share in bsmodel.breakdown(pairs_tape, batch)) == bsmodel.footprint(pairs_tape)(batch)

@@ -192,7 +192,7 @@ def test_a_whole_number_is_taken_whatever_its_type(fit, name, value):
 
 def test_bytes_that_64_bits_do_not_hold_are_refused(fit, a100):
     form = bsmodel.footprint(fit.tape)
-    most = form.envelope.lines[-1].per_sample
+    most = form.envelope.polynomials[-1].per_sample
 
     for batch in ((1 << 63) // most + 1, [1, (1 << 63) // most + 1]):
         with pytest.raises(InvalidInputError, match="batch is"):

@@ -85,17 +85,23 @@ CORRUPTIONS = [
     (("fixed_bytes",), lambda sizes: sizes[:-1], "per_sample_bytes has"),
     (("fixed_bytes",), lambda sizes: [1 << 52] * len(sizes), "fixed_bytes adds up to more than"),
     (("per_sample_bytes", 0), -5, "per_sample_bytes.0 gives"),
+    (("per_pair_bytes", 0), -5, "per_pair_bytes.0 gives"),
+    (("per_pair_bytes",), lambda sizes: sizes[:-1], "per_pair_bytes has"),
+    (("per_pair_bytes",), lambda sizes: [1 << 52] * len(sizes), "per_pair_bytes adds up to more than"),
+    (("terms",), [[0, "reduction", [[1, 1, 0], [1, 1, 0], [1, 0, 1], [1, 0, 0]]]], "terms.0 gives 'reduction' 1 + 0 b + 1 b(b-1)/2 for along_rows"),
+    (("terms",), [[0, "reduction", [[1, 1, 0], [4, -2, 1], [1, 0, 0], [1, 0, 0]]]], "terms.0 gives 'reduction' 4 + -2 b + 1 b(b-1)/2 for inputs"),
+    (("workspaces",), [[0, KINDS[0], [0, -2, 1]]], "workspaces.0 may be 0 + -2 b + 1 b(b-1)/2 bytes larger"),
     (("operators", "index"), lambda index: index[1:], "operators.index has"),
     (("modules", "index", 0), 10**6, "modules.index goes up to 1000000"),
     (("modules", "index", 0), -1, "modules.index.0 is -1"),
     (("categories", "words", 0), "parmeter", "categories.words unknown categories 'parmeter'; nearest: parameter"),
     (("phases", "words", 0), "backwards", "phases.words unknown phases 'backwards'; nearest: backward"),
     (("terms",), [[0, "magic", []]], "terms.0 unknown formula 'magic'"),
-    (("terms",), [[0, "reduction", [[1, 1]]]], "terms.0 gives 'reduction' 1 parameters; expected 4"),
-    (("terms",), [[10**6, "reduction", [[1, 1]] * 4]], "terms is of allocations 1000000"),
-    (("workspaces",), [[0, KINDS[0], -9, 0]], "workspaces.0 may be -9 + 0 b bytes larger"),
-    (("workspaces",), [[0, "large", 0, 0]], "workspaces.0 unknown kind 'large'"),
-    (("workspaces",), [[0, KINDS[0], 1, 1], [0, KINDS[0], 1, 1]], "workspaces is of allocations 0 and below; expected each of the"),
+    (("terms",), [[0, "reduction", [[1, 1, 0]]]], "terms.0 gives 'reduction' 1 parameters; expected 4"),
+    (("terms",), [[10**6, "reduction", [[1, 1, 0]] * 4]], "terms is of allocations 1000000"),
+    (("workspaces",), [[0, KINDS[0], [-9, 0, 0]]], "workspaces.0 may be -9 + 0 b bytes larger"),
+    (("workspaces",), [[0, "large", [0, 0, 0]]], "workspaces.0 unknown kind 'large'"),
+    (("workspaces",), [[0, KINDS[0], [1, 1, 0]], [0, KINDS[0], [1, 1, 0]]], "workspaces is of allocations 0 and below; expected each of the"),
     (("blocks", "micro"), _MISSING, "blocks are accumulate, first"),
     (("blocks", "micro", 0), 10**6, "blocks.micro goes from"),
     (("blocks", "micro", 0), 0.5, "blocks.micro.0 is 0.5"),
@@ -105,6 +111,8 @@ CORRUPTIONS = [
     (("operations", "fixed", 0), [1.0], "operations.fixed.0 has 1 numbers; expected 8"),
     (("operations", "fixed", 0, 0), math.nan, "operations.fixed.0.0 is nan"),
     (("operations", "per_sample", 0, 4), -1e9, "operations.per_sample.0 gives"),
+    (("operations", "per_pair", 0, 4), -1.0, "operations.per_pair.0 gives"),
+    (("operations", "per_pair"), lambda rows: rows[1:], "operations.per_pair has"),
     (("recipe", "precison"), "fp32", "recipe is none: unknown training field 'precison'"),
     (("base_lr",), -0.1, "base_lr is -0.1"),
     (("base_lr",), math.inf, "base_lr is inf"),
@@ -131,7 +139,7 @@ def test_a_file_that_is_cut_off_is_one_line(cut, document, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"null", b"[]", b"3", b"{}", b"\xff\xfe", b"[" * 10**5, b'{"schema_version": true, "tapes": []}', b'{"schema_version": 6, "tapes": []}']
+    "content", [b"", b"null", b"[]", b"3", b"{}", b"\xff\xfe", b"[" * 10**5, b'{"schema_version": true, "tapes": []}', b'{"schema_version": 7, "tapes": []}']
 )
 def test_what_is_no_tape_is_one_line(content, tmp_path):
     file = tmp_path / "tape"

@@ -48,7 +48,7 @@ def operations(draw):
             per_sample[number, column], fixed[number, column] = fixed[number, column], 0
     count = len(rows)
     words = (("op",) * count, ("",) * count, tuple(row[1] for row in rows), tuple(row[0] for row in rows), ("bf16",) * count)
-    return Operations(*words, fixed, per_sample)
+    return Operations(*words, fixed, per_sample, np.zeros_like(fixed))
 
 
 @given(found=operations(), batch=BATCHES, more=st.integers(1, 1000))
@@ -58,9 +58,20 @@ def test_time_never_falls_with_the_batch(tape, a100, found, batch, more):
     assert step_time(made, a100, batch + more).seconds >= (1 - 1e-12) * step_time(made, a100, batch).seconds
 
 
+def test_a_product_with_a_row_for_every_pair_of_samples_counts_as_one(tape, a100):
+    """Also at a batch of one, which has no pairs."""
+    words = (("op",), ("",), ("forward",), ("matmul",), ("fp32",))
+    fixed, per_pair = np.array([[1.0, 0, 8, 16, 0, 1, 0, 0]]), np.array([[0.0, 1, 0, 0, 0, 0, 0, 0]])
+    made = dataclasses.replace(tape, operations=Operations(*words, fixed, np.zeros_like(fixed), per_pair))
+    step = step_time(made, a100, [1, 2, 100_000])
+
+    assert step.flops.tolist() == [2 * 8 * 16 * batch * (batch - 1) / 2 for batch in (1, 2, 100_000)]
+    assert step.device_seconds[2] > 1000 * step.device_seconds[1] and 0 < step.mfu[2] <= 1
+
+
 def test_a_step_without_kernels_takes_no_time_and_has_no_rates(tape, a100):
     words = (("op",), ("",), ("accumulation",), ("elementwise",), ("bf16",))  # runs from the second micro-step on
-    made = dataclasses.replace(tape, operations=Operations(*words, np.zeros((1, len(COLUMNS))), np.zeros((1, len(COLUMNS)))))
+    made = dataclasses.replace(tape, operations=Operations(*words, *np.zeros((3, 1, len(COLUMNS)))))
     step = step_time(made, a100, 8)
 
     assert step.seconds == step.launches == 0 and np.isinf(step.samples_per_s) and np.isnan(step.mfu)

@@ -52,7 +52,15 @@ def shrunk(table: str, model_type: str) -> Iterator[tuple[dict[str, Any], str]]:
         for part in _parts(config):
             tokens = TOKENS if fields and _is_count(vars(part).get("vocab_size")) else {}
             _set(part, {**fields, **tokens}, MISSING if MISSING in attempt else {})
+        if getattr(config, "use_timm_backbone", False):  # timm needs torchvision, which has no build for a torch without CUDA
+            config.use_timm_backbone, config.backbone, config.backbone_kwargs, config.backbone_config = False, None, {}, _backbone()
         yield config.to_dict(), names if isinstance(names, str) else names[0]
+
+
+def _backbone() -> Any:
+    from transformers import ResNetConfig
+
+    return ResNetConfig(embedding_size=16, hidden_sizes=[16, 32, 64, 128], depths=[1, 1, 1, 1], out_features=["stage1", "stage2", "stage3", "stage4"])
 
 
 def _parts(config: Any) -> list[Any]:

@@ -63,10 +63,11 @@ class PredictDocument(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class CountedForm:
-    """The formula of every tutorial, `states_bytes + activation_bytes b`."""
+    """The formula of every tutorial, `states_bytes + activation_bytes b`, and `pair_bytes` for each of the `b (b - 1) / 2` pairs of samples."""
 
     states_bytes: int
     activation_bytes: int
+    pair_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)

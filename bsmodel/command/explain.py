@@ -15,7 +15,7 @@ from bsmodel.command.wording import title, uncounted
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Share, breakdown, footprint, predict
 from bsmodel.studies import Recorded
-from bsmodel.tape import ModuleRow, OperatorRow, Tape, by_module, by_operator, counted
+from bsmodel.tape import ModuleRow, OperatorRow, Polynomial, Tape, by_module, by_operator, counted
 from bsmodel.units import format_bytes
 
 DEFAULT_GPU = "a100-40gb"
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> Answer:
 
 
 def _explained(tape: Tape, gpu: Gpu, batch: int) -> Explained:
-    form, shares, line = footprint(tape, gpu=gpu), breakdown(tape, batch, gpu=gpu), counted(tape)
+    form, shares, plain = footprint(tape, gpu=gpu), breakdown(tape, batch, gpu=gpu), counted(tape)
     return Explained(
         gpu=gpu.id,
         moment=str(form.binding(batch)),
@@ -63,7 +63,7 @@ def _explained(tape: Tape, gpu: Gpu, batch: int) -> Explained:
         by_category=totals(shares, "category"),
         by_module=totals(shares, "module"),
         closed_form=form,
-        counted_form=CountedForm(states_bytes=line.fixed, activation_bytes=line.per_sample),
+        counted_form=CountedForm(states_bytes=plain.fixed, activation_bytes=plain.per_sample, pair_bytes=plain.per_pair),
         allocated_bytes=predict(tape, gpu, batch).allocated_bytes,
     )
 
@@ -101,10 +101,11 @@ def _parts(found: Explained, batch: int, alone: bool) -> list[Part]:
 
 def _forms(found: Explained, batch: int) -> Part:
     """The counted closed form beside the traced one, each against the replay at this batch."""
-    states, activations = found.counted_form.states_bytes, found.counted_form.activation_bytes
+    form = found.counted_form
+    counted_form = Polynomial(form.states_bytes, form.activation_bytes, form.pair_bytes)
     rows = []
     for name, formula, size in (
-        ("counted", f"M(b) = {format_bytes(states)} + {format_bytes(activations)} b", states + activations * batch),
+        ("counted", f"M(b) = {counted_form}", counted_form(batch)),
         ("traced", str(found.closed_form), found.total_bytes),
     ):
         rows.append([name, format_bytes(size), f"{size / found.allocated_bytes - 1:+.2%}", formula])

@@ -25,16 +25,17 @@ def title(recorded: Recorded, target: str = "") -> str:
 
 
 def closed_form(label: str, form: Footprint) -> list[Part]:
-    """The formula for a group of GPUs, and the moment each of its lines belongs to."""
+    """The formula for a group of GPUs, and the moment each of its polynomials belongs to."""
     from rich.padding import Padding
     from rich.table import Table
 
     lines = Table.grid(padding=(0, 3, 0, 0))
     lines.add_column(no_wrap=True)
     lines.add_column(overflow="fold")
-    for line, moment in zip(form.envelope.lines, form.moments, strict=True):
+    for each, moment in zip(form.envelope.polynomials, form.moments, strict=True):
         where = short(str(moment)) if width() < _NARROW else str(moment)
-        lines.add_row(f"    {format_bytes(line.fixed):>11} + {format_bytes(line.per_sample):>11} b", styled(where))
+        squared = f" + {format_bytes(each.per_pair):>11} b(b-1)/2" if each.per_pair else ""
+        lines.add_row(f"    {format_bytes(each.fixed):>11} + {format_bytes(each.per_sample):>11} b{squared}", styled(where))
     return [f"Closed form, bytes requested at micro-batch b ({label}):", Padding(styled(str(form)), (0, 0, 0, 2)), lines]
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsmodel.hardware import Gpu
-from bsmodel.tape import CATEGORIES, Envelope, Integer, Integers, Line, Tape, micro_batches, micro_steps, upper_envelope
-from bsmodel.units import format_bytes, whole
+from bsmodel.tape import CATEGORIES, Coefficients, Envelope, Integer, Integers, Tape, micro_batches, micro_steps, polynomials, upper_envelope, values
+from bsmodel.units import whole
 
 REDUCER = "DistributedDataParallel"  # the operator of what data parallelism allocates between steps
 STEPS = 3  # the optimizer's state exists from the second step on: the third repeats it, in bytes requested
@@ -38,7 +38,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Footprint:
-    """The closed form of requested bytes, `M(b) = max_t (f_t + s_t b)`, each line with the moment it belongs to."""
+    """The closed form of requested bytes, `M(b) = max_t (f_t + s_t b + p_t b (b - 1) / 2)`, each polynomial with the moment it belongs to."""
 
     envelope: Envelope
     moments: tuple[Moment, ...]
@@ -56,7 +56,7 @@ class Footprint:
     @overload
     def largest(self, capacity_bytes: Integers) -> NDArray[np.int64]: ...
     def largest(self, capacity_bytes: Integer | Integers) -> int | NDArray[np.int64]:
-        """The largest batch with `M(b) <= capacity`: one expression, `min_t floor((capacity - f_t) / s_t)`."""
+        """The largest batch with `M(b) <= capacity`: one expression, `min_t floor((capacity - f_t) / s_t)` where no samples are paired."""
         return self.envelope.largest(capacity_bytes)
 
     def binding(self, batch: int) -> Moment:
@@ -64,18 +64,16 @@ class Footprint:
         return self.moments[self.envelope.binding(batch)]
 
     def __str__(self) -> str:
-        terms = [f"{format_bytes(line.fixed)} + {format_bytes(line.per_sample)} b" for line in self.envelope.lines]
-        return f"M(b) = max({', '.join(terms)})"
+        return f"M(b) = max({', '.join(map(str, self.envelope.polynomials))})"
 
 
 @dataclass(frozen=True)
 class _Timeline:
-    """Every allocation of a run in order: which moment it is, and the line of all that is alive just after it."""
+    """Every allocation of a run in order: which moment it is, and the bytes of all that is alive just after it."""
 
     blocks: tuple[str, ...]
     numbers: NDArray[np.int64]
-    fixed: NDArray[np.int64]
-    per_sample: NDArray[np.int64]
+    alive: Coefficients
 
 
 def _timeline(tape: Tape, accumulation: int | None, gpu: Gpu | None = None) -> _Timeline:
@@ -84,9 +82,9 @@ def _timeline(tape: Tape, accumulation: int | None, gpu: Gpu | None = None) -> _
     names = [name for name, block in program for _ in block]
     numbers = np.where(events >= 0, events, ~events)
     sign = np.where(events >= 0, 1, -1)
-    fixed, per_sample = (np.cumsum(sign * line[numbers]) for line in tape.lines(gpu))
+    alive = np.cumsum(sign * tape.coefficients(gpu)[:, numbers], axis=1)
     births = np.flatnonzero(events >= 0)
-    return _Timeline(tuple(names[i] for i in births), numbers[births], fixed[births], per_sample[births])
+    return _Timeline(tuple(names[i] for i in births), numbers[births], alive[:, births])
 
 
 def _moment(tape: Tape, timeline: _Timeline, position: int) -> Moment:
@@ -95,17 +93,17 @@ def _moment(tape: Tape, timeline: _Timeline, position: int) -> Moment:
 
 
 def footprint(tape: Tape, accumulation: int | None = None, gpu: Gpu | None = None) -> Footprint:
-    """The closed form of the peak: `M(b) = max_t (f_t + s_t b)` over all moments t of three training steps.
+    """The closed form of the peak: `M(b) = max_t (f_t + s_t b + p_t b (b - 1) / 2)` over all moments t of three training steps.
 
-    `f_t` and `s_t` are the fixed and per-sample bytes alive at moment t. Only lines that are highest at some b >= 1 are kept.
-    Counts bytes as requested; rounding, caching and the few kernel buffers that are no line in b come on top, see `predict`.
-    Valid when every allocation is a straight line in the micro-batch, which `trace` has checked. `accumulation`: micro-steps per
+    `f_t`, `s_t` and `p_t` are the bytes alive at moment t that are fixed, per sample and per pair of samples; the last are 0 but for losses
+    and layers that compare the samples of a batch with one another. Only polynomials that are highest at some b >= 1 are kept.
+    Counts bytes as requested; rounding, caching and the few kernel buffers that are no polynomial in b come on top, see `predict`.
+    Valid when every allocation is such a polynomial in the micro-batch, which `trace` has checked. `accumulation`: micro-steps per
     optimizer step, the recipe's own by default. `gpu`: the card whose libraries' workspaces count, the recorded one by default.
     """
     timeline = _timeline(tape, accumulation, gpu)
-    kept = upper_envelope(timeline.fixed, timeline.per_sample)
-    lines = tuple(Line(int(timeline.fixed[i]), int(timeline.per_sample[i])) for i in kept)
-    return Footprint(Envelope(lines), tuple(_moment(tape, timeline, i) for i in kept))
+    kept = upper_envelope(timeline.alive)
+    return Footprint(Envelope(polynomials(timeline.alive, kept)), tuple(_moment(tape, timeline, i) for i in kept))
 
 
 @dataclass(frozen=True)
@@ -122,9 +120,8 @@ def breakdown(tape: Tape, batch: int, accumulation: int | None = None, gpu: Gpu 
     batch = int(micro_batches(tape, whole("batch", batch)))
     footprint(tape, accumulation, gpu)(batch)  # refuses more bytes than can be counted
     timeline = _timeline(tape, accumulation, gpu)
-    position = int(np.argmax(timeline.fixed + timeline.per_sample * batch))
-    fixed, per_sample = tape.lines(gpu)
-    sizes = fixed + per_sample * batch
+    position = int(np.argmax(values(timeline.alive, batch)))
+    sizes = values(tape.coefficients(gpu), batch)
     shares: dict[tuple[str, str], int] = {}
     births = 0
     alive: dict[int, int] = {}

@@ -47,6 +47,7 @@ def data_parallel(tape: Tape) -> Tape:
         tape,
         fixed_bytes=np.concatenate([tape.fixed_bytes, np.array(added, np.int64)]),
         per_sample_bytes=np.concatenate([tape.per_sample_bytes, np.zeros(same, np.int64)]),
+        per_pair_bytes=np.concatenate([tape.per_pair_bytes, np.zeros(same, np.int64)]),
         operators=tape.operators + (REDUCER,) * same,
         modules=tape.modules + ("",) * same,
         phases=tape.phases + ("forward",) * same,
@@ -69,7 +70,7 @@ def _gradients(tape: Tape) -> list[int]:
     """
     last: dict[tuple[str, int], int] = {}
     for position, number in enumerate(tape.blocks["first"]):
-        if number >= 0 and tape.phases[number] == "backward" and not tape.per_sample_bytes[number]:
+        if number >= 0 and tape.phases[number] == "backward" and not (tape.per_sample_bytes[number] or tape.per_pair_bytes[number]):
             last[tape.modules[number], int(tape.fixed_bytes[number])] = position
     found = [number for number in tape.blocks["first"] if number >= 0 and tape.categories[number] == "gradient"]
     if found:

@@ -1,40 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From recordings to lines and repeatable blocks: which allocation of one step is which of another."""
+"""From recordings to sizes and repeatable blocks: which allocation of one step is which of another."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from bsmodel.errors import UntraceableError
+from bsmodel.tape import Polynomial, interpolated
 
-Line = tuple[int, int]
+NOTHING = Polynomial(0, 0)
 
 
 @dataclass(frozen=True)
 class Size:
-    """Bytes of an allocation: a line in the batch, plus a formula of `bsmodel.tape.workspaces` over parameters that are lines.
+    """Bytes of an allocation: a polynomial in the batch, plus a formula of `bsmodel.tape.workspaces` over parameters that are polynomials.
 
-    `kind` is what it is where a library's choice cannot be known, `excess` the line of how much larger it may then be.
+    `kind` is what it is where a library's choice cannot be known, `excess` how much larger it may then be.
     """
 
-    line: Line
+    bytes: Polynomial
     formula: str = ""
-    parameters: tuple[Line, ...] = ()
+    parameters: tuple[Polynomial, ...] = ()
     kind: str = ""
-    excess: Line = (0, 0)
+    excess: Polynomial = NOTHING
+
+    @property
+    def pairs_samples(self) -> bool:
+        """Whether anything of it is no straight line in the batch."""
+        return any(each.per_pair for each in (self.bytes, self.excess, *self.parameters))
 
 
 Allocated = Sequence[tuple[int, Any]]  # (number, allocation)
 
 
-def lines(steps: Sequence[Allocated], batches: Sequence[int], workload: str) -> dict[int, Size]:
-    """Fixed and per-sample bytes of every allocation, from the same allocations recorded at several batches.
+def sizes(steps: Sequence[Allocated], batches: Sequence[int], workload: str) -> dict[int, Size]:
+    """Fixed, per-sample and per-pair bytes of every allocation, from the same allocations recorded at several batches.
 
-    Two batches give the line `fixed + per_sample * b`, every further one checks it; the line holds for the numbers of all the steps.
-    Raises `UntraceableError` naming the operation and module where the steps differ or the sizes are no line.
+    Three batches give the polynomial, every further one checks it; it holds for the numbers of all the steps. Of those that are straight
+    lines, two batches give each and the third checks it: only where one is none (`Size.pairs_samples`) is a fourth batch needed.
+    Raises `UntraceableError` naming the operation and module where the steps differ or a size is no such polynomial.
     """
     for step, batch in zip(steps[1:], batches[1:], strict=True):
         _same_path(steps[0], step, batches[0], batch, workload)
@@ -42,23 +50,33 @@ def lines(steps: Sequence[Allocated], batches: Sequence[int], workload: str) -> 
     for same in zip(*steps, strict=True):
         allocation = same[0][1]
         what = f"{allocation.operator} in module {allocation.module or 'model'}"
-        line = _line([a.size_bytes for _, a in same], batches, what, workload)
+        size = _polynomial([a.size_bytes for _, a in same], batches, what, workload)
         columns = zip(*(a.parameters for _, a in same), strict=True)
-        parameters = tuple(_line(list(column), batches, what, workload) for column in columns)
-        excess = _line([a.excess_bytes for _, a in same], batches, what, workload)
-        found.update((number, Size(line, allocation.formula, parameters, allocation.kind, excess)) for number, _ in same)
+        parameters = tuple(_polynomial(list(column), batches, what, workload) for column in columns)
+        excess = _polynomial([a.excess_bytes for _, a in same], batches, what, workload)
+        found.update((number, Size(size, allocation.formula, parameters, allocation.kind, excess)) for number, _ in same)
     return found
 
 
-def _line(values: list[int], batches: Sequence[int], what: str, workload: str) -> Line:
-    per_sample, rest = divmod(values[1] - values[0], batches[1] - batches[0]) if len(values) > 1 else (0, 0)
-    fixed = values[0] - per_sample * batches[0]
-    if rest or any(fixed + per_sample * batch != value for batch, value in zip(batches, values, strict=True)):
+def _polynomial(values: list[int], batches: Sequence[int], what: str, workload: str) -> Polynomial:
+    """The straight line through the first two values, or else the polynomial through three, if it is whole, grows and fits all."""
+    per_sample = (values[1] - values[0]) // (batches[1] - batches[0]) if len(values) > 1 else 0
+    found = Polynomial(values[0] - per_sample * batches[0], per_sample)
+    fits = _fits(found, values, batches)
+    if not fits and len(values) > 2:
+        coefficients = interpolated([Fraction(value) for value in values], batches)
+        found = Polynomial(*map(int, coefficients))
+        fits = all(number.denominator == 1 for number in coefficients) and found.is_size and _fits(found, values, batches)
+    if not fits:
         raise UntraceableError(
-            f"{what} takes {', '.join(map(str, values))} bytes at batches {', '.join(map(str, batches))}: "
-            f"not a straight line in the batch, so {workload} has no closed form"
+            f"{what} takes {', '.join(map(str, values))} bytes at batches {', '.join(map(str, batches))}: neither a straight line in the batch "
+            f"nor a parabola that grows with it, so {workload} has no closed form"
         )
-    return fixed, per_sample
+    return found
+
+
+def _fits(polynomial: Polynomial, values: list[int], batches: Sequence[int]) -> bool:
+    return all(polynomial(batch) == value for batch, value in zip(batches, values, strict=True))
 
 
 def _token(allocation: Any) -> tuple[str, str]:
@@ -78,8 +96,8 @@ def _same_path(first: Allocated, other: Allocated, low: int, high: int, workload
     )
 
 
-def lines_of_steps(steps: Sequence[Allocated], released: set[int], batches: Sequence[int], workload: str) -> dict[int, Size] | None:
-    """Lines from micro-steps of one run, each at another batch, when they allocate the same in the same order.
+def sizes_of_steps(steps: Sequence[Allocated], released: set[int], batches: Sequence[int], workload: str) -> dict[int, Size] | None:
+    """Sizes from micro-steps of one run, each at another batch, when they allocate the same in the same order.
 
     What one of them lacks (a gradient that is added in place instead of cloned) is a line through the other two. What one of them
     alone allocates and never gives back (library workspaces, caches) is fixed. Returns None where something else differs: then every
@@ -102,7 +120,7 @@ def lines_of_steps(steps: Sequence[Allocated], released: set[int], batches: Sequ
     for same in partners:
         if len(same) > 1:
             ordered = sorted(same, key=lambda pair: pair[0])
-            found |= lines([[pair] for _, pair in ordered], [batch for batch, _ in ordered], workload)
+            found |= sizes([[pair] for _, pair in ordered], [batch for batch, _ in ordered], workload)
         elif same[0][1][0] in released:
             return None
     return found

@@ -15,12 +15,11 @@ from torch.utils._pytree import tree_leaves
 from bsmodel.errors import InvalidInputError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.recording import loop, placement
-from bsmodel.recording.alignment import Line, Period, Size
+from bsmodel.recording.alignment import NOTHING, Period, Size
 from bsmodel.recording.frames import first_line
 from bsmodel.recording.recorder import Allocation
 from bsmodel.recording.run import Run, micro_step
-from bsmodel.tape import BLOCKS, Envelope, Tape, upper_envelope
-from bsmodel.tape import Line as Bytes
+from bsmodel.tape import BLOCKS, Envelope, Polynomial, Tape, polynomials, upper_envelope
 from bsmodel.units import format_bytes
 
 _MOST_VALUES = 1 << 21  # integers in a batch, or in a mask made of them, whose values are kept: some 10 ms of the host for each operator
@@ -44,11 +43,11 @@ def require_sized(workload: Any) -> None:
 def require_steady(period: Period, sizes: Mapping[int, Size], recorded: Sequence[Allocation], name: str) -> None:
     """Raises `UntraceableError` where the second step keeps what the first did not, as every further one would: lists, caches that grow."""
 
-    def line(number: int) -> Line:
-        return sizes[number].line if number in sizes else (recorded[number].size_bytes, 0)
+    def size(number: int) -> Polynomial:
+        return sizes[number].bytes if number in sizes else Polynomial(recorded[number].size_bytes, 0)
 
-    grown = [number for number in period.left if recorded[number].category != "workspace" and line(number) != (0, 0)]
-    grown += [number for number, twin in period.twins.items() if line(number) != line(twin) and recorded[number].category != "batch"]
+    grown = [number for number in period.left if recorded[number].category != "workspace" and size(number) != NOTHING]
+    grown += [number for number, twin in period.twins.items() if size(number) != size(twin) and recorded[number].category != "batch"]
     if grown:
         first = recorded[grown[0]]
         more = f" and {len(grown) - 1} more" if len(grown) > 1 else ""
@@ -60,8 +59,8 @@ def require_steady(period: Period, sizes: Mapping[int, Size], recorded: Sequence
 
 def same_memory(tape: Tape, other: Tape) -> bool:
     """Whether two recordings allocate and release the same in the same order."""
-    lines = all(np.array_equal(getattr(tape, name), getattr(other, name)) for name in ("fixed_bytes", "per_sample_bytes"))
-    return lines and all(getattr(tape, name) == getattr(other, name) for name in ("blocks", "operators", "terms", "workspaces"))
+    sizes = all(np.array_equal(getattr(tape, name), getattr(other, name)) for name in ("fixed_bytes", "per_sample_bytes", "per_pair_bytes"))
+    return sizes and all(getattr(tape, name) == getattr(other, name) for name in ("blocks", "operators", "terms", "workspaces"))
 
 
 def roomiest(gpu: Gpu) -> int:
@@ -73,12 +72,11 @@ def about_the_largest(tape: Tape, memory_bytes: int) -> int:
     """The batch at which the bytes requested fill this memory."""
     events = np.array([event for name in BLOCKS for event in tape.blocks[name]], np.int64)
     numbers, sign = np.where(events >= 0, events, ~events), np.where(events >= 0, 1, -1)
-    fixed, per_sample = (np.cumsum(sign * sizes[numbers]) for sizes in tape.lines())
-    lines = tuple(Bytes(int(fixed[i]), int(per_sample[i])) for i in upper_envelope(fixed, per_sample))
-    return Envelope(lines).largest(memory_bytes)
+    alive = np.cumsum(sign * tape.coefficients()[:, numbers], axis=1)
+    return Envelope(polynomials(alive, upper_envelope(alive))).largest(memory_bytes)
 
 
-def same_path(run: Run, tape: Tape, lines: Mapping[int, Size], gpu: Gpu) -> tuple[int | None, str]:
+def same_path(run: Run, tape: Tape, sizes: Mapping[int, Size], gpu: Gpu) -> tuple[int | None, str]:
     """The batch up to which micro-steps allocate as recorded (None: as far as it matters), and a remark where that could not be tried.
 
     Tried once, near the largest batch of the roomiest card of the family; only where it differs, further recordings find where that begins.
@@ -87,7 +85,7 @@ def same_path(run: Run, tape: Tape, lines: Mapping[int, Size], gpu: Gpu) -> tupl
     batch = min(about_the_largest(tape, roomiest(gpu)), LARGEST, _most_samples(run))
     run.loop.workload = replace(run.loop.workload, batch=placement.without_data(run.loop.workload.batch))
     run.recorder.values.confirm(_MOST_VALUES)
-    agrees = _Agreement(run, lines)
+    agrees = Agreement(run, sizes)
     while batch > known:
         try:
             return (None if agrees(batch) else _last(agrees, known, batch)), ""
@@ -118,18 +116,18 @@ def _most_samples(run: Run) -> int:
 
 
 @dataclass(frozen=True)
-class _Agreement:
-    """Whether a micro-step at a batch allocates what the lines say, as the steady one of the recording did."""
+class Agreement:
+    """Whether a micro-step at a batch allocates what the sizes say, as the steady one of the recording did."""
 
     run: Run
-    lines: Mapping[int, Size]
+    sizes: Mapping[int, Size]
 
     def __call__(self, batch: int) -> bool:
         """Tried twice: a step that prefetches trains on the batch that the one before was given."""
         return self._agrees(batch) or (self.run.loop.workload.step is not None and self._agrees(batch))
 
     def _agrees(self, batch: int) -> bool:
-        steady = [(self.lines[number], then) for number, then in self.run.allocated("micro") if number in self.lines]
+        steady = [(self.sizes[number], then) for number, then in self.run.allocated("micro") if number in self.sizes]
         loop.zero_gradients(self.run.loop)
         with self.run.block("check"):
             micro_step(self.run, batch)
@@ -142,5 +140,4 @@ def _facts(allocation: Allocation) -> tuple[Any, ...]:
 
 
 def _at(size: Size, batch: int) -> tuple[int, tuple[int, ...]]:
-    bytes_, *parameters = (fixed + per_sample * batch for fixed, per_sample in (size.line, *size.parameters))
-    return bytes_, tuple(parameters)
+    return size.bytes(batch), tuple(parameter(batch) for parameter in size.parameters)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from bsmodel.recording.cuda_like.shapes import is_view
 
 aten = torch.ops.aten
-_FACTORIES = ("aten::arange", "aten::full", "aten::ones", "aten::zeros", "aten::scalar_tensor")
+_FACTORIES = ("aten::arange", "aten::eye", "aten::full", "aten::ones", "aten::zeros", "aten::scalar_tensor")
 _LIKE = frozenset(("aten::ones_like", "aten::zeros_like", "aten::full_like"))
 _ELEMENTWISE = frozenset((aten._to_copy.default, aten.clone.default))  # beside those that torch tags so
 _OF_ALL = frozenset((aten.any.default, aten.all.default, aten.max.default, aten.min.default))
@@ -45,7 +45,7 @@ def on_host(func: Any, args: Any, kwargs: Any, known: Callable[[torch.Tensor], t
         kwargs = {**kwargs, "device": _HOST}
     if _takes_one_for_all(func):
         args, kwargs = _once(args, kwargs)
-    if not is_view(func) and any(value.numel() > most for value in _tensors(args, kwargs)):
+    if not is_view(func) and _elements(_tensors(args, kwargs)) > most:
         return None
     try:
         return func(*args, **kwargs)
@@ -61,10 +61,21 @@ def _tensors(args: Any, kwargs: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
 
 
+def _elements(values: list[torch.Tensor]) -> int:
+    """Elements of the largest, or of what they are broadcast to, such as labels against labels."""
+    try:
+        return math.prod(torch.broadcast_shapes(*(value.shape for value in values)))
+    except RuntimeError:
+        return max(value.numel() for value in values)
+
+
 def _once(args: Any, kwargs: Any) -> Any:
     """The operands without what all of them repeat, where many elements come of them."""
     shaped = [value for value in _tensors(args, kwargs) if value.dim()]
-    shape = torch.broadcast_shapes(*(value.shape for value in shaped))
+    try:
+        shape = torch.broadcast_shapes(*(value.shape for value in shaped))
+    except RuntimeError:
+        return args, kwargs
     if math.prod(shape) <= _MANY:
         return args, kwargs
     shaped = [value for value in shaped if not _is_constant(value)]
@@ -95,6 +106,8 @@ def _elements_made(func: Any, args: Any) -> float:
     """Elements of what a factory makes: by its sizes, or by the numbers a range runs between."""
     if func is aten.scalar_tensor.default:
         return 1
+    if func._schema.name == "aten::eye":
+        return int(args[0] * args[-1])
     if args and isinstance(args[0], (list, tuple)):
         return math.prod(args[0])
     return max((abs(leaf) for leaf in args if isinstance(leaf, (int, float)) and math.isfinite(leaf)), default=1)

@@ -19,9 +19,9 @@ from bsmodel.errors import UntraceableError
 from bsmodel.recording.assumed import ALL, Assumed, all_selected
 from bsmodel.recording.chance import drawn
 from bsmodel.recording.counts import Count, count
-from bsmodel.recording.cuda_like import offload, refusals, shapes, sparse
+from bsmodel.recording.cuda_like import distances, offload, refusals, shapes, sparse
 from bsmodel.recording.cuda_like.buffers import NO_BUFFERS, Buffer, Kernel
-from bsmodel.recording.cuda_like.engine import is_renumbered
+from bsmodel.recording.cuda_like.engine import SUMS, is_renumbered, sums_in_place
 from bsmodel.recording.cuda_like.kernels import UNCOUNTED, kernel_of
 from bsmodel.recording.cuda_like.pretence import META
 from bsmodel.recording.cuda_like.recurrent import Recurrent, recurrent_layers
@@ -32,7 +32,6 @@ from bsmodel.tape import Row
 
 aten = torch.ops.aten
 _LONG = 50  # tensors: operations over lists of tensors, which do not come twice
-_SUMS = frozenset((aten.add.Tensor, aten.scatter.src, aten.scatter.value, aten.scatter_add.default, aten.index_add.default, aten.index_put.default))
 _LAST_FIRST = (aten.native_dropout.default, aten._ctc_loss.default, aten._cudnn_ctc_loss.default, aten._cudnn_ctc_loss.Tensor)
 _READS = (aten._local_scalar_dense.default, aten.is_nonzero.default)
 _QUESTIONS = (aten.allclose.default, aten.equal.default)
@@ -48,7 +47,7 @@ class Allocation:
     phase: str  # "forward", "backward" (recomputation included) or "step"
     category: str
     owner: str = ""  # the module of a parameter, and of its gradient and optimizer state
-    formula: str = ""  # of `bsmodel.tape.workspaces`, for what comes on top of `size_bytes` and is no line in the batch
+    formula: str = ""  # of `bsmodel.tape.workspaces`, for what comes on top of `size_bytes` and is no polynomial in the batch
     parameters: tuple[int, ...] = ()
     kind: str = ""  # of a workspace that a library sizes by rules nobody publishes
     excess_bytes: int = 0  # how much larger that may be
@@ -221,9 +220,13 @@ class Recorder(TorchDispatchMode):
                 return self._to_host(args[0], kwargs)
             if host and len(host) < len(given):
                 refusals.mixed_devices(func, args, host)
-            if func in _SUMS and not kwargs and self.in_backward and not self._stack and _sums_in_place(func, args):
+            if func in SUMS and not kwargs and self.in_backward and not self._stack and sums_in_place(func, args):
                 self._note_work(_name(func), work_of(func, args, given, [args[0]], NO_BUFFERS, self.capability), None)
                 return aten.alias.default(args[0])
+            if func in distances.COMPOSITES:
+                self.uncounted.update([distances.UNCOUNTED] if max(tensor.size(-2) for tensor in given) <= distances.FEW_ROWS else [])
+                with self:
+                    return distances.COMPOSITES[func](*args)
             return self._by_known_masks(func, args, kwargs, given)
 
     def _by_known_masks(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
@@ -369,20 +372,6 @@ def tensors_in(values: Any) -> list[torch.Tensor]:
         elif isinstance(value, (list, tuple)):
             found.extend(tensors_in(value))
     return found
-
-
-def _sums_in_place(func: Any, args: Any) -> bool:
-    """Whether autograd writes a sum, or what it scatters, into the first operand: a whole tensor that nobody else holds.
-
-    Under a dispatch mode the engine, and the formulas of gathers and of maxima, never do so (torch/csrc/autograd/input_buffer.cpp,
-    can_accumulate_inplace; FunctionsManual.cpp, areAnyTensorSubclassLike).
-    """
-    total = args[0]
-    if func is aten.add.Tensor and (not isinstance(args[1], torch.Tensor) or total.shape != args[1].shape or total.dtype is not args[1].dtype):
-        return False
-    storage = total.untyped_storage()
-    whole = storage.nbytes() == total.numel() * total.element_size()
-    return whole and torch._C._storage_Use_Count(storage._cdata) <= 2  # the tensor itself, and this function's view of its storage
 
 
 # Set from outside: defined in the class it would be wrapped in a guard against torch.compile, a tenth of the time of a recording.

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workload + training + GPU -> tape: runs the real step on pretended device tensors at three batch sizes."""
+"""Workload + training + GPU -> tape: runs the real step on pretended device tensors at three batch sizes, or four."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -20,11 +20,13 @@ from bsmodel.recording.assumed import CHANCE, Assumed
 from bsmodel.recording.recorder import Allocation
 from bsmodel.recording.run import ComplaintError, Run, running, two_steps
 from bsmodel.recording.values import Values
-from bsmodel.tape import BLOCKS, Operations, Row, Tape, Term, Workspace
+from bsmodel.tape import BLOCKS, Operations, Polynomial, Row, Tape, Term, Workspace
 from bsmodel.training import Training, require_arithmetic
 from bsmodel.workloads import Workload
 
 BATCHES = (2, 3, 5)  # at a batch of 1 many models take other code paths; the third size checks that two points make a line
+FURTHER = 7  # checks that three points make a parabola, where some size is one
+_PAIRED = "samples are paired within a micro-batch: accumulation and more devices do not make the pairs of the effective batch"
 Recording = Callable[[Assumed], tuple[Tape, Values]]
 _MICRO_STEPS = ("first", "micro", "accumulate")
 _MOST_CHECKS = 50
@@ -37,10 +39,11 @@ def trace(workload: Workload, training: Training | None = None, gpu: Gpu | None 
     """Record one training recipe of a workload, as the kernels of `gpu` would run it.
 
     The step runs for real, without data, at micro-batches 2 and 3: every allocation is then a line in the batch; a third batch checks
-    the lines, and one near the largest that could fit whether they hold there. Seconds, no GPU, no weights in memory.
+    the lines, and one near the largest that could fit whether they hold there. Where samples are paired, three give the polynomial of
+    second degree and a fourth checks it. Seconds, no GPU, no weights in memory.
 
-    Raises `UntraceableError` where the step cannot be recorded (it names the operation, module and line), where a size is no line in
-    the batch, where a step keeps more than the one before, or where what happens hangs on a value that is read; `InvalidInputError` where
+    Raises `UntraceableError` where the step cannot be recorded (it names the operation, module and line), where a size is no such
+    polynomial in the batch, where a step keeps more than the one before, or where what happens hangs on a value that is read; `InvalidInputError` where
     the recipe does not suit the model or the GPU (bf16 on a card without it), or the batch function ignores its size.
     """
     training = training or workload.training
@@ -67,7 +70,7 @@ def _most_by_chance(recording: Recording, first: tuple[Tape, Values], gpu: Gpu) 
     if checks.same_memory(tape, other):
         del values.noted[CHANCE]  # nothing hangs on it
         return tape, values
-    return min((first, (other, others)), key=lambda found: (checks.about_the_largest(found[0], checks.roomiest(gpu)), -sum(map(sum, found[0].lines()))))
+    return min((first, (other, others)), key=lambda found: (checks.about_the_largest(found[0], checks.roomiest(gpu)), -sum(map(sum, found[0].coefficients()))))
 
 
 def _healthy(recording: Recording, assumed: Assumed) -> tuple[Tape, Values]:
@@ -104,27 +107,38 @@ def _traced(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) 
     with running(workload, training, gpu, assumed) as run:
         checks.require_sized(run.loop.workload)
         two_steps(run, BATCHES)
-        lines = None
+        sizes = None
         with contextlib.suppress(UntraceableError):  # said below, if it is so at every batch alone
-            lines = alignment.lines_of_steps([run.allocated(block) for block in _MICRO_STEPS], run.released(), BATCHES, workload.name)
-        work = tapes.through([_apart(run.rows[block])[0] for block in _MICRO_STEPS], BATCHES)
-        if lines is not None and work is not None:
-            return _checked(run, _tape(run, gpu, lines, BATCHES, work), lines, gpu), run.recorder.values
+            sizes = alignment.sizes_of_steps([run.allocated(block) for block in _MICRO_STEPS], run.released(), BATCHES, workload.name)
+        blocks, batches = tuple[str, ...](_MICRO_STEPS), tuple[int, ...](BATCHES)
+        if sizes is not None and _pairs_samples(sizes):
+            sizes = sizes if checks.Agreement(run, sizes)(FURTHER) else None
+            blocks, batches = (*blocks, "check"), (*batches, FURTHER)
+        work = tapes.through([_apart(run.rows[block])[0] for block in blocks], batches)
+        if sizes is not None and work is not None:
+            return _checked(run, _tape(run, gpu, sizes, batches, work), sizes, gpu), run.recorder.values
     return _traced_in_full(workload, training, gpu, assumed)
 
 
 def _traced_in_full(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> tuple[Tape, Values]:
     """For models whose first step differs from later ones: record every step at every batch."""
     recordings = []
-    for batch in BATCHES[:-1]:
+    for batches in ((2,), (2, 3), BATCHES, (*BATCHES, FURTHER)):
         with running(workload, training, gpu, assumed) as run:
-            recordings.append(_all_steps(run, batch))
-    with running(workload, training, gpu, assumed) as run:
-        recordings.append(_all_steps(run, BATCHES[-1]))
-        lines = alignment.lines([allocated for allocated, _ in recordings], BATCHES, workload.name)
-        work = tapes.through([rows for _, rows in recordings], BATCHES)
-        assert work is not None, "allocations agree and operations do not"
-        return _checked(run, _tape(run, gpu, lines, BATCHES, work), lines, gpu), run.recorder.values
+            recordings.append(_all_steps(run, batches[-1]))
+            if len(batches) < len(BATCHES):
+                continue
+            sizes = alignment.sizes([allocated for allocated, _ in recordings], batches, workload.name)
+            if batches == BATCHES and _pairs_samples(sizes):
+                continue
+            work = tapes.through([rows for _, rows in recordings], batches)
+            assert work is not None, "allocations agree and operations do not"
+            return _checked(run, _tape(run, gpu, sizes, batches, work), sizes, gpu), run.recorder.values
+    raise AssertionError("four batches decide")
+
+
+def _pairs_samples(sizes: Mapping[int, alignment.Size]) -> bool:
+    return any(size.pairs_samples for size in sizes.values())
 
 
 def _all_steps(run: Run, batch: int) -> tuple[list[tuple[int, Allocation]], list[Row]]:
@@ -133,9 +147,9 @@ def _all_steps(run: Run, batch: int) -> tuple[list[tuple[int, Allocation]], list
     return list(enumerate(run.recorder.allocations)), _apart(run.rows["micro"])[0]
 
 
-def _checked(run: Run, tape: Tape, lines: dict[int, alignment.Size], gpu: Gpu) -> Tape:
+def _checked(run: Run, tape: Tape, sizes: dict[int, alignment.Size], gpu: Gpu) -> Tape:
     """The tape with what a recording near the largest batch says of it."""
-    up_to, remark = checks.same_path(run, tape, lines, gpu)
+    up_to, remark = checks.same_path(run, tape, sizes, gpu)
     return replace(tape, same_path_up_to=up_to, remarks=(*tape.remarks, *([remark] if remark else [])))
 
 
@@ -148,7 +162,7 @@ def record(workload: Workload, training: Training, gpu: Gpu, batch: int) -> Tape
     """Record the same run directly at `batch`; every size is then fixed. The laws compare this with `trace`."""
     with running(workload, training, gpu, Assumed()) as run:
         allocated, rows = _all_steps(run, batch)
-        return _tape(run, gpu, alignment.lines([allocated], (batch,), workload.name), (batch,), tapes.fixed(rows))
+        return _tape(run, gpu, alignment.sizes([allocated], (batch,), workload.name), (batch,), tapes.fixed(rows))
 
 
 def _all_operations(run: Run, micro_step: Operations) -> Operations:
@@ -162,7 +176,7 @@ def _tape(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[i
     period = alignment.periodic({name: run.events(name) for name in BLOCKS}, recorded)
     checks.require_steady(period, sizes, recorded, run.loop.workload.name)
     allocations = [recorded[number] for number in period.kept]
-    found = [sizes.get(number, alignment.Size((recorded[number].size_bytes, 0))) for number in period.kept]
+    found = [sizes.get(number, alignment.Size(Polynomial(recorded[number].size_bytes, 0))) for number in period.kept]
     parameters = list(run.loop.model.parameters())
     optimizer, family = _optimizer(run)
     return Tape(
@@ -177,14 +191,15 @@ def _tape(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[i
         parameter_count=sum(p.numel() for p in parameters),
         trained_parameter_count=sum(p.numel() for p in parameters if p.requires_grad),
         tokens_per_sample=run.loop.workload.tokens_per_sample,
-        fixed_bytes=np.array([size.line[0] for size in found], np.int64),
-        per_sample_bytes=np.array([size.line[1] for size in found], np.int64),
+        fixed_bytes=np.array([size.bytes.fixed for size in found], np.int64),
+        per_sample_bytes=np.array([size.bytes.per_sample for size in found], np.int64),
+        per_pair_bytes=np.array([size.bytes.per_pair for size in found], np.int64),
         operators=tuple(a.operator for a in allocations),
         modules=tuple(a.owner or a.module for a in allocations),
         phases=tuple(a.phase for a in allocations),
         categories=tuple(a.category for a in allocations),
         terms={index: Term(size.formula, size.parameters) for index, size in enumerate(found) if size.formula},
-        workspaces={index: Workspace(size.kind, *size.excess) for index, size in enumerate(found) if size.kind},
+        workspaces={index: Workspace(size.kind, size.excess) for index, size in enumerate(found) if size.kind},
         blocks=period.blocks,
         operations=_all_operations(run, micro_step),
         uncounted_operators=tuple(sorted(run.recorder.uncounted_operators)),
@@ -193,7 +208,7 @@ def _tape(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[i
         base_lr=run.loop.workload.base_lr if run.loop.training.optimizer_family == run.loop.workload.training.optimizer_family else None,
         base_batch=run.loop.workload.base_batch,
         own_step=run.loop.workload.step is not None,
-        remarks=(*run.loop.workload.remarks, *run.remarks, *((_NO_STEP,) if run.idle else ())),
+        remarks=(*run.loop.workload.remarks, *run.remarks, *((_NO_STEP,) if run.idle else ()), *((_PAIRED,) if _pairs_samples(sizes) else ())),
     )
 
 

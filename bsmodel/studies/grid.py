@@ -110,7 +110,7 @@ def _identity(subject: Subject) -> Any:
         return subject.identity(own=True) or str(subject)
     if isinstance(subject, Workload):
         return ["own", subject.name]
-    content = hashlib.sha256(subject.fixed_bytes.tobytes() + subject.per_sample_bytes.tobytes())
+    content = hashlib.sha256(b"".join(sizes.tobytes() for sizes in (subject.fixed_bytes, subject.per_sample_bytes, subject.per_pair_bytes)))
     content.update(repr((subject.name, subject.recipe, subject.optimizer, subject.blocks)).encode())
     return content.hexdigest()
 

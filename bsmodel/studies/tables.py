@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas
     import pyarrow
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # Columns of flat forms: where each is in a row. What a row nests deeper (the closed form, ladders, phases) is in the JSON.
 COLUMNS: dict[str, str] = {
     **{name: name for name in ("workload", "gpu", "devices", "target_batch", "status", "verdict")},

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recorded step as plain data: lines, allocations, operations, formulas of buffers, tables by module."""
+"""The recorded step as plain data: polynomials, allocations, operations, formulas of buffers, tables by module."""
 
 from bsmodel.tape.agreement import require_agreement
 from bsmodel.tape.asked import another_path, micro_batches, micro_steps, require_accumulates
-from bsmodel.tape.lines import Envelope, Integer, Integers, Line, upper_envelope
 from bsmodel.tape.operations import Operations, Row, fixed, joined, through
+from bsmodel.tape.polynomials import Coefficients, Envelope, Integer, Integers, Polynomial, interpolated, pairs, polynomials, upper_envelope, values
 from bsmodel.tape.saved import is_tape, load_all, save_all
 from bsmodel.tape.tables import ModuleRow, OperatorRow, by_module, by_operator, counted
 from bsmodel.tape.tape import BLOCKS, CATEGORIES, Tape, Term, Workspace, require_same_kernels
@@ -13,13 +13,14 @@ from bsmodel.tape.workspaces import buffer_bytes
 __all__ = (
     "BLOCKS",
     "CATEGORIES",
+    "Coefficients",
     "Envelope",
     "Integer",
     "Integers",
-    "Line",
     "ModuleRow",
     "Operations",
     "OperatorRow",
+    "Polynomial",
     "Row",
     "Tape",
     "Term",
@@ -30,15 +31,19 @@ __all__ = (
     "by_operator",
     "counted",
     "fixed",
+    "interpolated",
     "is_tape",
     "joined",
     "load_all",
     "micro_batches",
     "micro_steps",
+    "pairs",
+    "polynomials",
     "require_accumulates",
     "require_agreement",
     "require_same_kernels",
     "save_all",
     "through",
     "upper_envelope",
+    "values",
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels of a training step as plain data: what each computes and moves, as straight lines in the micro-batch."""
+"""The kernels of a training step as plain data: what each computes and moves, as polynomials in the micro-batch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bsmodel.tape.polynomials import interpolated, pairs
+
 COLUMNS = ("groups", "m", "n", "k", "moved_bytes", "launches", "counted_flops", "activations")
 DTYPES = ("fp32", "fp16", "bf16")
+COEFFICIENTS = ("fixed", "per_sample", "per_pair")
 PHASES = ("forward", "backward", "recompute", "gradient", "accumulation", "step")
 
 
 @dataclass(frozen=True)
 class Operations:
-    """Row by row one kernel: `fixed + per_sample * b` of each column.
+    """Row by row one kernel: `fixed + per_sample * b + per_pair * b (b - 1) / 2` of each column.
 
     A matrix product is `groups` times `m x k` by `k x n`, all zero where there is none, but for the `groups`
     (channels) of a batch norm that has a thread block for each. `counted_flops` and `activations` are fvcore's, in
@@ -33,6 +36,7 @@ class Operations:
     dtypes: tuple[str, ...]
     fixed: NDArray[np.float64]
     per_sample: NDArray[np.float64]
+    per_pair: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.operators)
@@ -40,8 +44,16 @@ class Operations:
     def column(self, name: str, batch: ArrayLike, rows: Any = slice(None)) -> NDArray[np.float64]:
         """One column of all or some rows at a micro-batch, or at each of several: an array of shape (batches..., rows)."""
         index = COLUMNS.index(name)
-        fixed, per_sample = self.fixed[rows, index], self.per_sample[rows, index]
-        return np.asarray(fixed + per_sample * np.asarray(batch, np.float64)[..., None])
+        fixed, per_sample, per_pair = (getattr(self, name)[rows, index] for name in COEFFICIENTS)
+        batches = np.asarray(batch, np.float64)[..., None]
+        lines = fixed + per_sample * batches
+        return np.asarray(lines + per_pair * (batches * (batches - 1) / 2) if per_pair.any() else lines)
+
+    @cached_property
+    def products(self) -> NDArray[np.bool_]:
+        """Which rows compute a matrix product at some batch."""
+        index = COLUMNS.index("m")
+        return np.asarray(np.any([numbers[:, index] for numbers in self._coefficients], axis=0))
 
     def where(self, *phases: str) -> NDArray[np.bool_]:
         """Which rows belong to these phases."""
@@ -53,24 +65,28 @@ class Operations:
         words = list(zip(self.kinds, self.dtypes, strict=True))
         index = {word: position for position, word in enumerate(dict.fromkeys(words))}
         marks = np.array([index[word] for word in words], np.float64).reshape(-1, 1)
-        table = np.ascontiguousarray(np.hstack([marks, self.fixed, self.per_sample]))
+        table = np.ascontiguousarray(np.hstack([marks, *self._coefficients]))
         whole_rows = table.view(np.dtype((np.void, table.dtype.itemsize * table.shape[1]))).ravel()
         _, first, inverse = np.unique(whole_rows, return_index=True, return_inverse=True)
         counts = {phase: np.bincount(inverse.ravel(), self.where(phase), len(first)).astype(np.float64) for phase in PHASES}
         operators, modules, phases, kinds, dtypes = (
             tuple(words[i] for i in first) for words in (self.operators, self.modules, self.phases, self.kinds, self.dtypes)
         )
-        return Operations(operators, modules, phases, kinds, dtypes, self.fixed[first], self.per_sample[first]), counts
+        return Operations(operators, modules, phases, kinds, dtypes, *(numbers[first] for numbers in self._coefficients)), counts
+
+    @property
+    def _coefficients(self) -> tuple[NDArray[np.float64], ...]:
+        return self.fixed, self.per_sample, self.per_pair
 
     def document(self) -> dict[str, Any]:
         """For `Tape.save`."""
         words = {name: getattr(self, name) for name in ("operators", "modules", "phases", "kinds", "dtypes")}
-        return {**words, "fixed": self.fixed.tolist(), "per_sample": self.per_sample.tolist()}
+        return {**words, **{name: getattr(self, name).tolist() for name in COEFFICIENTS}}
 
     @staticmethod
     def of(document: dict[str, Any]) -> Operations:
         """From what `document` gave."""
-        numbers = {name: np.asarray(document.pop(name), np.float64).reshape(-1, len(COLUMNS)) for name in ("fixed", "per_sample")}
+        numbers = {name: np.asarray(document.pop(name), np.float64).reshape(-1, len(COLUMNS)) for name in COEFFICIENTS}
         operators, modules, phases, kinds, dtypes = (tuple(document[name]) for name in ("operators", "modules", "phases", "kinds", "dtypes"))
         return Operations(operators, modules, phases, kinds, dtypes, **numbers)
 
@@ -88,18 +104,25 @@ class Row:
 
 
 def through(recordings: list[list[Row]], batches: tuple[int, ...]) -> Operations | None:
-    """Lines through the rows of several batches, or None where they are not the same ones.
+    """Polynomials through the rows of several batches, or None where they are not the same ones.
 
-    The middle recording is the one that counts: what only another one has (a loss scale made in the first step) is left out.
+    The second recording is the one that counts: what only another one has (a loss scale made in the first step) is left out. Of the second degree
+    is what leaves the line through the first and the last batch and is so at four batches, of which three would fit anything.
     """
-    steady = recordings[len(recordings) // 2]
+    steady = recordings[1]
     matched = [_matched(recording, steady) for recording in recordings]
     if any(rows is None for rows in matched):
         return None
     values = np.array([[row.numbers for row in rows] for rows in matched if rows], np.float64).reshape(len(recordings), -1, len(COLUMNS))
-    spread = batches[-1] - batches[0]
-    per_sample = (values[-1] - values[0]) / spread if spread else np.zeros_like(values[0])
-    return _operations(steady, values[0] - per_sample * batches[0], per_sample)
+    per_sample = (values[-1] - values[0]) / (batches[-1] - batches[0])
+    line = np.stack([values[0] - per_sample * batches[0], per_sample, np.zeros_like(per_sample)])
+    if len(batches) < 4:
+        return _operations(steady, *line)
+    curve = np.round(interpolated(values, batches), 6)  # columns are shares of whole numbers: a row's of what several products move
+    basis = np.array([(1, batch, pairs(batch)) for batch in batches], np.float64)
+    is_line, is_curve = (np.isclose(np.tensordot(basis, each, 1), values, rtol=1e-9, atol=1e-4).all(axis=0) for each in (line, curve))
+    grows = (curve[0] + curve[1] >= 0) & (curve[1] + curve[2] >= 0) & (curve[2] > 0)
+    return _operations(steady, *np.where(is_curve & grows & ~is_line, curve, line))
 
 
 def _matched(rows: list[Row], steady: list[Row]) -> list[Row] | None:
@@ -121,7 +144,7 @@ def _subsequence(names: list[Any], wanted: list[Any]) -> list[int] | None:
 def fixed(rows: list[Row]) -> Operations:
     """Rows that do not depend on the batch."""
     values = np.array([row.numbers for row in rows], np.float64).reshape(-1, len(COLUMNS))
-    return _operations(rows, values, np.zeros_like(values))
+    return _operations(rows, values, np.zeros_like(values), np.zeros_like(values))
 
 
 def joined(parts: Iterable[Operations]) -> Operations:
@@ -130,10 +153,10 @@ def joined(parts: Iterable[Operations]) -> Operations:
     operators, modules, phases, kinds, dtypes = (
         tuple(word for part in kept for word in getattr(part, name)) for name in ("operators", "modules", "phases", "kinds", "dtypes")
     )
-    numbers = (np.concatenate([part.fixed for part in kept]), np.concatenate([part.per_sample for part in kept]))
+    numbers = (np.concatenate([getattr(part, name) for part in kept]) for name in COEFFICIENTS)
     return Operations(operators, modules, phases, kinds, dtypes, *numbers)
 
 
-def _operations(rows: list[Row], fixed: NDArray[np.float64], per_sample: NDArray[np.float64]) -> Operations:
+def _operations(rows: list[Row], *coefficients: NDArray[np.float64]) -> Operations:
     operators, modules, phases, kinds, dtypes = (tuple(getattr(row, name) for row in rows) for name in ("operator", "module", "phase", "kind", "dtype"))
-    return Operations(operators, modules, phases, kinds, dtypes, fixed, per_sample)
+    return Operations(operators, modules, phases, kinds, dtypes, *coefficients)

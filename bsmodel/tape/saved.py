@@ -7,7 +7,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from bsmodel.errors import InvalidInputError
 from bsmodel.files import write_whole
 from bsmodel.tape.operations import Operations
-from bsmodel.tape.schema import SCHEMA_VERSION, SavedTape, SavedTapes, require_sound
+from bsmodel.tape.polynomials import Polynomial
+from bsmodel.tape.schema import SCHEMA_VERSION, SIZES, SavedTape, SavedTapes, require_sound
 from bsmodel.tape.tape import Tape, Term, Workspace
 from bsmodel.units import MiB, shown
 
@@ -115,9 +116,9 @@ def _require_one_workload(tapes: Sequence[Tape], where: str) -> None:
 def _document(tape: Tape) -> dict[str, Any]:
     plain = {field.name: getattr(tape, field.name) for field in fields(tape)}
     document = {**plain, "gpu": tape.gpu.model_dump(mode="json"), "operations": tape.operations.document()}
-    document["fixed_bytes"], document["per_sample_bytes"] = tape.fixed_bytes.tolist(), tape.per_sample_bytes.tolist()
-    document["workspaces"] = [[number, *workspace] for number, workspace in tape.workspaces.items()]
-    document["terms"] = [[number, term.formula, term.parameters] for number, term in tape.terms.items()]
+    document.update((name, plain[name].tolist()) for name in SIZES)
+    document["workspaces"] = [[number, workspace.kind, astuple(workspace.excess)] for number, workspace in tape.workspaces.items()]
+    document["terms"] = [[number, term.formula, [astuple(parameter) for parameter in term.parameters]] for number, term in tape.terms.items()]
     for name in WORDS:
         words = sorted(set(plain[name]))
         index = {word: position for position, word in enumerate(words)}
@@ -130,9 +131,9 @@ def _tape(saved: SavedTape) -> Tape:
     for name in WORDS:
         words = plain[name].words
         plain[name] = tuple(words[position] for position in plain[name].index)
-    for name in ("fixed_bytes", "per_sample_bytes"):
+    for name in SIZES:
         plain[name] = np.array(plain[name], np.int64)
-    plain["terms"] = {number: Term(formula, parameters) for number, formula, parameters in saved.terms}
-    plain["workspaces"] = {number: Workspace(kind, fixed, per_sample) for number, kind, fixed, per_sample in saved.workspaces}
+    plain["terms"] = {number: Term(formula, tuple(Polynomial(*each) for each in parameters)) for number, formula, parameters in saved.terms}
+    plain["workspaces"] = {number: Workspace(kind, Polynomial(*excess)) for number, kind, excess in saved.workspaces}
     plain["operations"] = Operations.of(dict(saved.operations))
     return Tape(**plain)

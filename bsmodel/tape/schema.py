@@ -11,18 +11,22 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError
 from bsmodel.hardware import KINDS, Gpu
-from bsmodel.tape.operations import COLUMNS, DTYPES, PHASES
+from bsmodel.tape.operations import COEFFICIENTS, COLUMNS, DTYPES, PHASES
+from bsmodel.tape.polynomials import Polynomial
 from bsmodel.tape.tape import BLOCKS, CATEGORIES
 from bsmodel.tape.workspaces import FORMULAS
 from bsmodel.training import PRECISIONS, Training
 from bsmodel.units import MOST_COUNT
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
+SIZES = ("fixed_bytes", "per_sample_bytes", "per_pair_bytes")
+_EXPECTED = "expected none below zero, and none that falls, from batch 1 on"
 _PROGRAM = (("init", "first", "accumulate", "first_step", "micro", "accumulate", "step"), ("init", "first", "first_step", "micro", "step", "micro", "step"))
 
 Size = Annotated[int, Field(ge=-MOST_COUNT, le=MOST_COUNT)]
 Count = Annotated[int, Field(ge=0, le=MOST_COUNT)]
 Positive = Annotated[int, Field(ge=1, le=MOST_COUNT)]
+Sizes = tuple[Size, Size, Size]  # a `Polynomial`
 Numbers = tuple[tuple[float, ...], ...]
 
 
@@ -47,6 +51,7 @@ class SavedOperations(_Checked):
     dtypes: tuple[str, ...]
     fixed: Numbers
     per_sample: Numbers
+    per_pair: Numbers
 
 
 class SavedTape(_Checked):
@@ -65,12 +70,13 @@ class SavedTape(_Checked):
     tokens_per_sample: Positive
     fixed_bytes: tuple[Size, ...]
     per_sample_bytes: tuple[Size, ...]
+    per_pair_bytes: tuple[Size, ...]
     operators: Words
     modules: Words
     phases: Words
     categories: Words
-    terms: tuple[tuple[Count, str, tuple[tuple[Size, Size], ...]], ...]
-    workspaces: tuple[tuple[Count, str, Size, Size], ...]
+    terms: tuple[tuple[Count, str, tuple[Sizes, ...]], ...]
+    workspaces: tuple[tuple[Count, str, Sizes], ...]
     blocks: dict[str, tuple[int, ...]]
     operations: SavedOperations
     uncounted_operators: tuple[str, ...]
@@ -87,7 +93,7 @@ class SavedTape(_Checked):
 class SavedTapes(_Checked):
     """A file: the recordings of one workload and recipe, one for each family of kernels."""
 
-    schema_version: Literal[7]
+    schema_version: Literal[8]
     tapes: tuple[SavedTape, ...] = Field(min_length=1)
 
 
@@ -126,8 +132,9 @@ def _recipe(saved: SavedTape) -> Problems:
 
 def _allocations(saved: SavedTape) -> Problems:
     count = len(saved.fixed_bytes)
-    if len(saved.per_sample_bytes) != count:
-        yield "per_sample_bytes", f"has {len(saved.per_sample_bytes)} numbers; expected {count}, as fixed_bytes"
+    for name in SIZES:
+        if len(getattr(saved, name)) != count:
+            yield name, f"has {len(getattr(saved, name))} numbers; expected {count}, as fixed_bytes"
     for name in ("operators", "modules", "phases", "categories"):
         words: Words = getattr(saved, name)
         if len(words.index) != count:
@@ -138,10 +145,10 @@ def _allocations(saved: SavedTape) -> Problems:
         for word in getattr(saved, name).words:
             if word not in known:
                 yield f"{name}.words", str(UnknownNameError(name, word, known))
-    for number, (fixed, per_sample) in enumerate(zip(saved.fixed_bytes, saved.per_sample_bytes, strict=False)):
-        if per_sample < 0 or fixed + per_sample < 0:
-            yield f"per_sample_bytes.{number}", f"gives {fixed} + {per_sample} b bytes; expected none below zero from batch 1 on"
-    for name in ("fixed_bytes", "per_sample_bytes"):
+    for number, size in enumerate(zip(*(getattr(saved, name) for name in SIZES), strict=False)):
+        if not Polynomial(*size).is_size:
+            yield f"{SIZES[-1] if size[-1] else SIZES[1]}.{number}", f"gives {_text(size)} bytes; {_EXPECTED}"
+    for name in SIZES:
         if sum(map(abs, getattr(saved, name))) > MOST_COUNT:
             yield name, f"adds up to more than {MOST_COUNT}"
 
@@ -153,24 +160,30 @@ def _buffers(saved: SavedTape) -> Problems:
             yield name, f"is of allocations {max(numbers)} and below; expected each of the {count} at most once"
     for position, (_, formula, parameters) in enumerate(saved.terms):
         yield from ((f"terms.{position}", problem) for problem in _term(formula, parameters))
-    for position, (_, kind, fixed, per_sample) in enumerate(saved.workspaces):
+    for position, (_, kind, excess) in enumerate(saved.workspaces):
         if kind not in KINDS:
             yield f"workspaces.{position}", str(UnknownNameError("kind", kind, KINDS))
-        if per_sample < 0 or fixed + per_sample < 0:
-            yield f"workspaces.{position}", f"may be {fixed} + {per_sample} b bytes larger; expected none below zero from batch 1 on"
+        if not Polynomial(*excess).is_size:
+            yield f"workspaces.{position}", f"may be {_text(excess)} bytes larger; {_EXPECTED}"
 
 
-def _term(formula: str, parameters: Sequence[tuple[int, int]]) -> Iterator[str]:
+def _text(coefficients: Sequence[float]) -> str:
+    fixed, per_sample, per_pair = (f"{number:.15g}" for number in coefficients)
+    return f"{fixed} + {per_sample} b" + (f" + {per_pair} b(b-1)/2" if coefficients[-1] else "")
+
+
+def _term(formula: str, parameters: Sequence[tuple[int, int, int]]) -> Iterator[str]:
     if formula not in FORMULAS:
         yield str(UnknownNameError("formula", formula, FORMULAS))
         return
     names = [*inspect.signature(FORMULAS[formula].size_bytes).parameters][1:]
     if len(parameters) != len(names):
         yield f"gives {formula!r} {len(parameters)} parameters; expected {len(names)}"
-    for name, (fixed, per_sample) in zip(names, parameters, strict=False):
+    for name, parameter in zip(names, parameters, strict=False):
         least, most = FORMULAS[formula].ranges.get(name, (0, MOST_COUNT))
-        if not least <= fixed + per_sample <= most or per_sample < 0 or (per_sample and most < MOST_COUNT):
-            yield f"gives {formula!r} {fixed} + {per_sample} b for {name}; expected from {least} to {most}"
+        polynomial = Polynomial(*parameter)
+        if not polynomial.is_size or not least <= polynomial(1) <= most or (any(parameter[1:]) and most < MOST_COUNT):
+            yield f"gives {formula!r} {_text(parameter)} for {name}; expected from {least} to {most}"
 
 
 def _events(saved: SavedTape) -> Problems:
@@ -201,19 +214,20 @@ def _released_too_early(blocks: dict[str, tuple[int, ...]], program: Sequence[st
 
 def _operations(saved: SavedOperations) -> Problems:
     count = len(saved.operators)
-    for name in ("modules", "phases", "kinds", "dtypes", "fixed", "per_sample"):
+    for name in ("modules", "phases", "kinds", "dtypes", *COEFFICIENTS):
         if len(getattr(saved, name)) != count:
             yield f"operations.{name}", f"has {len(getattr(saved, name))} rows; expected {count}, as operators"
     for name, known in (("phases", PHASES), ("dtypes", DTYPES)):
         for word in sorted(set(getattr(saved, name)) - set(known)):
             yield f"operations.{name}", str(UnknownNameError(name.removesuffix("s"), word, known))
-    for name in ("fixed", "per_sample"):
+    for name in COEFFICIENTS:
         for number, row in enumerate(getattr(saved, name)):
             if len(row) != len(COLUMNS):
                 yield f"operations.{name}.{number}", f"has {len(row)} numbers; expected {len(COLUMNS)}: {', '.join(COLUMNS)}"
                 return
-    for number, (fixed, per_sample) in enumerate(zip(saved.fixed, saved.per_sample, strict=False)):
-        for column, start, slope in zip(COLUMNS, fixed, per_sample, strict=True):
-            if start + slope < 0 or slope < 0:
-                yield f"operations.per_sample.{number}", f"gives {start:g} + {slope:g} b {column}; expected none below zero from batch 1 on"
+    for number, rows in enumerate(zip(*(getattr(saved, name) for name in COEFFICIENTS), strict=False)):
+        for column, *numbers in zip(COLUMNS, *rows, strict=True):
+            fixed, per_sample, per_pair = numbers
+            if fixed + per_sample < 0 or per_sample + per_pair < 0 or per_pair < 0:
+                yield f"operations.{'per_pair' if per_pair else 'per_sample'}.{number}", f"gives {_text(numbers)} {column}; {_EXPECTED}"
                 return

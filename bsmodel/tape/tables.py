@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bsmodel.tape.lines import Line
+from bsmodel.tape.polynomials import Polynomial, values
 from bsmodel.tape.tape import Tape
 from bsmodel.units import whole
 
@@ -54,8 +54,9 @@ def by_module(tape: Tape, batch: int) -> tuple[ModuleRow, ...]:
     for row in tape.operations.where("forward").nonzero()[0]:
         add(tape.operations.modules[row], 1, flops[row])
         add(tape.operations.modules[row], 2, activations[row])
+    sizes = values(tape.coefficients(), batch)
     for number in _kept_for_backward(tape):
-        add(tape.modules[number], 3, tape.fixed_bytes[number] + tape.per_sample_bytes[number] * batch)
+        add(tape.modules[number], 3, sizes[number])
     rows = [ModuleRow(module, *(round(value) for value in values)) for module, values in sums.items()]
     return tuple(sorted(rows, key=lambda row: _in_order(row.module)))
 
@@ -92,15 +93,16 @@ def by_operator(tape: Tape, batch: int) -> tuple[OperatorRow, ...]:
     return tuple(sorted(rows, key=lambda row: (-(row.flops or 0), -row.moved_bytes)))
 
 
-def counted(tape: Tape) -> Line:
-    """The formula of every tutorial, counted: `M(b) = states + b * activation_bytes`.
+def counted(tape: Tape) -> Polynomial:
+    """The formula of every tutorial, counted: `M(b) = states + b * activation_bytes`, and where samples are paired those of every pair.
 
     States are parameters, buffers, gradients and optimizer state; activation bytes are what forward keeps for backward, per sample, with
     the batch itself. It has no moments: temporaries, workspaces and what backward frees while it allocates are left out, so it stands
     beside the traced form as an independent check.
     """
     states = sum(int(tape.fixed_bytes[k]) for k in range(len(tape.categories)) if tape.categories[k] in _STATES)
-    return Line(states, sum(int(tape.per_sample_bytes[k]) for k in _kept_for_backward(tape)))
+    kept = _kept_for_backward(tape)
+    return Polynomial(states, int(tape.per_sample_bytes[kept].sum()), int(tape.per_pair_bytes[kept].sum()))
 
 
 def _allocated(tape: Tape, block: str) -> list[int]:

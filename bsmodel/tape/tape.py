@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recorded training step as plain data: allocations and releases in order, each size a line in the micro-batch."""
+"""The recorded training step as plain data: allocations and releases in order, each size a polynomial in the micro-batch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.tape.operations import Operations
+from bsmodel.tape.polynomials import Coefficients, Polynomial, values
 from bsmodel.tape.workspaces import buffer_bytes, is_taken
 from bsmodel.units import MOST_COUNT
 
@@ -23,32 +24,31 @@ CATEGORIES = ("parameter", "buffer", "gradient", "gradient bucket", "optimizer s
 
 @dataclass(frozen=True)
 class Term:
-    """The part of a buffer inside a kernel that is no line in the batch: a formula of `bsmodel.tape.workspaces` over parameters that are."""
+    """The part of a buffer inside a kernel that is no polynomial in the batch: a formula of `bsmodel.tape.workspaces` over parameters that are."""
 
     formula: str
-    parameters: tuple[tuple[int, int], ...]
+    parameters: tuple[Polynomial, ...]
 
     def __call__(self, batch: int, gpu: Gpu) -> int:
         """Bytes at a micro-batch on a device."""
-        size = buffer_bytes(self.formula, tuple(fixed + per_sample * batch for fixed, per_sample in self.parameters), gpu)
+        size = buffer_bytes(self.formula, tuple(parameter(batch) for parameter in self.parameters), gpu)
         if size > MOST_COUNT:
             raise InvalidInputError(f"a buffer takes {size:.1e} bytes at batch {batch}: more than can be counted")
         return size
 
 
 class Workspace(NamedTuple):
-    """A workspace whose size no rule tells: its kind, and the line of how much more than the planner's first choice it may be."""
+    """A workspace whose size no rule tells: its kind, and how much more than the planner's first choice it may be."""
 
     kind: str
-    fixed: int
-    per_sample: int
+    excess: Polynomial
 
 
 @dataclass(frozen=True)
 class Tape:
     """Everything later questions need, and nothing of torch.
 
-    Allocation `k` asks for `fixed_bytes[k] + per_sample_bytes[k] * b` bytes, and `terms[k]` on top where it has one;
+    Allocation `k` asks for `fixed_bytes[k] + per_sample_bytes[k] * b + per_pair_bytes[k] * b (b - 1) / 2` bytes, and `terms[k]` on top where it has one;
     `workspaces[k]` says what it is where a library sizes it by rules nobody publishes: so much is what its planner wants first, and whether
     the library of a card takes it depends on the kind. `blocks` holds the events of each part of a run: `k` allocates number k, `~k` releases
     its oldest living instance. A run of n steps with a micro-steps each is `init`, `first`, (`accumulate` x (a-1)), `first_step`, then n-1
@@ -68,6 +68,7 @@ class Tape:
     tokens_per_sample: int
     fixed_bytes: NDArray[np.int64]
     per_sample_bytes: NDArray[np.int64]
+    per_pair_bytes: NDArray[np.int64]
     operators: tuple[str, ...]
     modules: tuple[str, ...]
     phases: tuple[str, ...]
@@ -89,11 +90,11 @@ class Tape:
     def __repr__(self) -> str:  # its arrays would fill pages
         return f"Tape({self.name!r}, {self.precision}, {self.optimizer}, {self.gpu.id}, {len(self.categories)} allocations)"
 
-    def lines(self, gpu: Gpu | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Fixed and per-sample bytes of every allocation as `gpu` (default: the recorded one) likely has them, but for what is no line."""
-        fixed, per_sample, absent = self.fixed_bytes.copy(), self.per_sample_bytes.copy(), self._absent(gpu or self.gpu)
-        fixed[absent] = per_sample[absent] = 0
-        return fixed, per_sample
+    def coefficients(self, gpu: Gpu | None = None) -> Coefficients:
+        """Bytes of every allocation as `gpu` (default: the recorded one) likely has them, but for the terms: fixed, per sample and per pair, a row each."""
+        coefficients = self._coefficients()
+        coefficients[:, self._absent(gpu or self.gpu)] = 0
+        return coefficients
 
     def sizes(self, batch: int, gpu: Gpu | None = None) -> NDArray[np.int64]:
         """Requested bytes of every allocation at micro-batch `batch`, as `gpu` (default: the recorded one) likely has them."""
@@ -104,8 +105,8 @@ class Tape:
     def upper_sizes(self, batch: int, gpu: Gpu | None = None) -> NDArray[np.int64]:
         """`sizes`, with every workspace that a library sizes by rules nobody publishes as large as it may be."""
         sizes = self._planned(batch, gpu or self.gpu)
-        for number, (_, fixed, per_sample) in self.workspaces.items():
-            sizes[number] += fixed + per_sample * batch
+        for number, workspace in self.workspaces.items():
+            sizes[number] += workspace.excess(batch)
         return sizes
 
     def lower_sizes(self, batch: int, gpu: Gpu | None = None) -> NDArray[np.int64]:
@@ -123,10 +124,13 @@ class Tape:
 
     def _planned(self, batch: int, gpu: Gpu) -> NDArray[np.int64]:
         """The bytes of every allocation, workspaces as the library's planner wants them first."""
-        sizes = self.fixed_bytes + self.per_sample_bytes * batch
+        sizes = values(self._coefficients(), batch)
         for number, term in self.terms.items():
             sizes[number] += term(batch, gpu)
         return sizes
+
+    def _coefficients(self) -> Coefficients:
+        return np.stack([self.fixed_bytes, self.per_sample_bytes, self.per_pair_bytes])
 
     def _absent(self, gpu: Gpu) -> list[int]:
         """The workspaces that the library of this card likely does without."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes of buffers inside CUDA kernels that are no straight line in the batch: formulas over shapes and the device, torch-free."""
+"""Sizes of buffers inside CUDA kernels that are no polynomial in the batch: formulas over shapes and the device, torch-free."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ def _last_power(value: int) -> int:
     return 1 << (max(1, value).bit_length() - 1)
 
 
-def _reduction(gpu: Gpu, outputs: int, inputs: int, along_rows: int, vector: int) -> int:
+def _reduction(gpu: Gpu, outputs: int, inputs: int, along_rows: int, dense: int) -> int:
     """Staging memory of a reduction that is split over thread blocks, float32 accumulators.
 
-    `along_rows` is 1 where the fastest dimension is kept (a sum over rows) and each thread block then stages its whole width.
+    `along_rows` is 1 where the fastest dimension is kept (a sum over rows) and each thread block then stages its whole width. A thread writes as
+    many of up to 4 outputs at once as divide the `dense` elements of that dimension that lie side by side (1: they do not).
     """
+    vector = next(width for width in (4, 2, 1) if dense % width == 0)
     if outputs < 1 or inputs < 1:
         return 0
     kept, reduced = (_up(outputs, vector), inputs) if along_rows else (inputs, outputs)
@@ -92,7 +94,7 @@ def _depthwise_copies(gpu: Gpu, everything: int, gradient_of: int, width: int) -
 
 
 FORMULAS: dict[str, Formula] = {
-    "reduction": Formula(_reduction, "aten/src/ATen/native/cuda/Reduce.cuh, setReduceConfig and global_memory_size", {"along_rows": (0, 1), "vector": (1, 4)}),
+    "reduction": Formula(_reduction, "aten/src/ATen/native/cuda/Reduce.cuh, setReduceConfig and global_memory_size", {"along_rows": (0, 1)}),
     "embedding partials": Formula(_embedding_partials, "aten/src/ATen/native/cuda/EmbeddingBackwardKernel.cu"),
     "embedding indices": Formula(_embedding_indices, "aten/src/ATen/native/cuda/Embedding.cu, embedding_dense_backward_cuda"),
     "batch norm partials": Formula(_batch_norm_partials, "aten/src/ATen/native/cuda/Normalization.cuh, flexible_launch_configs"),

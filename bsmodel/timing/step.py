@@ -163,7 +163,7 @@ class _Work:
         whole = rates.bytes_per_s * np.array([kind_of(kind).bandwidth_share for kind in kinds])
         blocks = np.maximum(1, self.operations.column("groups", batch)) * np.array([kind_of(kind).block_bytes_per_s for kind in kinds])
         times = self.operations.column("moved_bytes", batch) / np.minimum(whole, blocks)
-        products = np.flatnonzero(self.operations.column("m", 1))
+        products = np.flatnonzero(self.operations.products)
         wanted = np.array([rate_dtype(kinds[i], dtypes[i], rates) for i in products])
         for dtype in set(wanted):
             rows = products[wanted == dtype]
@@ -185,7 +185,7 @@ class _Work:
         """FLOPs of the products of forward and backward, and the seconds of those that are really done at the peak rates."""
         groups, m, n, k = (self.operations.column(name, batch) for name in ("groups", "m", "n", "k"))
         flops = 2 * groups * m * n * k * (self.counts["forward"] + self.counts["backward"])
-        words = zip(self.operations.kinds, self.operations.dtypes, self.operations.column("m", 1), strict=True)
+        words = zip(self.operations.kinds, self.operations.dtypes, self.operations.products, strict=True)
         peaks = np.array([_peak(gpu, rate_dtype(kind, dtype, rates), rates) * kind_of(kind).saves if rows else 1.0 for kind, dtype, rows in words])
         return flops.sum(-1), (flops / peaks).sum(-1)
 

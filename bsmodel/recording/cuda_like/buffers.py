@@ -14,7 +14,7 @@ HALVES = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Buffer:
-    """A buffer inside a kernel: a number of bytes, and a formula of `bsmodel.tape.workspaces` for what is no line in the batch.
+    """A buffer inside a kernel: a number of bytes, and a formula of `bsmodel.tape.workspaces` for what is no polynomial in the batch.
 
     `before` is the number of the output it precedes (by default it follows them all); `brief` ones are freed at once, others with the
     operator's end. Where a library sizes the buffer by rules nobody publishes, `kind` names what it is (`bsmodel.hardware.KINDS`), and it may be
@@ -68,7 +68,8 @@ def partial_sums(tensor: torch.Tensor, dimensions: Sequence[int]) -> tuple[Buffe
         return ()
     fastest = min(wide, key=tensor.stride)
     along_rows = fastest not in summed
-    strides = [tensor.stride(dimension) for dimension in wide if dimension != fastest]
-    aligned = math.gcd(4, tensor.size(fastest), tensor.storage_offset(), *strides)  # of a slice of wider rows too (get_output_vec_size)
-    vector = aligned if along_rows and tensor.stride(fastest) == 1 else 1
-    return (Buffer(formula="reduction", parameters=(tensor.numel() // inputs, inputs, int(along_rows), vector), brief=True),)
+    size, strides = tensor.size(fastest), [tensor.stride(dimension) for dimension in wide if dimension != fastest]
+    aligned = math.gcd(4, tensor.storage_offset(), *strides)  # of a slice of wider rows (get_output_vec_size)
+    side_by_side = size if aligned % math.gcd(4, size) == 0 else aligned
+    dense = side_by_side if along_rows and tensor.stride(fastest) == 1 else 1
+    return (Buffer(formula="reduction", parameters=(tensor.numel() // inputs, inputs, int(along_rows), dense), brief=True),)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In which order autograd's engine comes to the nodes that a backward pass has made (`create_graph=True`): a gradient of gradients frees by it.
+"""What autograd's engine does otherwise on CUDA: the order of nodes that a backward pass has made, and which sums it writes in place.
+
+A gradient of gradients (`create_graph=True`) frees by that order.
 
 The engine takes of all nodes that are ready the one with the highest number. CUDA tensors have a thread of their own for backward, and every thread
 counts for itself: where backward makes fewer nodes than forward, its numbers are soon below all others, and they come last; where it makes more, they
@@ -13,6 +15,8 @@ from typing import Any
 
 import torch
 
+aten = torch.ops.aten
+SUMS = frozenset((aten.add.Tensor, aten.scatter.src, aten.scatter.value, aten.scatter_add.default, aten.index_add.default, aten.index_put.default))
 _MARK = "made in a backward pass"
 
 
@@ -60,3 +64,17 @@ def _nodes(tensors: Any, start: int) -> list[Any]:
 
 
 _LEAF = (1 << 64) - 1  # the number of nodes that accumulate a gradient
+
+
+def sums_in_place(func: Any, args: Any) -> bool:
+    """Whether autograd writes a sum, or what it scatters, into the first operand: a whole tensor that nobody else holds.
+
+    Under a dispatch mode the engine, and the formulas of gathers and of maxima, never do so (torch/csrc/autograd/input_buffer.cpp,
+    can_accumulate_inplace; FunctionsManual.cpp, areAnyTensorSubclassLike).
+    """
+    total = args[0]
+    if func is aten.add.Tensor and (not isinstance(args[1], torch.Tensor) or total.shape != args[1].shape or total.dtype is not args[1].dtype):
+        return False
+    storage = total.untyped_storage()
+    whole = storage.nbytes() == total.numel() * total.element_size()
+    return whole and torch._C._storage_Use_Count(storage._cdata) <= 2  # the tensor itself, and this function's view of its storage

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bsmodel.recording.cuda_like import convolutions, flash, fourier
+from bsmodel.recording.cuda_like import convolutions, distances, flash, fourier
 from bsmodel.recording.cuda_like.buffers import HALVES, NO_BUFFERS, Buffer, Handle, Kernel, partial_sums, rounded, tensor_bytes
 from bsmodel.recording.cuda_like.dense import copies
 from bsmodel.recording.cuda_like.shapes import is_channels_last
@@ -44,7 +44,13 @@ def _addmm(args: Any, capability: tuple[int, int]) -> Kernel:
 
 def _reduction(args: Any, capability: tuple[int, int]) -> Kernel:
     given = args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else None
-    return Kernel(partial_sums(args[0], given or range(args[0].dim())))
+    return Kernel((*_widened(args, capability).buffers, *partial_sums(args[0], given or range(args[0].dim()))))
+
+
+def _widened(args: Any, capability: tuple[int, int]) -> Kernel:
+    """Masks and small integers are made int64 before they are summed (aten/src/ATen/native/ReduceOpsUtils.h, make_reduction_from_out_ty)."""
+    narrow = not (args[0].is_floating_point() or args[0].is_complex() or args[0].dtype is torch.int64)
+    return Kernel((Buffer(8 * args[0].numel(), brief=True),)) if narrow else NO_BUFFERS
 
 
 def _embedding_backward(args: Any, capability: tuple[int, int]) -> Kernel:
@@ -198,6 +204,7 @@ KERNELS: dict[Any, Callable[[Any, tuple[int, int]], Kernel]] = {
     aten.baddbmm.default: _gemm,
     aten.addbmm.default: _gemm,
     aten.sum.dim_IntList: _reduction,
+    aten.sum.default: _widened,
     aten.mean.dim: _reduction,
     aten.embedding_dense_backward.default: _embedding_backward,
     aten._embedding_bag_backward.default: _embedding_bag_backward,
@@ -218,6 +225,8 @@ KERNELS: dict[Any, Callable[[Any, tuple[int, int]], Kernel]] = {
     aten.huber_loss.default: _huber_loss,
     aten._ctc_loss.default: _ctc_loss,
     aten._ctc_loss_backward.default: _ctc_loss_backward,
+    aten._cdist_backward.default: distances.cdist_backward,
+    aten._pdist_backward.default: distances.pdist_backward,
     aten.convolution.default: convolutions.forward,
     aten.convolution_backward.default: convolutions.backward,
     aten.native_batch_norm.default: _batch_norm,

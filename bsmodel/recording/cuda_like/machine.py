@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -136,8 +137,8 @@ def answers(gpu: Gpu, note: Callable[[str], object]) -> dict[str, Any]:
 
     main = Stream()
     return {
-        **dict.fromkeys(_SILENT, _nothing),
-        **dict.fromkeys(_ZERO, lambda device=None: 0),
+        **{name: partial(_nothing) for name in _SILENT},  # each its own: torch's compiler, if it is imported now, tells functions apart by identity
+        **{name: partial(_zero) for name in _ZERO},
         **_properties(gpu),
         "memory_stats": lambda device=None: collections.defaultdict(int),
         "memory_summary": lambda device=None, abbreviated=False: "",
@@ -153,6 +154,10 @@ def answers(gpu: Gpu, note: Callable[[str], object]) -> dict[str, Any]:
         "nvtx": types.SimpleNamespace(range_push=_nothing, range_pop=_nothing, mark=_nothing, range=_Device),
         **{name: _TensorType(name, (), {"dtype": dtype}) for name, dtype in _TYPES.items()},
     }
+
+
+def _zero(device: Any = None) -> int:
+    return 0
 
 
 def _nothing(*options: Any, **named: Any) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Composite operators that PyTorch decomposes otherwise on CUDA than elsewhere: dropout, linear, attention, norms."""
+"""Composite operators that PyTorch decomposes otherwise on CUDA than elsewhere: dropout, linear, attention, norms, distances."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bsmodel.recording.cuda_like import autocast
+from bsmodel.recording.cuda_like import autocast, distances
 from bsmodel.recording.cuda_like.attention import Attention, attend
 from bsmodel.recording.cuda_like.flash import refuse_flex
 
@@ -199,6 +199,7 @@ def register_all() -> None:
         "softmax.int": _softmax("softmax.int"),
         "log_softmax.int": _softmax("log_softmax.int"),
         "ctc_loss.Tensor": _ctc_loss,
+        "cdist": distances.cdist,
     }
     autocast.register_all(elsewhere=tuple(special))
     for name, kernel in special.items():
