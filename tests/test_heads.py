@@ -17,6 +17,9 @@ HEADS = {
     "BertForTokenClassification": (BERT, {"labels": (2, 64)}),
     "BertForQuestionAnswering": (BERT, {"start_positions": (2,), "end_positions": (2,)}),
     "BertForSequenceClassification": (BERT, {"labels": (2,)}),
+    "BertForMultipleChoice": (BERT, {"input_ids": (2, 4, 64), "labels": (2,)}),
+    "BertForNextSentencePrediction": (BERT, {"labels": (2,)}),
+    "BertForPreTraining": (BERT, {"labels": (2, 64), "next_sentence_label": (2,)}),
     "GPT2LMHeadModel": (GPT2, {"labels": (2, 64)}),
     "GPT2ForSequenceClassification": (GPT2, {"labels": (2,)}),
     "GPT2ForTokenClassification": (GPT2, {"labels": (2, 64)}),
@@ -204,7 +207,7 @@ def test_without_architectures_the_head_is_the_one_of_transformers_and_is_named(
 @pytest.mark.parametrize(
     ("fields", "architectures", "reason"),
     [
-        (BERT, ["BertForPreTraining"], "BertForPreTraining cannot be recorded; heads that can: "),
+        ({"model_type": "wav2vec2"}, ["Wav2Vec2ForPreTraining"], "is pretrained with what no batch is known for"),
         (BERT, ["BertModel"], "BertModel cannot be recorded; heads that can: "),
         (BERT, ["BertForTokenClasification"], "unknown architecture of 'bert' 'BertForTokenClasification'; nearest: BertForTokenClassification"),
         (BERT, ["RobertaForMaskedLM"], "unknown architecture of 'bert' 'RobertaForMaskedLM'; nearest: BertForMaskedLM"),
