@@ -207,6 +207,7 @@ def test_without_architectures_the_head_is_the_one_of_transformers_and_is_named(
 @pytest.mark.parametrize(
     ("fields", "architectures", "reason"),
     [
+        ({"model_type": "lxmert"}, ["LxmertForPreTraining"], "is pretrained with what no batch is known for"),
         ({"model_type": "wav2vec2"}, ["Wav2Vec2ForPreTraining"], "is pretrained with what no batch is known for"),
         (BERT, ["BertModel"], "BertModel cannot be recorded; heads that can: "),
         (BERT, ["BertForTokenClasification"], "unknown architecture of 'bert' 'BertForTokenClasification'; nearest: BertForTokenClassification"),

@@ -25,14 +25,17 @@ class Head:
     make: Callable[[Any, Any, Asked], Made]
 
 
+_TEXT = ("text", ("text",), ["text"])  # as classes of transformers say that they take nothing else
+
+
 def _sequences(config: Any, cls: Any, asked: Asked) -> Made:
     """From text to text, or from text and sound."""
-    return text.translation(config, cls, asked) if cls.input_modalities in ("text", ("text",), ["text"]) else sound.heard(config, cls, asked)
+    return text.translation(config, cls, asked) if cls.input_modalities in _TEXT else sound.heard(config, cls, asked)
 
 
 def _pretraining(config: Any, cls: Any, asked: Asked) -> Made:
     """What a model is pretrained with where that is its own: text, or images."""
-    if cls.main_input_name == "input_ids" and "labels" in inspect.signature(cls.forward).parameters:
+    if cls.input_modalities in _TEXT and "labels" in inspect.signature(cls.forward).parameters:
         return text.pretrained(config, cls, asked)
     if cls.main_input_name == "pixel_values" and "noise" in inspect.signature(cls.forward).parameters:
         return images.drawn(config, cls, asked)
