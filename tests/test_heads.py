@@ -92,7 +92,7 @@ def test_without_scipy_what_pairs_objects_by_it_is_refused(config, monkeypatch):
 
 
 SIGHT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 8}
-WORDS = {key: LLAMA[key] for key in LLAMA if key != "max_position_embeddings"}
+WORDS = {**{key: LLAMA[key] for key in LLAMA if key != "max_position_embeddings"}, "eos_token_id": [0, 2]}
 LLAVA = {"model_type": "llava", "vision_config": {**SIGHT, "model_type": "clip_vision_model", "image_size": 32}, "text_config": WORDS, "image_token_index": 99}
 PYRAMID = {**LLAVA, "model_type": "llava_next", "image_grid_pinpoints": [[64, 64]]}
 QWEN = {

@@ -38,7 +38,8 @@ def placeholder(config: Any, cls: Any, kind: str) -> int:
 def _word(config: Any) -> int:
     """A token of no special meaning."""
     parts = (config, config.get_text_config())
-    special = {value for part in parts for name, value in vars(part).items() if name.endswith(("_token_id", "_token_index"))}
+    named = [value for part in parts for name, value in vars(part).items() if name.endswith(("_token_id", "_token_index"))]
+    special = {token for value in named for token in (value if isinstance(value, (list, tuple)) else [value])}  # a model may have several ends
     return next(token for token in range(len(special) + 1) if token not in special)
 
 
