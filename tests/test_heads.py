@@ -17,6 +17,9 @@ HEADS = {
     "BertForTokenClassification": (BERT, {"labels": (2, 64)}),
     "BertForQuestionAnswering": (BERT, {"start_positions": (2,), "end_positions": (2,)}),
     "BertForSequenceClassification": (BERT, {"labels": (2,)}),
+    "BertForMultipleChoice": (BERT, {"input_ids": (2, 4, 64), "labels": (2,)}),
+    "BertForNextSentencePrediction": (BERT, {"labels": (2,)}),
+    "BertForPreTraining": (BERT, {"labels": (2, 64), "next_sentence_label": (2,)}),
     "GPT2LMHeadModel": (GPT2, {"labels": (2, 64)}),
     "GPT2ForSequenceClassification": (GPT2, {"labels": (2,)}),
     "GPT2ForTokenClassification": (GPT2, {"labels": (2, 64)}),
@@ -89,7 +92,7 @@ def test_without_scipy_what_pairs_objects_by_it_is_refused(config, monkeypatch):
 
 
 SIGHT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 8}
-WORDS = {key: LLAMA[key] for key in LLAMA if key != "max_position_embeddings"}
+WORDS = {**{key: LLAMA[key] for key in LLAMA if key != "max_position_embeddings"}, "eos_token_id": [0, 2]}
 LLAVA = {"model_type": "llava", "vision_config": {**SIGHT, "model_type": "clip_vision_model", "image_size": 32}, "text_config": WORDS, "image_token_index": 99}
 PYRAMID = {**LLAVA, "model_type": "llava_next", "image_grid_pinpoints": [[64, 64]]}
 QWEN = {
@@ -204,7 +207,8 @@ def test_without_architectures_the_head_is_the_one_of_transformers_and_is_named(
 @pytest.mark.parametrize(
     ("fields", "architectures", "reason"),
     [
-        (BERT, ["BertForPreTraining"], "BertForPreTraining cannot be recorded; heads that can: "),
+        ({"model_type": "lxmert"}, ["LxmertForPreTraining"], "is pretrained with what no batch is known for"),
+        ({"model_type": "wav2vec2"}, ["Wav2Vec2ForPreTraining"], "is pretrained with what no batch is known for"),
         (BERT, ["BertModel"], "BertModel cannot be recorded; heads that can: "),
         (BERT, ["BertForTokenClasification"], "unknown architecture of 'bert' 'BertForTokenClasification'; nearest: BertForTokenClassification"),
         (BERT, ["RobertaForMaskedLM"], "unknown architecture of 'bert' 'RobertaForMaskedLM'; nearest: BertForMaskedLM"),

@@ -15,6 +15,10 @@ from bsmodel.tape import Polynomial, interpolated
 NOTHING = Polynomial(0, 0)
 
 
+class OtherPathError(UntraceableError):
+    """A step that does something else at one batch than at another."""
+
+
 @dataclass(frozen=True)
 class Size:
     """Bytes of an allocation: a polynomial in the batch, plus a formula of `bsmodel.tape.workspaces` over parameters that are polynomials.
@@ -90,7 +94,7 @@ def _same_path(first: Allocated, other: Allocated, low: int, high: int, workload
     shared = min(map(len, names))
     position = next((i for i in range(shared) if names[0][i] != names[1][i]), shared - 1)
     operator, module = names[0][position]
-    raise UntraceableError(
+    raise OtherPathError(
         f"{workload} takes another path at batch {high} than at batch {low}, from {operator} in module {module or 'model'} on; "
         "make the step the same for every batch, and switch off what is decided by chance on the host (LayerDrop, say)"
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -66,6 +67,20 @@ def same_memory(tape: Tape, other: Tape) -> bool:
 def roomiest(gpu: Gpu) -> int:
     """Bytes of the largest card that runs the same kernels: one recording serves them all."""
     return max(card.memory_bytes for card in (gpu, *Gpu.all()) if card.kernel_family == gpu.kernel_family)
+
+
+def same_peak(tape: Tape, run: Run, batch: int) -> bool:
+    """Whether a tape's largest number of bytes at a batch is that of a run at this batch, within a hundredth."""
+    blocks = [event for name in BLOCKS for event in tape.blocks[name]]
+    told, found = (
+        _peak(blocks, [Polynomial(*each)(batch) for each in zip(*map(np.ndarray.tolist, tape.coefficients()), strict=True)]),
+        _peak(run.recorder.events, [allocation.size_bytes for allocation in run.recorder.allocations]),
+    )
+    return abs(told - found) <= found / 100
+
+
+def _peak(events: Sequence[int], sizes: Sequence[int]) -> int:
+    return max(itertools.accumulate(sizes[event] if event >= 0 else -sizes[~event] for event in events), default=0)
 
 
 def about_the_largest(tape: Tape, memory_bytes: int) -> int:

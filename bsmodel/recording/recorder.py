@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from bsmodel.errors import UntraceableError
+from bsmodel.recording import caches
 from bsmodel.recording.assumed import ALL, Assumed, all_selected
 from bsmodel.recording.chance import drawn
 from bsmodel.recording.counts import Count, count
@@ -196,7 +197,15 @@ class Recorder(TorchDispatchMode):
 
     def follows(self, tensor: torch.Tensor) -> bool:
         """Whether a `meta` tensor is on the device: the others are on the host, made without data while the model was built."""
-        return tensor.untyped_storage()._cdata in self._live
+        key = tensor.untyped_storage()._cdata
+        if key in self._live:
+            return True
+        caches.refuse(key)
+        return False
+
+    def retire(self) -> None:
+        """Leave word of what outlives the recording, for those that meet it again."""
+        caches.leave((key, storage) for key, (_, alive) in self._live.items() if (storage := alive()) is not None)
 
     def _dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunction():  # from here on tensors show their true device

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from bsmodel.errors import BsmodelError, UntraceableError
 from bsmodel.hardware import Gpu
-from bsmodel.recording import frames, loop, placement
+from bsmodel.recording import caches, frames, loop, placement
 from bsmodel.recording.assumed import Assumed
 from bsmodel.recording.chance import decided
 from bsmodel.recording.cuda_like import flash, offload
@@ -109,14 +109,18 @@ def _reads(values: list[Values]) -> str:
 @contextlib.contextmanager
 def _run(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> Iterator[Run]:
     with _undisturbed(), flash.pretended():
+        caches.clear()
         with placement.weights_nowhere():
             model, remarks = placement.build(workload.model, training)
             model = placement.adapt(model, training)
         recorder = Recorder(gpu.capability, assumed)
-        with pretend_cuda(gpu, recorder.follows, recorder.uncounted.add), offload.followed(recorder.follows), decided(recorder.values.decided), recorder:
-            run = _prepared(recorder, model, _left_to_chance(workload, recorder.values), training, remarks)
-            with _optimizers_of(run):
-                yield run
+        try:
+            with pretend_cuda(gpu, recorder.follows, recorder.uncounted.add), offload.followed(recorder.follows), decided(recorder.values.decided), recorder:
+                run = _prepared(recorder, model, _left_to_chance(workload, recorder.values), training, remarks)
+                with _optimizers_of(run):
+                    yield run
+        finally:
+            recorder.retire()
 
 
 def _left_to_chance(workload: Workload, values: Values) -> Workload:

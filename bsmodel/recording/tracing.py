@@ -15,8 +15,9 @@ import torch
 from bsmodel import tape as tapes
 from bsmodel.errors import BsmodelError, UntraceableError
 from bsmodel.hardware import Gpu
-from bsmodel.recording import alignment, checks, loop
+from bsmodel.recording import alignment, checks, loop, samples
 from bsmodel.recording.assumed import CHANCE, Assumed
+from bsmodel.recording.caches import CachedError
 from bsmodel.recording.recorder import Allocation
 from bsmodel.recording.run import ComplaintError, Run, running, two_steps
 from bsmodel.recording.values import Values
@@ -28,6 +29,7 @@ BATCHES = (2, 3, 5)  # at a batch of 1 many models take other code paths; the th
 FURTHER = 7  # checks that three points make a parabola, where some size is one
 _PAIRED = "samples are paired within a micro-batch: accumulation and more devices do not make the pairs of the effective batch"
 Recording = Callable[[Assumed], tuple[Tape, Values]]
+_BY_SAMPLE = f"what the step does for every sample apart is counted as often as there are samples; recordings at batches 2 to {FURTHER} agree"
 _MICRO_STEPS = ("first", "micro", "accumulate")
 _MOST_CHECKS = 50
 _ANOTHER_VALUE = 1_000_003  # for what the step reads and nobody knows: large, odd, and true
@@ -75,9 +77,14 @@ def _most_by_chance(recording: Recording, first: tuple[Tape, Values], gpu: Gpu) 
 
 def _healthy(recording: Recording, assumed: Assumed) -> tuple[Tape, Values]:
     """A recording in which every check is answered so that nothing is complained about."""
+    cached = False
     for _ in range(_MOST_CHECKS):
         try:
             return recording(assumed)
+        except CachedError:
+            if cached:
+                raise
+            cached = True
         except ComplaintError as complaint:
             if complaint.line in assumed.answers:
                 raise UntraceableError(str(complaint)) from complaint.__cause__
@@ -117,7 +124,13 @@ def _traced(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) 
         work = tapes.through([_apart(run.rows[block])[0] for block in blocks], batches)
         if sizes is not None and work is not None:
             return _checked(run, _tape(run, gpu, sizes, batches, work), sizes, gpu), run.recorder.values
-    return _traced_in_full(workload, training, gpu, assumed)
+    try:
+        return _traced_in_full(workload, training, gpu, assumed)
+    except alignment.OtherPathError as refusal:
+        found = _traced_by_sample(workload, training, gpu, assumed)
+        if found is None:
+            raise refusal from None
+        return found
 
 
 def _traced_in_full(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> tuple[Tape, Values]:
@@ -135,6 +148,29 @@ def _traced_in_full(workload: Workload, training: Training, gpu: Gpu, assumed: A
             assert work is not None, "allocations agree and operations do not"
             return _checked(run, _tape(run, gpu, sizes, batches, work), sizes, gpu), run.recorder.values
     raise AssertionError("four batches decide")
+
+
+def _traced_by_sample(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> tuple[Tape, Values] | None:
+    """For steps that do something for every sample apart: the structure of the smallest batch, with what larger ones do more often."""
+    batches = (*BATCHES, FURTHER)
+    runs: list[Run] = []
+    recordings: list[tuple[list[tuple[int, Allocation]], list[Row]]] = []
+    for batch in reversed(batches):
+        with running(workload, training, gpu, assumed) as run:
+            recordings.insert(0, _all_steps(run, batch))
+            runs.insert(0, run)
+    steps = samples.structured([allocated for allocated, _ in recordings], [run.recorder.events for run in runs], batches)
+    works = [samples.works(recordings[0][1], rows, batch - batches[0]) for (_, rows), batch in zip(recordings[1:], batches[1:], strict=True)]
+    if steps is None or None in works:
+        return None
+    sizes = alignment.sizes(steps, batches, workload.name)
+    work = tapes.through([recordings[0][1], *(rows for rows in works if rows is not None)], batches)
+    if work is None:
+        return None
+    tape = _tape(runs[0], gpu, sizes, batches, work)
+    if not checks.same_peak(tape, runs[-1], FURTHER):
+        return None
+    return replace(tape, remarks=(*tape.remarks, _BY_SAMPLE)), run.recorder.values
 
 
 def _pairs_samples(sizes: Mapping[int, alignment.Size]) -> bool:

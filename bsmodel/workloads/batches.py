@@ -46,11 +46,15 @@ def _filled(size: int, shape: Shape, dtype: str) -> Any:
     return zeros(size, *shape, dtype="long") + 1 if dtype == "ones" else zeros(size, *shape, dtype=dtype)
 
 
-def repeated(shape: Shape, values: list[Any] | None, size: int) -> Any:
-    """What belongs to one sample, of this shape, `size` times along its first dimension: ones, or integers where their values are given."""
+def repeated(shape: Shape, values: list[Any] | None, axis: int, size: int) -> Any:
+    """What belongs to one sample, of this shape, `size` times along an axis: ones, or integers where their values are given."""
     import torch
 
-    return zeros(size * shape[0], *shape[1:]) + 1 if values is None else torch.cat([torch.tensor(values).reshape(shape)] * size)
+    if values is not None:
+        return torch.cat([torch.tensor(values).reshape(shape)] * size, dim=axis)
+    whole = list(shape)
+    whole[axis] *= size
+    return zeros(*whole) + 1
 
 
 def ones(shape: Shape, size: int) -> Any:

@@ -58,3 +58,23 @@ def classified(config: Any, cls: Any, asked: Asked) -> Made:
 def segmented(config: Any, cls: Any, asked: Asked) -> Made:
     channels, size, remarks = pixels(config, asked, otherwise=512)
     return Made({"pixel_values": ((channels, *size), "float32"), "labels": (size, "long")}, remarks)
+
+
+def masked(config: Any, cls: Any, asked: Asked) -> Made:
+    """Images, patches of which are masked and drawn again."""
+    channels, (height, width), remarks = pixels(config, asked, otherwise=224)
+    patches = (height // config.patch_size) * (width // config.patch_size)
+    return Made({"pixel_values": ((channels, height, width), "float32"), "bool_masked_pos": ((patches,), "bool")}, remarks)
+
+
+def drawn(config: Any, cls: Any, asked: Asked) -> Made:
+    """Images whose patches the model masks itself."""
+    channels, size, remarks = pixels(config, asked, otherwise=224)
+    return Made({"pixel_values": ((channels, *size), "float32")}, remarks)
+
+
+def filmed(config: Any, cls: Any, asked: Asked) -> Made:
+    """Videos of as many frames as the configuration says."""
+    channels, size, remarks = pixels(config, asked, otherwise=224)
+    frames = getattr(config, "num_frames", None) or config.frames_per_clip
+    return Made({cls.main_input_name: ((frames, channels, *size), "float32"), **classes(config)}, remarks)

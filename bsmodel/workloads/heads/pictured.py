@@ -25,6 +25,8 @@ _PROCESSORS = {
     "qwen3_omni_moe_thinker": "qwen2_vl",
     "qwen3_vl_moe": "qwen3_vl",
 }
+# Types of models to which the patches of all images are one row: image_processing_minicpmv4_6.py of transformers.
+_PACKED = ("minicpm_ocr", "minicpmv4_6", "minicpmv4_7")
 # What an image processor is told by the configuration, and what it calls that.
 _TOLD = {
     "patch_size": "patch_size",
@@ -73,8 +75,9 @@ def _processed(config: Any, cls: Any, size: tuple[int, int]) -> Tensors:
         found = {"pixel_values": found[:, None]}
     for name, value in found.items():
         whole = torch.stack(value) if isinstance(value, list) and value and isinstance(value[0], torch.Tensor) else torch.as_tensor(value)
+        axis = -1 if name == "pixel_values" and config.model_type in _PACKED else 0
         if name in inspect.signature(cls.forward).parameters:
-            fields[name] = functools.partial(repeated, tuple(whole.shape), None if whole.is_floating_point() else whole.tolist())
+            fields[name] = functools.partial(repeated, tuple(whole.shape), None if whole.is_floating_point() else whole.tolist(), axis)
     return fields
 
 

@@ -38,7 +38,8 @@ def placeholder(config: Any, cls: Any, kind: str) -> int:
 def _word(config: Any) -> int:
     """A token of no special meaning."""
     parts = (config, config.get_text_config())
-    special = {value for part in parts for name, value in vars(part).items() if name.endswith(("_token_id", "_token_index"))}
+    named = [value for part in parts for name, value in vars(part).items() if name.endswith(("_token_id", "_token_index"))]
+    special = {token for value in named for token in (value if isinstance(value, (list, tuple)) else [value])}  # a model may have several ends
     return next(token for token in range(len(special) + 1) if token not in special)
 
 
@@ -49,8 +50,9 @@ def around(config: Any, cls: Any, placeholders: tuple[int, ...], length: int) ->
     tensors: Tensors = {"input_ids": functools.partial(with_placeholders, length, _word(config), (*start, *placeholders))}
     if "attention_mask" in taken:
         tensors["attention_mask"] = ((length,), "long")
-    if "qformer_input_ids" in taken:  # of InstructBLIP: the text without the image
-        tensors |= {"qformer_input_ids": ((length - len(placeholders),), "long"), "qformer_attention_mask": ((length - len(placeholders),), "long")}
+    if "qformer_input_ids" in taken:  # of InstructBLIP: the text without the image, as far as its transformer of queries reads
+        read = min(length - len(placeholders), config.qformer_config.max_position_embeddings)
+        tensors |= {"qformer_input_ids": ((read,), "long"), "qformer_attention_mask": ((read,), "long")}
     for name in ("mm_token_type_ids", "token_type_ids"):
         if name in taken:
             tensors[name] = functools.partial(with_placeholders, length, 0, (0,) * len(start) + (1,) * len(placeholders))

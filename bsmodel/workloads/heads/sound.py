@@ -107,7 +107,7 @@ def features(config: Any, cls: Any, seconds: float) -> Tensors:
         if ours in taken and isinstance(value, torch.Tensor):
             if ours.endswith("mask"):
                 value[..., -1] = 0
-            fields[ours] = functools.partial(repeated, tuple(value.shape), None if value.is_floating_point() else value.tolist())
+            fields[ours] = functools.partial(repeated, tuple(value.shape), None if value.is_floating_point() else value.tolist(), 0)
     return fields
 
 

@@ -25,18 +25,30 @@ class Head:
     make: Callable[[Any, Any, Asked], Made]
 
 
+_TEXT = ("text", ("text",), ["text"])  # as classes of transformers say that they take nothing else
+
+
 def _sequences(config: Any, cls: Any, asked: Asked) -> Made:
     """From text to text, or from text and sound."""
-    return text.translation(config, cls, asked) if cls.input_modalities in ("text", ("text",), ["text"]) else sound.heard(config, cls, asked)
+    return text.translation(config, cls, asked) if cls.input_modalities in _TEXT else sound.heard(config, cls, asked)
+
+
+def _pretraining(config: Any, cls: Any, asked: Asked) -> Made:
+    """What a model is pretrained with where that is its own: text, or images."""
+    if cls.input_modalities in _TEXT and "labels" in inspect.signature(cls.forward).parameters:
+        return text.pretrained(config, cls, asked)
+    if cls.main_input_name == "pixel_values" and "noise" in inspect.signature(cls.forward).parameters:
+        return images.drawn(config, cls, asked)
+    raise InvalidInputError(f"{cls.__name__} is pretrained with what no batch is known for; {OWN}")
 
 
 # In the order in which a head is taken where a configuration names none, or a class has several: the one that a model is pretrained with first.
 HEADS = (
-    Head("image and text to text", "IMAGE_TEXT_TO_TEXT", ("seq_len", "image_size"), pictured.described),
     Head("sequence to sequence", "SEQ_TO_SEQ_CAUSAL_LM", ("seq_len",), _sequences),
     Head("speech to text", "SPEECH_SEQ_2_SEQ", ("seq_len",), sound.speech_to_text),
     Head("masked language model", "MASKED_LM", ("seq_len",), text.tokens),
     Head("causal language model", "CAUSAL_LM", ("seq_len",), text.running_text),
+    Head("image and text to text", "IMAGE_TEXT_TO_TEXT", ("seq_len", "image_size"), pictured.described),
     Head("image classification", "IMAGE_CLASSIFICATION", ("image_size",), images.classified),
     Head("semantic segmentation", "SEMANTIC_SEGMENTATION", ("image_size",), images.segmented),
     Head("object detection", "OBJECT_DETECTION", ("image_size",), objects.detected),
@@ -48,6 +60,11 @@ HEADS = (
     Head("sequence classification", "SEQUENCE_CLASSIFICATION", ("seq_len",), text.classified_text),
     Head("token classification", "TOKEN_CLASSIFICATION", ("seq_len",), text.tokens),
     Head("question answering", "QUESTION_ANSWERING", ("seq_len",), text.answers),
+    Head("multiple choice", "MULTIPLE_CHOICE", ("seq_len",), text.chosen),
+    Head("next sentence prediction", "NEXT_SENTENCE_PREDICTION", ("seq_len",), text.followed),
+    Head("masked image modelling", "MASKED_IMAGE_MODELING", ("image_size",), images.masked),
+    Head("video classification", "VIDEO_CLASSIFICATION", ("image_size",), images.filmed),
+    Head("pretraining", "PRETRAINING", ("seq_len", "image_size"), _pretraining),
 )
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from bsmodel.errors import InvalidInputError
 from bsmodel.workloads.heads.made import Asked, Made, Tensors
 
+CHOICES = 4  # as in SWAG (Zellers et al. 2018, arXiv 1808.05326)
+
 
 def positions(config: Any, cls: Any) -> int | None:
     """How many tokens a model has positions for; None where it counts distances only."""
@@ -72,3 +74,21 @@ def classified_text(config: Any, cls: Any, asked: Asked) -> Made:
 
 def answers(config: Any, cls: Any, asked: Asked) -> Made:
     return tokens(config, cls, asked, {"start_positions": ((), "long"), "end_positions": ((), "long")})
+
+
+def chosen(config: Any, cls: Any, asked: Asked) -> Made:
+    """A question with each of its answers, one of which is right."""
+    made = tokens(config, cls, asked, {"labels": ((), "long")})
+    each = {name: ((CHOICES, *field[0]), field[1]) for name, field in made.tensors.items() if not callable(field) and name != "labels"}
+    return Made({**each, "labels": ((), "long")}, (f"{CHOICES} choices a sample", *made.remarks), CHOICES * made.tokens_per_sample)
+
+
+def followed(config: Any, cls: Any, asked: Asked) -> Made:
+    return tokens(config, cls, asked, {"labels": ((), "long")})
+
+
+def pretrained(config: Any, cls: Any, asked: Asked) -> Made:
+    """A label for each token, and one for how its two sentences go together where the model asks for it."""
+    made = tokens(config, cls, asked)
+    of_pairs = [name for name in ("next_sentence_label", "sentence_order_label") if name in inspect.signature(cls.forward).parameters]
+    return Made({**made.tensors, **dict.fromkeys(of_pairs, ((), "long"))}, made.remarks, made.tokens_per_sample)
