@@ -104,20 +104,6 @@ def test_a_step_that_takes_another_path_at_another_batch_says_from_where():
     assert "takes another path at batch" in message and "aten." in message
 
 
-def test_a_forward_that_reads_values_names_file_and_line():
-    class Reading(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.narrow = nn.Linear(768, 8)
-
-        def forward(self, x):
-            z = self.narrow(x.flatten(1))
-            return z * 2 if z.sum() > 0 else z
-
-    message = line_of(bsmodel.trace, workload(Reading, loss=lambda model, batch: model(batch[0]).mean()), SGD)
-    assert "reads values at" in message and "test_refusals.py:" in message and "hangs on them" in message
-
-
 def test_an_output_whose_size_depends_on_values_names_file_and_line():
     class Selecting(nn.Module):
         def __init__(self):

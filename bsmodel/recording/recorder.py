@@ -81,7 +81,7 @@ class Recorder(TorchDispatchMode):
         self.uncounted: set[str] = set()
         self.workspaces: set[str] = set()
         self._live: dict[int, tuple[int, weakref.ref[Any]]] = {}  # by storage: its allocation, and what tells of its death
-        self._modules: dict[int, str] = {}
+        self._modules: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
         self._stack: list[str] = []
         self._made: dict[int, tuple[str, str | None]] = {}  # by autograd node: the module and line of the forward pass that made it
         self.left_at: str | None = None  # where a parameter was last brought to the host
@@ -92,14 +92,14 @@ class Recorder(TorchDispatchMode):
     @contextmanager
     def following(self, model: torch.nn.Module) -> Iterator[None]:
         """Name the module each operation belongs to, in forward and in backward."""
-        self._modules = {id(module): name for name, module in model.named_modules()}
+        self._modules = weakref.WeakKeyDictionary({module: name for name, module in model.named_modules()})
         self.recurrent = recurrent_layers(model)
         if any(isinstance(module, torch.nn.RNNBase) for module in model.modules()):
             self.uncounted.add("workspace and reserve of cuDNN's RNNs, which are recorded as PyTorch's own kernels")
 
         def enter(module: torch.nn.Module, args: Any) -> None:
-            self.entered = self.entered or id(module) in self._modules
-            self._stack.append(self._modules.get(id(module), type(module).__name__))
+            self.entered = self.entered or module in self._modules
+            self._stack.append(self._modules.get(module, type(module).__name__))
 
         def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
             self._stack.pop()

@@ -28,12 +28,16 @@ from bsmodel.workloads import Workload
 BATCHES = (2, 3, 5)  # at a batch of 1 many models take other code paths; the third size checks that two points make a line
 FURTHER = 7  # checks that three points make a parabola, where some size is one
 _PAIRED = "samples are paired within a micro-batch: accumulation and more devices do not make the pairs of the effective batch"
-Recording = Callable[[Assumed], tuple[Tape, Values]]
+Recorded = tuple[Tape, Values]
+Recording = Callable[[Assumed], Recorded]
 _BY_SAMPLE = f"what the step does for every sample apart is counted as often as there are samples; recordings at batches 2 to {FURTHER} agree"
 _MICRO_STEPS = ("first", "micro", "accumulate")
 _MOST_CHECKS = 50
+_MOST_QUESTIONS = 6  # each a recording more
 _ANOTHER_VALUE = 1_000_003  # for what the step reads and nobody knows: large, odd, and true
 
+_RIGHT = "checks at {} are answered as where nothing is wrong"
+_MOST = "what values at {} decide is taken as it takes the most memory"
 _NO_STEP = "a call of step came by in which no optimizer made a step, whose state may then lack; one call is to be a whole optimizer step"
 
 
@@ -56,23 +60,52 @@ def trace(workload: Workload, training: Training | None = None, gpu: Gpu | None 
     tape, values = _healthy(recording, Assumed())
     if CHANCE in values.noted:
         tape, values = _most_by_chance(recording, (tape, values), gpu)
+    tape, values, decided = _most_by_answer(recording, (tape, values), gpu)
     notes = [f"assumed at {', '.join(lines)}: {what}" for what, lines in values.noted.items()]
-    if values.assumed.answers:
-        notes.append(f"checks at {', '.join(values.assumed.answers)} are answered as where nothing is wrong")
-    if reads := _unanswered(values):
+    for what, lines in ((_RIGHT, [line for line in values.assumed.answers if line not in decided]), (_MOST, decided)):
+        notes += [what.format(", ".join(lines))] if lines else []
+    if values.reads:
         _compare(recording, tape, values, workload.name)
-        notes.append(f"values read at {', '.join(reads)} are not known; 0 and {_ANOTHER_VALUE} gave the same recording")
+        notes.append(f"values read at {', '.join(values.reads)} are not known; 0 and {_ANOTHER_VALUE} gave the same recording")
     return replace(tape, remarks=(*tape.remarks, *notes))
 
 
-def _most_by_chance(recording: Recording, first: tuple[Tape, Values], gpu: Gpu) -> tuple[Tape, Values]:
+def _most_by_answer(recording: Recording, first: Recorded, gpu: Gpu) -> tuple[Tape, Values, list[str]]:
+    """The recording that takes the most memory of those in which questions about unknown values are answered otherwise, one by one, and which these are."""
+    decided: list[str] = []
+    for line in [line for line in first[1].asked if line not in first[1].assumed.answers][:_MOST_QUESTIONS]:
+        first, differs = _answered(recording, first, line, gpu)
+        decided += [line] if differs else []
+    return *first, decided
+
+
+def _answered(recording: Recording, first: Recorded, line: str, gpu: Gpu) -> tuple[Recorded, bool]:
+    """The recording that takes more memory, of this and one in which a question is answered with yes, and whether they differ."""
+    asked = first[1].assumed
+    try:
+        other = _healthy(recording, replace(asked, answers={**asked.answers, line: True}))
+    except ComplaintError as complaint:
+        if complaint.line != line:
+            raise
+        first[1].assumed = replace(asked, answers={**asked.answers, line: False})  # a check after all
+        return first, False
+    if checks.same_memory(first[0], other[0]):
+        return first, False
+    return min((first, other), key=partial(_room, gpu)), True
+
+
+def _room(gpu: Gpu, found: Recorded) -> tuple[int, int]:
+    """By which of several recordings the one that takes the most memory comes first: how many samples there is room for, then how much each takes."""
+    return checks.about_the_largest(found[0], checks.roomiest(gpu)), -sum(map(sum, found[0].coefficients()))
+
+
+def _most_by_chance(recording: Recording, first: Recorded, gpu: Gpu) -> Recorded:
     """The recording that takes more memory, of that in which chance decides everything one way and that in which it decides it the other."""
-    tape, values = first
-    other, others = _healthy(recording, replace(values.assumed, chance=0.0))
-    if checks.same_memory(tape, other):
-        del values.noted[CHANCE]  # nothing hangs on it
-        return tape, values
-    return min((first, (other, others)), key=lambda found: (checks.about_the_largest(found[0], checks.roomiest(gpu)), -sum(map(sum, found[0].coefficients()))))
+    other = _healthy(recording, replace(first[1].assumed, chance=0.0))
+    if checks.same_memory(first[0], other[0]):
+        del first[1].noted[CHANCE]  # nothing hangs on it
+        return first
+    return min((first, other), key=partial(_room, gpu))
 
 
 def _healthy(recording: Recording, assumed: Assumed) -> tuple[Tape, Values]:
@@ -87,25 +120,20 @@ def _healthy(recording: Recording, assumed: Assumed) -> tuple[Tape, Values]:
             cached = True
         except ComplaintError as complaint:
             if complaint.line in assumed.answers:
-                raise UntraceableError(str(complaint)) from complaint.__cause__
+                raise
             assumed = replace(assumed, answers={**assumed.answers, complaint.line: not complaint.answer})
     raise UntraceableError(f"the step complains about more than {_MOST_CHECKS} values that nobody knows")
 
 
-def _unanswered(values: Values) -> list[str]:
-    """Lines that read values nobody knows, and do not merely complain about some."""
-    return [line for line in values.reads if line not in values.assumed.answers]
-
-
 def _compare(recording: Recording, tape: Tape, values: Values, name: str) -> None:
-    """Raises `UntraceableError` where other values than those that were read give another recording."""
-    where = ", ".join(_unanswered(values))
+    """Raises `UntraceableError` where other numbers than those that were read give another recording."""
+    where = ", ".join(values.reads)
     try:
-        other, others = _healthy(recording, replace(values.assumed, stand_in=_ANOTHER_VALUE, answers={}))
+        other, others = _healthy(recording, replace(values.assumed, stand_in=_ANOTHER_VALUE))
     except BsmodelError as error:
         raise UntraceableError(f"{name} reads values at {where}, and what it does hangs on them ({error}); do without") from None
     if not checks.same_memory(tape, other):
-        where = ", ".join(dict.fromkeys([*_unanswered(values), *_unanswered(others)]))
+        where = ", ".join(dict.fromkeys([*values.reads, *others.reads]))
         raise UntraceableError(f"{name} reads values at {where}, and what it allocates hangs on them; a recording has none, so do without")
 
 

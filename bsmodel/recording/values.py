@@ -23,7 +23,7 @@ _MOST_READS = 1000  # by one line: a loop that waits for a value would never end
 class Values:
     """Values of the tensors of one recording, and what is assumed of those that nobody knows.
 
-    `reads` are lines of the user's code, or of a library under it, that read a value nobody knows, and how often; `noted` are the lines at which
+    `reads` are lines of the user's code, or of a library under it, that read a number nobody knows, and how often; `noted` are the lines at which
     something else was assumed, by what that is; `asked` are those that asked whether something is so, the last one last,
     and what they were answered.
     """
@@ -124,12 +124,14 @@ class Values:
         return torch.full((), self._stand_in(), dtype=tensor.dtype).item()
 
     def truth(self) -> bool:
-        """The answer to a question about values that nobody knows; torch's own are answered with no: it asks whether a loss has overflown."""
-        otherwise = bool(self._stand_in())
+        """The answer to a question about values that nobody knows: no, unless another is assumed."""
         line = reading_line() or torch_line()
+        answer = self.assumed.answers.get(line, False)
+        if self._confirming and line not in self.asked:
+            raise UntraceableError(f"the values at {line} are too many to be kept")
         self.asked.pop(line, None)
-        self.asked[line] = self.assumed.answers.get(line, otherwise)
-        return self.asked[line]
+        self.asked[line] = answer
+        return answer
 
     def decided(self) -> float | None:
         """Where in its range a number lies that the step draws on the host; None while a batch is made, which is left to chance."""
