@@ -36,7 +36,9 @@ TABLES = (
 )
 LIBRARIES = {"timm": 200, "torchvision": None}  # how many of their models, drawn at random; None: all
 WITHOUT_OPERATORS = ("rcnn",)  # of torchvision: boxes are sorted out by its compiled operators
-SECONDS = 180  # for one model
+PICTURES = ("OBJECT_DETECTION", "UNIVERSAL_SEGMENTATION", "INSTANCE_SEGMENTATION")  # whose configurations name no size of images
+SIDE = 128
+SECONDS = 300  # for one model
 MOST_PARAMETERS = 200_000_000
 Row = dict[str, Any]
 
@@ -70,14 +72,18 @@ def outcome(pair: tuple[str, str]) -> Row:
     signal.alarm(SECONDS)
     try:
         return {"table": table, "type": name, **(_of_library(table, name) if table in LIBRARIES else _of_transformers(table, name))}
-    except TimeoutError:
+    except _TooLong:
         return {"table": table, "type": name, "outcome": "untrained", "reason": f"more than {SECONDS} s"}
     finally:
         signal.alarm(0)
 
 
+class _TooLong(BaseException):
+    """What no code on the way takes for an error of its own."""
+
+
 def _too_long(*_: Any) -> None:
-    raise TimeoutError
+    raise _TooLong
 
 
 def _of_transformers(table: str, model_type: str) -> Row:
@@ -87,10 +93,8 @@ def _of_transformers(table: str, model_type: str) -> Row:
             file = Path(folder) / f"{model_type}.json"
             file.write_text(json.dumps({**config, "architectures": [class_name]}, default=str))
             try:
-                workload = bsmodel.Workload.named(str(file))
+                workload = bsmodel.Workload.named(str(file), image_size=SIDE if table in PICTURES else None)
                 _train(workload)
-            except TimeoutError:
-                raise
             except Exception as error:
                 reason = reason or _said(error)
                 continue

@@ -34,6 +34,7 @@ ATTEMPTS: tuple[tuple[dict[str, int], ...], ...] = (
     (*SMALL, {"num_key_value_heads": 4}, MISSING),
     ({name: width for name, width in WIDTHS.items() if name != "head_dim"}, *SMALL[1:]),
     (WIDTHS, dict.fromkeys(DEPTHS, 8), *SMALL[2:]),
+    (WIDTHS, COUNTS, IMAGES),
     (DEPTHS, COUNTS, IMAGES),
     (DEPTHS, COUNTS),
     (),
@@ -52,8 +53,8 @@ def shrunk(table: str, model_type: str) -> Iterator[tuple[dict[str, Any], str]]:
         for part in _parts(config):
             tokens = TOKENS if fields and _is_count(vars(part).get("vocab_size")) else {}
             _set(part, {**fields, **tokens}, MISSING if MISSING in attempt else {})
-        if getattr(config, "use_timm_backbone", False):  # timm needs torchvision, which has no build for a torch without CUDA
-            config.use_timm_backbone, config.backbone, config.backbone_kwargs, config.backbone_config = False, None, {}, _backbone()
+        if getattr(getattr(config, "backbone_config", None), "model_type", None) == "timm_backbone":  # timm needs torchvision
+            config.backbone_config = _backbone()
         yield config.to_dict(), names if isinstance(names, str) else names[0]
 
 

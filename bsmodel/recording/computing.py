@@ -16,6 +16,7 @@ aten = torch.ops.aten
 _FACTORIES = ("aten::arange", "aten::eye", "aten::full", "aten::ones", "aten::zeros", "aten::scalar_tensor")
 _LIKE = frozenset(("aten::ones_like", "aten::zeros_like", "aten::full_like"))
 _ELEMENTWISE = frozenset((aten._to_copy.default, aten.clone.default))  # beside those that torch tags so
+_RESIZES = frozenset((aten.upsample_nearest2d.default, aten.upsample_nearest2d.vec, aten.upsample_nearest1d.default))  # of one number the same
 _OF_ALL = frozenset((aten.any.default, aten.all.default, aten.max.default, aten.min.default))
 _MANY = 1 << 16  # elements
 _HOST = torch.device("cpu")
@@ -43,7 +44,7 @@ def on_host(func: Any, args: Any, kwargs: Any, known: Callable[[torch.Tensor], t
     args, kwargs = tree_map(lambda leaf: known(leaf) if isinstance(leaf, torch.Tensor) and leaf.is_meta else leaf, (args, kwargs))
     if "device" in kwargs:
         kwargs = {**kwargs, "device": _HOST}
-    if _takes_one_for_all(func):
+    if _takes_one_for_all(func) or (func in _RESIZES and is_constant(args[0])):
         args, kwargs = _once(args, kwargs)
     if not is_view(func) and _elements(_tensors(args, kwargs)) > most:
         return None
@@ -78,7 +79,7 @@ def _once(args: Any, kwargs: Any) -> Any:
         return args, kwargs
     if math.prod(shape) <= _MANY:
         return args, kwargs
-    shaped = [value for value in shaped if not _is_constant(value)]
+    shaped = [value for value in shaped if not is_constant(value)]
     repeated = [dim for dim in range(-len(shape), 0) if not any(value.expand(shape).stride(dim) for value in shaped)]
 
     def once(leaf: Any) -> Any:
@@ -92,7 +93,7 @@ def _once(args: Any, kwargs: Any) -> Any:
     return tree_map(once, (args, kwargs))
 
 
-def _is_constant(value: torch.Tensor) -> bool:
+def is_constant(value: torch.Tensor) -> bool:
     """Whether all elements are the same."""
     first = value[(slice(0, 1),) * value.dim()]
     return value.numel() > 0 and bool((value.as_strided(_sizes(value), value.stride()) == first).all())

@@ -190,7 +190,8 @@ def _prepared(recorder: Recorder, model: torch.nn.Module, workload: Workload, tr
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
         moved = recorder.to_device(tensor, "to", "batch")
-        recorder.values.set(moved, tensor.clone() if tensor.numel() <= recorder.values.limit else tensor)
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():  # where it shows whether it has data
+            recorder.values.set(moved, tensor.clone() if tensor.numel() <= recorder.values.limit else tensor)
         return moved
 
     run = Run(recorder, loop.start(model, optimizer, workload, training, move), remarks=remarks)

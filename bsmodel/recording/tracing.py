@@ -182,17 +182,22 @@ def _traced_by_sample(workload: Workload, training: Training, gpu: Gpu, assumed:
     """For steps that do something for every sample apart: the structure of the smallest batch, with what larger ones do more often."""
     batches = (*BATCHES, FURTHER)
     runs: list[Run] = []
-    recordings: list[tuple[list[tuple[int, Allocation]], list[Row]]] = []
     for batch in reversed(batches):
         with running(workload, training, gpu, assumed) as run:
-            recordings.insert(0, _all_steps(run, batch))
+            two_steps(run, (batch,) * 3)
             runs.insert(0, run)
-    steps = samples.structured([allocated for allocated, _ in recordings], [run.recorder.events for run in runs], batches)
-    works = [samples.works(recordings[0][1], rows, batch - batches[0]) for (_, rows), batch in zip(recordings[1:], batches[1:], strict=True)]
-    if steps is None or None in works:
+    steps: list[list[tuple[int, Allocation]]] = [[] for _ in batches]
+    for block in BLOCKS:
+        parts = samples.structured([run.allocated(block) for run in runs], [run.recorder.events for run in runs], batches)
+        if parts is None:
+            return None
+        steps = [[*step, *part] for step, part in zip(steps, parts, strict=True)]
+    first, *others = [_apart(run.rows["micro"])[0] for run in runs]
+    works = [samples.works(first, rows, batch - batches[0]) for rows, batch in zip(others, batches[1:], strict=True)]
+    if None in works:
         return None
     sizes = alignment.sizes(steps, batches, workload.name)
-    work = tapes.through([recordings[0][1], *(rows for rows in works if rows is not None)], batches)
+    work = tapes.through([first, *(rows for rows in works if rows is not None)], batches)
     if work is None:
         return None
     tape = _tape(runs[0], gpu, sizes, batches, work)

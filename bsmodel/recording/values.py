@@ -12,11 +12,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bsmodel.errors import UntraceableError
 from bsmodel.recording.assumed import ALL, CHANCE, EVENLY, FINITE, Assumed, evenly, of_numbers
-from bsmodel.recording.computing import held, like, makes_constants, on_host
+from bsmodel.recording.computing import held, is_constant, like, makes_constants, on_host
 from bsmodel.recording.frames import calling_line, reading_line, torch_line
 
-_LIMIT = 1 << 20  # elements: integer and boolean device tensors up to this size keep their values
-_LIMIT_OF_FLOATS = 1 << 16
+_LIMIT = 1 << 21  # elements: device tensors up to this size keep their values, where those are known
 _MOST_READS = 1000  # by one line: a loop that waits for a value would never end
 
 
@@ -45,8 +44,11 @@ class Values:
 
     def set(self, tensor: torch.Tensor, value: torch.Tensor, because: str = "") -> None:
         """Remember what a device tensor holds, where it is small enough to be asked about, or the same throughout."""
-        limit = _LIMIT_OF_FLOATS if value.is_floating_point() else self.limit
-        if not value.is_meta and held(value) <= limit:
+        if value.is_meta:
+            return
+        if self.limit < held(value) and is_constant(value):
+            value = value.as_strided((1,) * value.dim(), (1,) * value.dim()).expand(value.size())
+        if held(value) <= self.limit:
             self._known[tensor] = value
             if because:
                 self._because[tensor] = because
