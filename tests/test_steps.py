@@ -297,6 +297,31 @@ def test_what_a_step_does_for_every_sample_apart_is_counted_for_each(a100):
         assert launches[0] == pytest.approx(launches[1])
 
 
+class Wide(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(768, 2048), nn.ReLU(), nn.Linear(2048, 768), nn.Linear(768, 400))
+
+
+def compared(model, x):
+    """Every sample's boxes against as many as it has."""
+    losses = []
+    for row in model(x):
+        boxes = row.view(-1, 4)
+        targets = torch.ones(37, 4, device=boxes.device)
+        costs = (boxes[:, None] - targets[None]).abs().sum(-1)
+        losses.append(costs.exp().mean() + (boxes[:37] - targets).pow(2).mean())
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize(("precision", "measured"), [("fp32", (89_245_184, 90_842_624)), ("bf16-mixed", (89_867_776, 90_433_024))])
+def test_a_loop_over_samples_takes_what_it_takes_on_cuda(precision, measured, a100):
+    """Allocated bytes at 16 and 200 samples, recorded from the PyTorch CUDA allocator on a simulated device."""
+    asked = Workload(Wide, lambda size: torch.zeros(size, 768), compared, name="compared")
+    tape = bsmodel.trace(asked, Training(precision=precision, optimizer="adamw"), a100)
+
+    assert [bsmodel.predict(tape, a100, batch).allocated_bytes for batch in (16, 200)] == pytest.approx(measured, rel=1e-4)
+
+
 # -- values that nobody knows ----------------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from bsmodel.tape import Row
 
 _BLOCK = 512  # bytes: each round's tensor takes whole ones (c10/cuda/CUDACachingAllocator.h, kMinBlockSize)
 Allocated = Sequence[tuple[int, Allocation]]
-Life = tuple[int, float]  # the events between which an allocation is there
+Life = tuple[int, int]  # the events between which an allocation is there
 
 
 class Element(NamedTuple):
@@ -28,13 +28,20 @@ class Element(NamedTuple):
     size: float
 
 
-def laid_onto(base: Sequence[Element], other: Sequence[Element], more: int) -> list[list[int]] | None:
+class Standing(NamedTuple):
+    """Which positions of a step stand for an element of another: its own, and those of further rounds, each with its like a round before."""
+
+    own: int
+    more: list[tuple[int, int]]
+
+
+def laid_onto(base: Sequence[Element], other: Sequence[Element], more: int) -> list[Standing] | None:
     """For each element of `base` the positions in `other` that stand for it: its own, and those of `more` further rounds where it is part of a loop.
 
     None where `other` is no such repetition of `base`.
     """
-    found: list[list[int]] = [[] for _ in base]
     owner: dict[int, int] = {}
+    twin: dict[int, int] = {}
     inserted: list[tuple[int, int]] = []
     names = [[element.name for element in side] for side in (base, other)]
     for tag, low, high, start, end in difflib.SequenceMatcher(None, names[0], names[1], autojunk=False).get_opcodes():
@@ -48,16 +55,27 @@ def laid_onto(base: Sequence[Element], other: Sequence[Element], more: int) -> l
         placed = _placed(start, end, (end - start) // more, base, other, owner)
         if placed is None:
             return None
-        owner.update(placed)
-    for position, index in owner.items():
-        found[index].append(position)
-    return [sorted(positions) for positions in found]
+        for position in placed[1]:
+            owner.pop(position, None)
+        owner.update(placed[0])
+        twin.update(placed[1])
+    found = [Standing(-1, []) for _ in base]
+    for position, index in sorted(owner.items()):
+        if position in twin:
+            found[index].more.append((position, twin[position]))
+        else:
+            found[index] = found[index]._replace(own=position)
+    return found
 
 
-def _placed(start: int, end: int, period: int, base: Sequence[Element], other: Sequence[Element], owner: dict[int, int]) -> dict[int, int] | None:
-    """Whom the elements of further rounds stand for, there or a little before or after among elements of the same names; None where for nobody.
+Indices = dict[int, int]  # by position
 
-    Where there is a choice, elements do not shrink as the batch grows, and those of one round are as large as those of another.
+
+def _placed(start: int, end: int, period: int, base: Sequence[Element], other: Sequence[Element], owner: Indices) -> tuple[Indices, Indices] | None:
+    """Whom the elements of further rounds stand for, and which are like them a round before; None where for nobody.
+
+    They may be there or, among elements of the same names, a little before or after. Where there is a choice, elements do not shrink as the batch
+    grows, and those of one round are as large as those of another.
     """
     length = end - start
     before = next(k for k in itertools.count() if start - 1 - k not in owner or other[start - 1 - k].name != other[end - 1 - k].name)
@@ -76,19 +94,22 @@ def _placed(start: int, end: int, period: int, base: Sequence[Element], other: S
             first = start - before + place
             given = _twins(first, first + length, period, other, {**owner, **moved}, same)
             if given is not None:
-                return {**moved, **{position: _first(index, period, base) for position, index in given.items()}}
+                belong = {**owner, **moved}
+                for position, like in sorted(given.items()):
+                    belong[position] = _first(belong[like], period, base)
+                return {position: belong[position] for position in (*moved, *given)}, given
     return None
 
 
 def _twins(start: int, end: int, period: int, other: Sequence[Element], owner: dict[int, int], same: bool) -> dict[int, int] | None:
-    """Whom inserted elements stand for: as do those of their name a round before or after, or else the nearest within two rounds."""
+    """Which element is like an inserted one: that of its name a round before or after, or else the nearest within two rounds."""
     distances = sorted(range(1, 2 * period + 1), key=lambda distance: (distance != period, distance))
     given: dict[int, int] = {}
     for position in range(start, end):
-        for twin in (position + sign * distance for distance in distances for sign in (-1, 1)):
-            index = given.get(twin) if start <= twin < end else owner.get(twin)
-            if index is not None and other[twin].name == other[position].name and (not same or other[twin].size == other[position].size):
-                given[position] = index
+        for like in (position + sign * distance for distance in distances for sign in (-1, 1)):
+            known = like in given if start <= like < end else like in owner
+            if known and other[like].name == other[position].name and (not same or other[like].size == other[position].size):
+                given[position] = like
                 break
         else:
             return None
@@ -115,26 +136,28 @@ def structured(steps: Sequence[Allocated], events: Sequence[Sequence[int]], batc
     return found
 
 
-def gathered(base: Allocated, other: Allocated, standing: list[list[int]], lives: dict[int, Life]) -> Allocated | None:
+def gathered(base: Allocated, other: Allocated, standing: list[Standing], lives: dict[int, Life]) -> Allocated | None:
     """The allocations of `other` in the structure and with the numbers of `base`; None where a loop keeps buffers that are no plain tensors.
 
     `lives` are those of `other`'s allocations, by number.
     """
     found = []
-    for (number, _), positions in zip(base, standing, strict=True):
-        (first_number, first), *copies = (other[position] for position in positions)
-        beside = [copy for copy_number, copy in copies if _together(lives[first_number], lives[copy_number])]
+    for (number, _), (own, more) in zip(base, standing, strict=True):
+        first = other[own][1]
+        beside = [other[position][1] for position, like in more if _together(lives[other[like][0]], lives[other[position][0]])]
         if any(copy.formula or copy.kind for copy in beside):
             return None
         same = all(copy.size_bytes == first.size_bytes for copy in beside)
-        more = sum(-(-copy.size_bytes // _BLOCK) * _BLOCK if same else copy.size_bytes for copy in beside)
-        size = first.size_bytes + more if beside else max(allocation.size_bytes for _, allocation in (other[position] for position in positions))
-        found.append((number, replace(first, size_bytes=size)))
+        kept = sum(-(-copy.size_bytes // _BLOCK) * _BLOCK if same else copy.size_bytes for copy in beside)
+        largest = max([first.size_bytes, *(other[position][1].size_bytes for position, _ in more)])
+        found.append((number, replace(first, size_bytes=first.size_bytes + kept if beside else largest)))
     return found
 
 
 def _together(one: Life, other: Life) -> bool:
-    return one[0] < other[1] and other[0] < one[1]
+    """Whether both are there for most of the time of the shorter one: a loop's variable is there for a moment while the next round makes its own."""
+    shared = min(one[1], other[1]) - max(one[0], other[0])
+    return 2 * shared > min(one[1] - one[0], other[1] - other[0])
 
 
 def _lives(events: Sequence[int]) -> dict[int, Life]:
@@ -142,14 +165,14 @@ def _lives(events: Sequence[int]) -> dict[int, Life]:
     found: dict[int, Life] = {}
     for position, event in enumerate(events):
         number = event if event >= 0 else ~event
-        found[number] = (position, float("inf")) if event >= 0 else (found[number][0], position)
+        found[number] = (position, len(events)) if event >= 0 else (found[number][0], position)
     return found
 
 
 def works(base: Sequence[Row], other: Sequence[Row], more: int) -> list[Row] | None:
     """The rows of `other` in the structure of `base`: what is computed and moved in every round, together."""
     standing = laid_onto([_element(row) for row in base], [_element(row) for row in other], more)
-    return None if standing is None else [_sum([other[position] for position in positions]) for positions in standing]
+    return None if standing is None else [_sum([other[own], *(other[position] for position, _ in more)]) for own, more in standing]
 
 
 def _element(row: Row) -> Element:
