@@ -124,8 +124,8 @@ class Envelope:
 
 def _largest(polynomial: Polynomial, capacities: NDArray[np.int64]) -> NDArray[np.int64]:
     if polynomial.per_pair:
-        each = [max(0, _within(polynomial, capacity)[1]) for capacity in capacities.ravel().tolist()]
-        return np.array(each, np.int64).reshape(capacities.shape)
+        within = [_within(polynomial, capacity) for capacity in capacities.ravel().tolist()]
+        return np.array([max(0, last) if first <= last else 0 for first, last in within], np.int64).reshape(capacities.shape)
     if polynomial.per_sample <= 0:
         return np.where(capacities >= polynomial.fixed, UNBOUNDED, 0)
     whole_samples, rest = divmod(polynomial.fixed, polynomial.per_sample)

@@ -27,7 +27,8 @@ Size = Annotated[int, Field(ge=-MOST_COUNT, le=MOST_COUNT)]
 Count = Annotated[int, Field(ge=0, le=MOST_COUNT)]
 Positive = Annotated[int, Field(ge=1, le=MOST_COUNT)]
 Sizes = tuple[Size, Size, Size]  # a `Polynomial`
-Numbers = tuple[tuple[float, ...], ...]
+Number = Annotated[float, Field(ge=-1e100, le=1e100)]  # times a batch and another still none that overflows
+Numbers = tuple[tuple[Number, ...], ...]
 
 
 class _Checked(BaseModel):
