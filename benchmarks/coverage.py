@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -132,7 +133,8 @@ def _of_library(library: str, name: str) -> Row:
 
 
 def _said(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:400]
+    """What an error says in one line, without the folders of this machine."""
+    return re.sub(r"[^\s']*(site-packages|/tmp[^/]*)/", "", (str(error).strip() or type(error).__name__).splitlines()[0])[:400]
 
 
 def rows_of(pairs: list[tuple[str, str]], workers: int) -> Iterator[Row]:
@@ -174,6 +176,8 @@ def table_of(rows: list[Row]) -> str:
     lines = ["| task | types | train on a CPU | record | share |", "| --- | ---: | ---: | ---: | ---: |"]
     for table in (*TABLES, *LIBRARIES):
         found = [row for row in rows if row["table"] == table]
+        if not found:
+            continue
         trained = [row for row in found if row["outcome"] != "untrained"]
         recorded = sum(row["outcome"] == "records" for row in trained)
         lines.append(f"| {table.lower().replace('_', ' ')} | {len(found)} | {len(trained)} | {recorded} | {recorded / max(1, len(trained)):.1%} |")

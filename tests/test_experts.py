@@ -2,6 +2,7 @@
 """Mixtures of experts: peaks as recorded from the PyTorch CUDA allocator (2.11) on a simulated A100, four layers of eight experts, 4 x 512 tokens."""
 
 import pytest
+import torch
 
 import bsmodel
 from bsmodel.workloads import own_loss, token_batch, transformers_config, transformers_model
@@ -48,3 +49,23 @@ def test_rows_that_are_not_aligned_are_refused_as_on_cuda(a100):
     message = line_of(bsmodel.trace, experts("qwen3_moe", moe_intermediate_size=250), bsmodel.Training(precision="fp32"), a100)
 
     assert "multiples of 16 bytes, not of 1000" in message
+
+
+def test_experts_that_gather_their_tokens_are_loaded_evenly(a100):
+    """As many tokens each: in all what the products of the same rows in groups take, and said so."""
+
+    def routed(model, batch):
+        z = model(batch[0])
+        weights, chosen = z.softmax(-1).topk(2, dim=-1)
+        total = torch.zeros_like(z)
+        for expert in torch.nn.functional.one_hot(chosen, 4).sum((0, 1)).nonzero():
+            rows, place = torch.where(chosen == expert.squeeze())
+            total = total.index_add(0, rows, z[rows].exp() * weights[rows, place, None])
+        return total.mean()
+
+    asked = bsmodel.Workload(lambda: torch.nn.Linear(16, 4), lambda size: [torch.zeros(8 * size, 16)], routed, name="routed")
+    tape = bsmodel.trace(asked, bsmodel.Training(), a100)
+    sizes = {int(tape.per_sample_bytes[i]) for i, name in enumerate(tape.operators) if name == "aten.exp.default"}
+
+    assert sizes == {8 * 2 // 4 * 4 * 4}
+    assert any("lie evenly" in remark for remark in tape.remarks)

@@ -55,12 +55,17 @@ _OF_NUMBERS: dict[Any, Callable[..., bool | None]] = {
 }
 
 
-def _topk(tensor: torch.Tensor, k: int, dim: int = -1, *_: Any) -> torch.Tensor | None:
+def _highest(tensor: torch.Tensor, k: int, dim: int | None = -1) -> torch.Tensor | None:
     """Positions of the k largest: k other columns for each row, one after the other."""
     if dim not in (-1, tensor.dim() - 1):
         return None
     rows = math.prod(tensor.shape[:-1])
     return (torch.arange(rows * k) % max(1, tensor.size(-1))).view(*tensor.shape[:-1], k)
+
+
+def _argmax(tensor: torch.Tensor, dim: int | None = None, keepdim: bool = False) -> torch.Tensor | None:
+    positions = _highest(tensor, 1, dim)
+    return positions if keepdim or positions is None else positions.squeeze(-1)
 
 
 def of_numbers(func: Any, args: Any) -> torch.Tensor | None:
@@ -69,11 +74,16 @@ def of_numbers(func: Any, args: Any) -> torch.Tensor | None:
     return None if holds is None else torch.tensor(holds).expand(args[0].size())
 
 
-def evenly(func: Any, args: Any, most: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """What an operator finds in rows that nobody knows: unknown values, and at most so many known positions."""
-    if func is not aten.topk.default or args[0].dim() == 0 or args[0].numel() // max(1, args[0].size(-1)) * args[1] > most:
+def evenly(func: Any, args: Any, most: int) -> Any:
+    """What an operator finds in rows that nobody knows: at most so many known positions, beside unknown values where it gives these too."""
+    if func not in (aten.topk.default, aten.argmax.default) or not args[0].dim():
         return None
-    positions = _topk(*args)
+    each = args[1] if func is aten.topk.default else 1
+    if args[0].numel() // max(1, args[0].size(-1)) * each > most:
+        return None
+    if func is aten.argmax.default:
+        return _argmax(*args)
+    positions = _highest(*args[:3])
     return None if positions is None else (torch.empty(positions.size(), dtype=args[0].dtype, device="meta"), positions)
 
 

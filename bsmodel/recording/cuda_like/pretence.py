@@ -81,6 +81,8 @@ class _DeviceCalls(TorchFunctionMode):
             return seen[0] if args[0].is_meta and self.follows(args[0]) else seen[1]
         if func in _MOVES and args[0].is_meta and not self.follows(args[0]):
             return _from_host(func, args[0], [*args[1:], *(kwargs or {}).values()])
+        if func is torch.Tensor.__format__ and args[0].is_meta and not args[0].dim():  # of a scalar its value is written
+            return format(args[0].item(), *args[1:])
         if func is torch.Tensor.cuda:
             return args[0].to(META)
         if func is torch.Tensor.pin_memory:

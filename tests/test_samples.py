@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps that do something for every sample apart: each counts as often as there are samples."""
+
+import pytest
+import torch
+from torch import nn
+
+import bsmodel
+from bsmodel import Training, Workload
+from tests.models import SGD, workload
+from tests.test_steps import Narrow
+
+
+def boxes(size):
+    return torch.zeros(size, 768), [{"boxes": torch.zeros(7, 4), "labels": torch.zeros(7, dtype=torch.long)} for _ in range(size)]
+
+
+def matched(model, batch):
+    """Boxes of every sample against its own, from a matcher on the host; the costs pair all samples with all boxes."""
+    outputs = model(batch[0])
+    costs = torch.cdist(outputs.detach().view(-1, 4), torch.cat([target["boxes"] for target in batch[1]]), p=1).cpu()
+    assert costs.size(1) == 7 * len(batch[1])
+    losses = [(row.view(-1, 4).repeat(4, 1)[:7] - target["boxes"]).abs().exp().sum() for row, target in zip(outputs, batch[1], strict=True)]
+    return torch.stack(losses).mean()
+
+
+def test_what_a_step_does_for_every_sample_apart_is_counted_for_each(a100):
+    asked = workload(Narrow, boxes, matched)
+    tape = bsmodel.trace(asked, SGD, a100)
+
+    assert any("for every sample apart" in remark for remark in tape.remarks)
+    for batch in (9, 30):
+        direct = bsmodel.predict(bsmodel.recording.record(asked, SGD, a100, batch), a100, 1).allocated_bytes
+        assert bsmodel.predict(tape, a100, batch).allocated_bytes == pytest.approx(direct, rel=0.002)
+        launches = [recorded.operations.column("launches", b).sum() for recorded, b in ((tape, batch), (bsmodel.recording.record(asked, SGD, a100, batch), 1))]
+        assert launches[0] == pytest.approx(launches[1])
+
+
+class Wide(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(768, 2048), nn.ReLU(), nn.Linear(2048, 768), nn.Linear(768, 400))
+
+
+def compared(model, x):
+    """Every sample's boxes against as many as it has."""
+    losses = []
+    for row in model(x):
+        boxes = row.view(-1, 4)
+        targets = torch.ones(37, 4, device=boxes.device)
+        costs = (boxes[:, None] - targets[None]).abs().sum(-1)
+        losses.append(costs.exp().mean() + (boxes[:37] - targets).pow(2).mean())
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize(("precision", "measured"), [("fp32", (89_245_184, 90_842_624)), ("bf16-mixed", (89_867_776, 90_433_024))])
+def test_a_loop_over_samples_takes_what_it_takes_on_cuda(precision, measured, a100):
+    """Allocated bytes at 16 and 200 samples, recorded from the PyTorch CUDA allocator on a simulated device."""
+    asked = Workload(Wide, lambda size: torch.zeros(size, 768), compared, name="compared")
+    tape = bsmodel.trace(asked, Training(precision=precision, optimizer="adamw"), a100)
+
+    assert [bsmodel.predict(tape, a100, batch).allocated_bytes for batch in (16, 200)] == pytest.approx(measured, rel=1e-4)
