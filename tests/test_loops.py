@@ -52,7 +52,6 @@ MEASURED = {
     "offload": ({"layers": 4}, {4: 2_347_664_896, 16: 4_115_505_664}),
 }
 UNMEASURED = {"packed_lstm", "seq2seq"}  # cuDNN's own RNNs are not on that device
-DOT = pytest.mark.xfail(reason="products of vectors take cuBLAS's workspace on CUDA")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +80,7 @@ def test_the_page_names_every_file_and_no_other():
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("name", [pytest.param(name, marks=DOT if name == "multitask" else ()) for name in MEASURED])
+@pytest.mark.parametrize("name", MEASURED)
 def test_the_peak_is_the_measured_one(name, card):
     parameters, measured = MEASURED[name]
     tape = bsmodel.trace(made(name, **parameters), None, card)
