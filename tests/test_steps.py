@@ -362,4 +362,11 @@ def test_a_loop_that_waits_for_a_value_ends():
             loss = loss * 0.5
         return loss, outputs
 
+    def asking(model, batch):
+        loss, outputs = cross_entropy(model, batch)
+        while not (loss < 0.1):
+            loss = loss * 0.5
+        return loss, outputs
+
     assert "again and again" in line_of(bsmodel.trace, workload(loss=waiting), SGD)
+    assert "again and again" in line_of(bsmodel.trace, workload(loss=asking), SGD)

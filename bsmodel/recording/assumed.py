@@ -87,14 +87,12 @@ def evenly(func: Any, args: Any, most: int) -> Any:
     return None if positions is None else (torch.empty(positions.size(), dtype=args[0].dtype, device="meta"), positions)
 
 
-def _as_many(tensor: torch.Tensor, *_: Any) -> torch.Tensor:
-    return torch.empty(tensor.numel(), dtype=tensor.dtype, device="meta")
-
-
 # By operator: its outputs where all is selected.
 _ALL_SELECTED: dict[Any, Callable[..., Any]] = {
     aten.nonzero.default: lambda mask: torch.empty((mask.numel(), mask.dim()), dtype=torch.long, device="meta"),
-    aten.masked_select.default: lambda tensor, mask: _as_many(torch.empty(torch.broadcast_shapes(tensor.shape, mask.shape), dtype=tensor.dtype, device="meta")),
+    aten.masked_select.default: lambda tensor, mask: torch.empty(
+        math.prod(torch.broadcast_shapes(tensor.shape, mask.shape)), dtype=tensor.dtype, device="meta"
+    ),
 }
 
 

@@ -27,7 +27,7 @@ def held(value: torch.Tensor) -> int:
     return math.prod(_sizes(value))
 
 
-def makes_constants(func: Any, args: Any, kwargs: Any, most: int) -> bool:
+def makes_constants(func: Any, args: Any, most: int) -> bool:
     """Whether an operator that is given no values makes at most so many."""
     return func._schema.name.startswith(_FACTORIES) and _elements_made(func, args) <= most
 
@@ -62,22 +62,24 @@ def _tensors(args: Any, kwargs: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
 
 
-def _elements(values: list[torch.Tensor]) -> int:
-    """Elements of the largest, or of what they are broadcast to, such as labels against labels."""
+def _together(values: list[torch.Tensor]) -> torch.Size | None:
+    """What values are broadcast to, such as labels against labels; None where they are not."""
     try:
-        return math.prod(torch.broadcast_shapes(*(value.shape for value in values)))
+        return torch.broadcast_shapes(*(value.shape for value in values))
     except RuntimeError:
-        return max(value.numel() for value in values)
+        return None
+
+
+def _elements(values: list[torch.Tensor]) -> int:
+    shape = _together(values)
+    return max(value.numel() for value in values) if shape is None else math.prod(shape)
 
 
 def _once(args: Any, kwargs: Any) -> Any:
     """The operands without what all of them repeat, where many elements come of them."""
     shaped = [value for value in _tensors(args, kwargs) if value.dim()]
-    try:
-        shape = torch.broadcast_shapes(*(value.shape for value in shaped))
-    except RuntimeError:
-        return args, kwargs
-    if math.prod(shape) <= _MANY:
+    shape = _together(shaped)
+    if shape is None or math.prod(shape) <= _MANY:
         return args, kwargs
     shaped = [value for value in shaped if not is_constant(value)]
     repeated = [dim for dim in range(-len(shape), 0) if not any(value.expand(shape).stride(dim) for value in shaped)]

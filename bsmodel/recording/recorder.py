@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from bsmodel.errors import UntraceableError
-from bsmodel.recording import caches
+from bsmodel.recording import leftovers
 from bsmodel.recording.assumed import ALL, Assumed, all_selected
 from bsmodel.recording.chance import drawn
 from bsmodel.recording.counts import Count, count
@@ -200,12 +200,12 @@ class Recorder(TorchDispatchMode):
         key = tensor.untyped_storage()._cdata
         if key in self._live:
             return True
-        caches.refuse(key)
+        leftovers.refuse(key)
         return False
 
     def retire(self) -> None:
         """Leave word of what outlives the recording, for those that meet it again."""
-        caches.leave((key, storage) for key, (_, alive) in self._live.items() if (storage := alive()) is not None)
+        leftovers.leave((key, storage) for key, (_, alive) in self._live.items() if (storage := alive()) is not None)
 
     def _dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunction():  # from here on tensors show their true device

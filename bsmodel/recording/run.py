@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from bsmodel.errors import BsmodelError, UntraceableError
 from bsmodel.hardware import Gpu
-from bsmodel.recording import caches, frames, loop, placement
+from bsmodel.recording import frames, leftovers, loop, placement
 from bsmodel.recording.assumed import Assumed
 from bsmodel.recording.chance import decided
 from bsmodel.recording.cuda_like import flash, offload
@@ -109,7 +109,7 @@ def _reads(values: list[Values]) -> str:
 @contextlib.contextmanager
 def _run(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> Iterator[Run]:
     with _undisturbed(), flash.pretended():
-        caches.clear()
+        leftovers.clear()
         with placement.weights_nowhere():
             model, remarks = placement.build(workload.model, training)
             model = placement.adapt(model, training)

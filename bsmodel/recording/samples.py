@@ -91,17 +91,16 @@ def _placed(start: int, end: int, period: int, base: Sequence[Element], other: S
     for same in (True, False):
         for place in sorted(range(len(cost)), key=lambda place: (cost[place], abs(place - before))):
             moved = {start - before + i + (0 if i < place else length): index for i, index in enumerate(indices)}
-            first = start - before + place
-            given = _twins(first, first + length, period, other, {**owner, **moved}, same)
+            belong, first = {**owner, **moved}, start - before + place
+            given = _twins(first, first + length, period, other, belong, same)
             if given is not None:
-                belong = {**owner, **moved}
                 for position, like in sorted(given.items()):
                     belong[position] = _first(belong[like], period, base)
                 return {position: belong[position] for position in (*moved, *given)}, given
     return None
 
 
-def _twins(start: int, end: int, period: int, other: Sequence[Element], owner: dict[int, int], same: bool) -> dict[int, int] | None:
+def _twins(start: int, end: int, period: int, other: Sequence[Element], owner: Indices, same: bool) -> Indices | None:
     """Which element is like an inserted one: that of its name a round before or after, or else the nearest within two rounds."""
     distances = sorted(range(1, 2 * period + 1), key=lambda distance: (distance != period, distance))
     given: dict[int, int] = {}
@@ -129,14 +128,14 @@ def structured(steps: Sequence[Allocated], events: Sequence[Sequence[int]], batc
     found: list[Allocated] = [steps[0]]
     for step, parts, moments, batch in zip(steps[1:], elements[1:], events[1:], batches[1:], strict=True):
         standing = laid_onto(elements[0], parts, batch - batches[0])
-        together = None if standing is None else gathered(steps[0], step, standing, _lives(moments))
+        together = None if standing is None else _gathered(steps[0], step, standing, _lives(moments))
         if together is None:
             return None
         found.append(together)
     return found
 
 
-def gathered(base: Allocated, other: Allocated, standing: list[Standing], lives: dict[int, Life]) -> Allocated | None:
+def _gathered(base: Allocated, other: Allocated, standing: list[Standing], lives: dict[int, Life]) -> Allocated | None:
     """The allocations of `other` in the structure and with the numbers of `base`; None where a loop keeps buffers that are no plain tensors.
 
     `lives` are those of `other`'s allocations, by number.

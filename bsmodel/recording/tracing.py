@@ -17,7 +17,7 @@ from bsmodel.errors import BsmodelError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.recording import alignment, checks, loop, samples
 from bsmodel.recording.assumed import CHANCE, Assumed
-from bsmodel.recording.caches import CachedError
+from bsmodel.recording.leftovers import CachedError
 from bsmodel.recording.recorder import Allocation
 from bsmodel.recording.run import ComplaintError, Run, running, two_steps
 from bsmodel.recording.values import Values
@@ -91,12 +91,12 @@ def _answered(recording: Recording, first: Recorded, line: str, gpu: Gpu) -> tup
         return first, False
     if checks.same_memory(first[0], other[0]):
         return first, False
-    return min((first, other), key=partial(_room, gpu)), True
+    return _larger(first, other, gpu), True
 
 
-def _room(gpu: Gpu, found: Recorded) -> tuple[int, int]:
-    """By which of several recordings the one that takes the most memory comes first: how many samples there is room for, then how much each takes."""
-    return checks.about_the_largest(found[0], checks.roomiest(gpu)), -sum(map(sum, found[0].coefficients()))
+def _larger(first: Recorded, other: Recorded, gpu: Gpu) -> Recorded:
+    """The recording that takes more memory: there is room for fewer samples, or else all that is allocated is more."""
+    return min((first, other), key=lambda found: (checks.about_the_largest(found[0], checks.roomiest(gpu)), -sum(map(sum, found[0].coefficients()))))
 
 
 def _most_by_chance(recording: Recording, first: Recorded, gpu: Gpu) -> Recorded:
@@ -105,7 +105,7 @@ def _most_by_chance(recording: Recording, first: Recorded, gpu: Gpu) -> Recorded
     if checks.same_memory(first[0], other[0]):
         del first[1].noted[CHANCE]  # nothing hangs on it
         return first
-    return min((first, other), key=partial(_room, gpu))
+    return _larger(first, other, gpu)
 
 
 def _healthy(recording: Recording, assumed: Assumed) -> tuple[Tape, Values]:

@@ -33,6 +33,7 @@ class Values:
         self.reads: dict[str, int] = {}
         self.noted: dict[str, dict[str, int]] = {}
         self.asked: dict[str, bool] = {}
+        self._questions: dict[str, int] = {}
         self._confirming = False
         self._aside = False
         self._known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -61,7 +62,7 @@ class Values:
             if (found := of_numbers(func, args)) is not None:
                 return found, FINITE
             return evenly(func, args, self.limit), EVENLY
-        if not given and not makes_constants(func, args, kwargs, self.limit):
+        if not given and not makes_constants(func, args, self.limit):
             return None, ""
         if func._schema.is_mutable and self._repeats(given[0]):
             value = self._known[given[0]].clone()
@@ -129,8 +130,7 @@ class Values:
         """The answer to a question about values that nobody knows: no, unless another is assumed."""
         line = reading_line() or torch_line()
         answer = self.assumed.answers.get(line, False)
-        if self._confirming and line not in self.asked:
-            raise UntraceableError(f"the values at {line} are too many to be kept")
+        self._read(self._questions, line)
         self.asked.pop(line, None)
         self.asked[line] = answer
         return answer
@@ -164,10 +164,13 @@ class Values:
         line = reading_line()
         if line is None:
             return 0
-        self._take_down(self.reads, line)
-        if self.reads[line] > _MOST_READS:
-            raise UntraceableError(f"the step reads values at {line} again and again: a recording has none, so a loop that waits for one never ends")
+        self._read(self.reads, line)
         return self.assumed.stand_in
+
+    def _read(self, lines: dict[str, int], line: str) -> None:
+        self._take_down(lines, line)
+        if lines[line] > _MOST_READS:
+            raise UntraceableError(f"the step reads values at {line} again and again: a recording has none, so a loop that waits for one never ends")
 
     def _take_down(self, lines: dict[str, int], line: str) -> None:
         if self._confirming and line not in lines:
