@@ -307,6 +307,16 @@ def test_what_a_value_decides_takes_the_most_there_can_be():
         assert tape.remarks == (f"what values at {__file__}:{branch.__code__.co_firstlineno} decide is taken as it takes the most memory",)
 
 
+def test_questions_that_are_too_many_to_be_tried_are_named():
+    source = "def after(module, z):\n" + "    z = z.exp() if z.sum() > 0 else z\n" * 8 + "    return z\n"
+    names = {}
+    exec(compile(source, __file__ + ".many.py", "exec"), names)
+    remarks = bsmodel.trace(narrow(names["after"]), SGD).remarks
+
+    assert [remark.count(".many.py:") for remark in remarks] == [6, 2]
+    assert "was not tried otherwise" in remarks[1]
+
+
 def test_what_values_select_is_taken_whole():
     def selecting(module, z):
         rows, columns = torch.where(z > 1)

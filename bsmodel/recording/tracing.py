@@ -38,6 +38,7 @@ _ANOTHER_VALUE = 1_000_003  # for what the step reads and nobody knows: large, o
 
 _RIGHT = "checks at {} are answered as where nothing is wrong"
 _MOST = "what values at {} decide is taken as it takes the most memory"
+_NO = "what values at {} decide is taken as they answer with no, and was not tried otherwise"
 _NO_STEP = "a call of step came by in which no optimizer made a step, whose state may then lack; one call is to be a whole optimizer step"
 
 
@@ -60,9 +61,11 @@ def trace(workload: Workload, training: Training | None = None, gpu: Gpu | None 
     tape, values = _healthy(recording, Assumed())
     if CHANCE in values.noted:
         tape, values = _most_by_chance(recording, (tape, values), gpu)
-    tape, values, decided = _most_by_answer(recording, (tape, values), gpu)
+    questions = [line for line in values.asked if line not in values.assumed.answers]
+    tape, values, decided = _most_by_answer(recording, (tape, values), questions[:_MOST_QUESTIONS], gpu)
     notes = [f"assumed at {', '.join(lines)}: {what}" for what, lines in values.noted.items()]
-    for what, lines in ((_RIGHT, [line for line in values.assumed.answers if line not in decided]), (_MOST, decided)):
+    checked = [line for line in values.assumed.answers if line not in decided]
+    for what, lines in ((_RIGHT, checked), (_MOST, decided), (_NO, questions[_MOST_QUESTIONS:])):
         notes += [what.format(", ".join(lines))] if lines else []
     if values.reads:
         _compare(recording, tape, values, workload.name)
@@ -70,10 +73,10 @@ def trace(workload: Workload, training: Training | None = None, gpu: Gpu | None 
     return replace(tape, remarks=(*tape.remarks, *notes))
 
 
-def _most_by_answer(recording: Recording, first: Recorded, gpu: Gpu) -> tuple[Tape, Values, list[str]]:
+def _most_by_answer(recording: Recording, first: Recorded, questions: list[str], gpu: Gpu) -> tuple[Tape, Values, list[str]]:
     """The recording that takes the most memory of those in which questions about unknown values are answered otherwise, one by one, and which these are."""
     decided: list[str] = []
-    for line in [line for line in first[1].asked if line not in first[1].assumed.answers][:_MOST_QUESTIONS]:
+    for line in questions:
         first, differs = _answered(recording, first, line, gpu)
         decided += [line] if differs else []
     return *first, decided
