@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import RESULTS, read
-from cases.environments import has_vision, run_with_vision
+from cases.environments import in_vision, run_with_vision
 from cases.shrunk import shrunk
 
 import bsmodel
@@ -139,7 +139,7 @@ def _said(error: BaseException) -> str:
 
 def rows_of(pairs: list[tuple[str, str]], workers: int) -> Iterator[Row]:
     """What became of each, as it is known."""
-    with get_context("spawn").Pool(workers, maxtasksperchild=20) as pool:
+    with get_context("spawn").Pool(workers, in_vision, maxtasksperchild=20) as pool:
         yield from pool.imap_unordered(outcome, pairs)
 
 
@@ -154,13 +154,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.show:
         return print(table_of(read(options.out)))
-    tables = tuple(name for name in (*TABLES, *LIBRARIES) if options.only in (None, name))
-    if options.only is None:
-        for name in LIBRARIES:
-            run_with_vision([__file__, *sys.argv[1:], "--only", name])
-        tables = TABLES
-    elif options.only in LIBRARIES and not has_vision():
+    if not in_vision():
         return run_with_vision([__file__, *sys.argv[1:]])
+    tables = tuple(name for name in (*TABLES, *LIBRARIES) if options.only in (None, name))
     known = {(row["table"], row["type"]) for row in read(options.out)} if options.out.exists() else set()
     missing = [pair for pair in wanted(tables, options.types) if pair not in known]
     with options.out.open("a") as stream:

@@ -93,4 +93,10 @@ def drawn(func: Any, args: Any, output: Any, decide: Decide) -> Any:
     if func not in _OPERATORS or output.numel() != 1:
         return output
     place = decide()
-    return output if place is None else output.fill_(at(_OPERATORS[func](*args), place))
+    return output if place is None else _filled(output, at(_OPERATORS[func](*args), place))
+
+
+def _filled(output: Any, number: float) -> Any:
+    """The output with this number, rounded down: the upper end of a range is not of it."""
+    output.fill_(number)
+    return output.copy_(torch.nextafter(output, torch.full_like(output, -math.inf))) if output.item() > number else output

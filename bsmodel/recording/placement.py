@@ -180,7 +180,7 @@ def _repeated_blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
 def place(model: torch.nn.Module, training: Training, recorder: Recorder) -> None:
     """Move parameters and buffers to the device in the order of `Module._apply`: children first; tied tensors once."""
     moved: dict[int, torch.Tensor] = {}
-    with torch._C._DisableTorchDispatch():  # what the factory left on meta is not on the device yet
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():  # what the factory left on meta is not on the device yet
         _place(model, training.channels_last, recorder, moved)
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             recorder.categorize(tensor, "parameter" if isinstance(tensor, torch.nn.Parameter) else "buffer", name.rpartition(".")[0])

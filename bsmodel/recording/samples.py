@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -48,7 +49,7 @@ def laid_onto(base: Sequence[Element], other: Sequence[Element], more: int) -> l
         if tag == "equal":
             owner.update(zip(range(start, end), range(low, high), strict=True))
         elif tag == "insert" and (end - start) % more == 0:
-            inserted.append((start, end))
+            inserted += _loops(start, end, more, names[1]) or [(start, end)]
         else:
             return None
     for start, end in inserted:
@@ -66,6 +67,29 @@ def laid_onto(base: Sequence[Element], other: Sequence[Element], more: int) -> l
         else:
             found[index] = found[index]._replace(own=position)
     return found
+
+
+def _loops(start: int, end: int, more: int, names: Sequence[Hashable]) -> list[tuple[int, int]] | None:
+    """What is inserted between two positions, by the loops it is of: one, or several that follow each other, each with `more` further rounds."""
+    if start == end:
+        return []
+    for period in range((end - start) // more, 0, -1):
+        middle = start + more * period
+        if _goes_on(start, middle, period, names) and (others := _loops(middle, end, more, names)) is not None:
+            return [(start, middle), *others]
+    return None
+
+
+def _goes_on(start: int, end: int, period: int, names: Sequence[Hashable]) -> bool:
+    """Whether these are rounds of a loop that has another round, before them, after them or on both sides."""
+    if names[start : end - period] != names[start + period : end]:
+        return False
+    low, high = start, end - period
+    while low > 0 and names[low - 1] == names[low - 1 + period]:
+        low -= 1
+    while high + period < len(names) and names[high] == names[high + period]:
+        high += 1
+    return high - low >= end - start
 
 
 Indices = dict[int, int]  # by position
@@ -94,62 +118,107 @@ def _placed(start: int, end: int, period: int, base: Sequence[Element], other: S
             belong, first = {**owner, **moved}, start - before + place
             given = _twins(first, first + length, period, other, belong, same)
             if given is not None:
-                for position, like in sorted(given.items()):
-                    belong[position] = _first(belong[like], period, base)
+                least = belong.get(_begins(start, period, other), belong.get(end, 0))
+                for position, like in given.items():  # each after what it is like
+                    belong[position] = _first(belong[like], period, base, least)
                 return {position: belong[position] for position in (*moved, *given)}, given
     return None
 
 
 def _twins(start: int, end: int, period: int, other: Sequence[Element], owner: Indices, same: bool) -> Indices | None:
-    """Which element is like an inserted one: that of its name a round before or after, or else the nearest within two rounds."""
-    distances = sorted(range(1, 2 * period + 1), key=lambda distance: (distance != period, distance))
+    """Which element is like an inserted one: that of its name a round before, or after, or else the nearest within two rounds."""
     given: dict[int, int] = {}
+
+    def like(position: int, distances: Iterable[int]) -> None:
+        for candidate in (position + distance for distance in distances):
+            known = candidate in given if start <= candidate < end else candidate in owner
+            if known and other[candidate].name == other[position].name and (not same or other[candidate].size == other[position].size):
+                given[position] = candidate
+                return
+
     for position in range(start, end):
-        for like in (position + sign * distance for distance in distances for sign in (-1, 1)):
-            known = like in given if start <= like < end else like in owner
-            if known and other[like].name == other[position].name and (not same or other[like].size == other[position].size):
-                given[position] = like
-                break
-        else:
-            return None
-    return given
+        like(position, (-period,))
+    for position in range(end - 1, start - 1, -1):
+        if position not in given:
+            like(position, (period,))
+    for position in range(start, end):
+        if position not in given:
+            like(position, (sign * distance for distance in range(1, 2 * period + 1) for sign in (-1, 1)))
+    return given if len(given) == end - start else None
 
 
-def _first(index: int, period: int, base: Sequence[Element]) -> int:
-    """Of elements that are alike from round to round the first: all that a larger batch has more is counted with it."""
-    while (before := next((i for i in range(index - 1, max(-1, index - period - 1), -1) if base[i] == base[index]), None)) is not None:
-        index = before
+def _begins(start: int, period: int, other: Sequence[Element]) -> int:
+    """Where the rounds before this one begin."""
+    while start > 0 and other[start - 1].name == other[start - 1 + period].name:
+        start -= 1
+    return start
+
+
+def _first(index: int, period: int, base: Sequence[Element], least: int) -> int:
+    """Of elements that are alike from round to round the first, of the loop that begins at `least`: all that a larger batch has more is counted with it."""
+    while index - period >= least and base[index - period] == base[index]:
+        index -= period
     return index
 
 
-def structured(steps: Sequence[Allocated], events: Sequence[Sequence[int]], batches: Sequence[int]) -> list[Allocated] | None:
-    """The allocations of every step in the structure of the first, which has the smallest batch; None where that is none of theirs."""
-    elements = [[Element((a.operator, a.module), a.size_bytes) for _, a in step] for step in steps]
-    found: list[Allocated] = [steps[0]]
-    for step, parts, moments, batch in zip(steps[1:], elements[1:], events[1:], batches[1:], strict=True):
-        standing = laid_onto(elements[0], parts, batch - batches[0])
-        together = None if standing is None else _gathered(steps[0], step, standing, _lives(moments))
-        if together is None:
+def _standings(steps: Sequence[Sequence[Element]], batches: Sequence[int], by_size: bool) -> list[list[Standing]] | None:
+    """What of every further step stands for the elements of the first; `by_size` tells those apart by their sizes that are repeated in one size."""
+    if by_size:
+        repeated = _repeated(steps, batches)
+        steps = [[element._replace(name=element) if element in repeated else element for element in step] for step in steps]
+    found = []
+    for step, batch in zip(steps[1:], batches[1:], strict=True):
+        standing = laid_onto(steps[0], step, batch - batches[0])
+        if standing is None:
             return None
-        found.append(together)
+        found.append(standing)
     return found
 
 
-def _gathered(base: Allocated, other: Allocated, standing: list[Standing], lives: dict[int, Life]) -> Allocated | None:
-    """The allocations of `other` in the structure and with the numbers of `base`; None where a loop keeps buffers that are no plain tensors.
+def _repeated(steps: Sequence[Sequence[Element]], batches: Sequence[int]) -> Collection[Element]:
+    """What is there as many times more as there are more samples, in one size: loops that follow each other may differ in nothing else."""
+    counts = [Counter(step) for step in steps]
+    return {
+        element
+        for element, count in counts[0].items()
+        if (more := counts[1][element] - count) > 0
+        and all(each[element] - count == more * (batch - batches[0]) // (batches[1] - batches[0]) for each, batch in zip(counts, batches, strict=True))
+    }
 
-    `lives` are those of `other`'s allocations, by number.
+
+def structured(steps: Sequence[Allocated], events: Sequence[Sequence[int]], batches: Sequence[int], by_size: bool) -> list[Allocated] | None:
+    """The allocations of every step in the structure of the first, which has the smallest batch; None where that is none of theirs."""
+    elements = [[Element((a.operator, a.module), a.size_bytes) for _, a in step] for step in steps]
+    standings = _standings(elements, batches, by_size)
+    if standings is None:
+        return None
+    kept = _kept(steps[-1], standings[-1], _lives(events[-1]))
+    found = [_gathered(steps[0], step, standing, kept) for step, standing in zip(steps[1:], standings, strict=True)]
+    return None if None in found else [steps[0], *(step for step in found if step is not None)]
+
+
+def _kept(step: Allocated, standings: list[Standing], lives: dict[int, Life]) -> list[bool]:
+    """Of each element whether what further rounds make of it is kept beside the round's before, in most rounds: after the last there is little to see.
+
+    `lives` are those of the step's allocations, by number.
     """
+    numbers = [number for number, _ in step]
+    beside = [[_together(lives[numbers[like]], lives[numbers[position]]) for position, like in standing.more] for standing in standings]
+    return [2 * sum(rounds) >= len(rounds) for rounds in beside]
+
+
+def _gathered(base: Allocated, other: Allocated, standings: list[Standing], kept: list[bool]) -> Allocated | None:
+    """The allocations of `other` in the structure and with the numbers of `base`; None where a loop keeps buffers that are no plain tensors."""
     found = []
-    for (number, _), (own, more) in zip(base, standing, strict=True):
+    for (number, _), (own, more), stays in zip(base, standings, kept, strict=True):
         first = other[own][1]
-        beside = [other[position][1] for position, like in more if _together(lives[other[like][0]], lives[other[position][0]])]
+        beside = [other[position][1] for position, _ in more] if stays else []
         if any(copy.formula or copy.kind for copy in beside):
             return None
         same = all(copy.size_bytes == first.size_bytes for copy in beside)
-        kept = sum(-(-copy.size_bytes // _BLOCK) * _BLOCK if same else copy.size_bytes for copy in beside)
+        together = sum(-(-copy.size_bytes // _BLOCK) * _BLOCK if same else copy.size_bytes for copy in beside)
         largest = max([first.size_bytes, *(other[position][1].size_bytes for position, _ in more)])
-        found.append((number, replace(first, size_bytes=first.size_bytes + kept if beside else largest)))
+        found.append((number, replace(first, size_bytes=first.size_bytes + together if beside else largest)))
     return found
 
 
@@ -168,14 +237,14 @@ def _lives(events: Sequence[int]) -> dict[int, Life]:
     return found
 
 
-def works(base: Sequence[Row], other: Sequence[Row], more: int) -> list[Row] | None:
-    """The rows of `other` in the structure of `base`: what is computed and moved in every round, together."""
-    standing = laid_onto([_element(row) for row in base], [_element(row) for row in other], more)
-    return None if standing is None else [_sum([other[own], *(other[position] for position, _ in more)]) for own, more in standing]
-
-
-def _element(row: Row) -> Element:
-    return Element((row.operator, row.module, row.phase, row.kind), row.numbers[4])
+def works(steps: Sequence[list[Row]], batches: Sequence[int], by_size: bool) -> list[list[Row]] | None:
+    """The rows of every step in the structure of the first: what is computed and moved in every round, together."""
+    elements = [[Element((row.operator, row.module, row.phase, row.kind), row.numbers[4]) for row in step] for step in steps]
+    standings = _standings(elements, batches, by_size)
+    if standings is None:
+        return None
+    further = zip(steps[1:], standings, strict=True)
+    return [steps[0], *([_sum([rows[own], *(rows[position] for position, _ in more)]) for own, more in standing] for rows, standing in further)]
 
 
 def _sum(rows: list[Row]) -> Row:

@@ -26,11 +26,12 @@ from bsmodel.training import Training, require_arithmetic
 from bsmodel.workloads import Workload
 
 BATCHES = (2, 3, 5)  # at a batch of 1 many models take other code paths; the third size checks that two points make a line
+_APART = (2, 4, 5, 7)  # of steps that do something for every sample: of one round more it is hard to tell which loop it is of
 FURTHER = 7  # checks that three points make a parabola, where some size is one
 _PAIRED = "samples are paired within a micro-batch: accumulation and more devices do not make the pairs of the effective batch"
 Recorded = tuple[Tape, Values]
 Recording = Callable[[Assumed], Recorded]
-_BY_SAMPLE = f"what the step does for every sample apart is counted as often as there are samples; recordings at batches 2 to {FURTHER} agree"
+_BY_SAMPLE = f"what the step does for every sample apart is counted as often as there are samples; recordings at batches {_APART[0]} to {_APART[-1]} agree"
 _MICRO_STEPS = ("first", "micro", "accumulate")
 _MOST_CHECKS = 50
 _MOST_QUESTIONS = 6  # each a recording more
@@ -183,30 +184,34 @@ def _traced_in_full(workload: Workload, training: Training, gpu: Gpu, assumed: A
 
 def _traced_by_sample(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> tuple[Tape, Values] | None:
     """For steps that do something for every sample apart: the structure of the smallest batch, with what larger ones do more often."""
-    batches = (*BATCHES, FURTHER)
+    batches = _APART
     runs: list[Run] = []
     for batch in reversed(batches):
         with running(workload, training, gpu, assumed) as run:
             two_steps(run, (batch,) * 3)
             runs.insert(0, run)
+    for by_size in (False, True):
+        rows = samples.works([_apart(run.rows["micro"])[0] for run in runs], batches, by_size)
+        steps = _by_sample(runs, batches, by_size)
+        work = None if rows is None else tapes.through(rows, batches)
+        if steps is None or work is None:
+            continue
+        with contextlib.suppress(UntraceableError):  # the sizes show no closed form
+            tape = _tape(runs[0], gpu, alignment.sizes(steps, batches, workload.name), batches, work)
+            if checks.same_peak(tape, runs[-1], batches[-1]):
+                return replace(tape, remarks=(*tape.remarks, _BY_SAMPLE)), run.recorder.values
+    return None
+
+
+def _by_sample(runs: list[Run], batches: tuple[int, ...], by_size: bool) -> list[list[tuple[int, Allocation]]] | None:
+    """What is allocated at every batch in the structure of the first, block by block; what is repeated told apart by its size, or not."""
     steps: list[list[tuple[int, Allocation]]] = [[] for _ in batches]
     for block in BLOCKS:
-        parts = samples.structured([run.allocated(block) for run in runs], [run.recorder.events for run in runs], batches)
+        parts = samples.structured([run.allocated(block) for run in runs], [run.recorder.events for run in runs], batches, by_size)
         if parts is None:
             return None
         steps = [[*step, *part] for step, part in zip(steps, parts, strict=True)]
-    first, *others = [_apart(run.rows["micro"])[0] for run in runs]
-    works = [samples.works(first, rows, batch - batches[0]) for rows, batch in zip(others, batches[1:], strict=True)]
-    if None in works:
-        return None
-    sizes = alignment.sizes(steps, batches, workload.name)
-    work = tapes.through([first, *(rows for rows in works if rows is not None)], batches)
-    if work is None:
-        return None
-    tape = _tape(runs[0], gpu, sizes, batches, work)
-    if not checks.same_peak(tape, runs[-1], FURTHER):
-        return None
-    return replace(tape, remarks=(*tape.remarks, _BY_SAMPLE)), run.recorder.values
+    return steps
 
 
 def _pairs_samples(sizes: Mapping[int, alignment.Size]) -> bool:

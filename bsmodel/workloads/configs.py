@@ -106,6 +106,7 @@ def _usual(model_type: str) -> Callable[[str], Any]:
         default = library("transformers").AutoConfig.for_model(model_type)
     except Exception:  # some are made of others, which have to be given
         default = library("transformers").PretrainedConfig()
+    default.allow_global_per_layer_attribute_access = True  # of models whose layers differ, such as Gemma 4
     return lambda name: getattr(default, name, UNKNOWN)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of transformers, diffusers, timm and torchvision, built from configurations; a library is imported when its model is built."""
+"""Models of transformers and diffusers, built from configurations; a library is imported when its model is built."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError
-from bsmodel.training import Training
-from bsmodel.workloads.batches import classification_loss, image_batch
+from bsmodel.errors import BsmodelError, InvalidInputError
 from bsmodel.workloads.faults import broken_import, said
-from bsmodel.workloads.workload import Workload
 
 IN_EXTRA = ("transformers", "diffusers", "peft", "accelerate", "scipy")  # of `bsmodel[models]`
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
@@ -113,30 +110,3 @@ def diffusers_model(class_name: str, hint: str = "", /, **fields: Any) -> Callab
 
 def _of_diffusers(class_name: str, fields: dict[str, Any], hint: str) -> Any:
     return built(f"{class_name} of diffusers", lambda: getattr(library("diffusers"), class_name).from_config(fields), hint)
-
-
-def timm_workload(architecture: str, image_size: int = 224) -> Workload:
-    """An image classifier of timm."""
-    _require("timm model", architecture, library("timm").list_models())
-    training = Training(precision="bf16-mixed", optimizer="adamw")
-    return Workload(functools.partial(_of_timm, architecture), image_batch(image_size), classification_loss, training=training)
-
-
-def _of_timm(architecture: str) -> Any:
-    return library("timm").create_model(architecture, pretrained=False)
-
-
-def torchvision_workload(architecture: str, image_size: int = 224) -> Workload:
-    """An image classifier of torchvision."""
-    _require("torchvision model", architecture, library("torchvision").models.list_models())
-    training = Training(precision="fp16-mixed", optimizer="sgd-momentum")
-    return Workload(functools.partial(_of_torchvision, architecture), image_batch(image_size), classification_loss, training=training)
-
-
-def _of_torchvision(architecture: str) -> Any:
-    return library("torchvision").models.get_model(architecture, weights=None)
-
-
-def _require(kind: str, name: str, known: list[str]) -> None:
-    if name not in known:
-        raise UnknownNameError(kind, name, known)

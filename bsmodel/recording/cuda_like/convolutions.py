@@ -174,7 +174,7 @@ def _pointwise_forward(tensor: torch.Tensor, weight: torch.Tensor, stride: Any, 
     if conv_format(tensor, weight) is torch.channels_last:
         return _Workspace(0, _padding(tensor, weight, output))
     both = tensor_bytes(tensor) + output
-    converts = not is_matmul(tensor, weight, stride) and (set(stride) != {1} or weight.size(0) <= weight.size(1))
+    converts = not is_matmul(tensor, weight, stride) and (set(stride) != {1} or weight.size(0) <= tensor.size(1))
     return _Workspace(both, 0) if converts else _Workspace(0, both)
 
 
