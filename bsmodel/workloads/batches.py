@@ -71,6 +71,13 @@ def with_placeholders(length: int, word: int, placeholders: Shape, size: int) ->
     return ids
 
 
+def ended(length: int, end: int, size: int) -> Any:
+    """Token ids of (size, length): zeros, and the token that ends a text."""
+    ids = zeros(size, length, dtype="long")
+    ids[:, -1] = end
+    return ids
+
+
 def class_labels(count: int, classes: int, size: int) -> list[Any]:
     """The classes of `count` objects in each of `size` images, int64 of (count,): one after the other."""
     import torch

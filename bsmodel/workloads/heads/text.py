@@ -3,26 +3,29 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import sys
 from typing import Any
 
 from bsmodel.errors import InvalidInputError
+from bsmodel.workloads.batches import ended
 from bsmodel.workloads.heads.made import Asked, Made, Tensors
 
 CHOICES = 4  # as in SWAG (Zellers et al. 2018, arXiv 1808.05326)
+_AHEAD = {"prophetnet": 2}  # positions that text cannot take: padding's, and one that its predictions look ahead (modeling_prophetnet.py)
 
 
 def positions(config: Any, cls: Any) -> int | None:
     """How many tokens a model has positions for; None where it counts distances only."""
-    names = "max_position_embeddings n_positions max_seq_len max_encoder_position_embeddings max_decoder_position_embeddings".split()
+    names = "max_position_embeddings n_positions max_seq_len max_target_positions max_encoder_position_embeddings max_decoder_position_embeddings".split()
     found = [getattr(part, name, None) for part in (config, getattr(config, "text_config", None)) for name in names]
     most = min((limit for limit in found if isinstance(limit, int) and limit > 0), default=None)
     source = inspect.getsource(sys.modules[cls.__module__])
     if most is not None and re.search(r"position_embeddings = nn\.Embedding\([^)]*padding_idx", source):  # as in RoBERTa, positions begin after padding's
         most -= (config.pad_token_id or 0) + 1
-    return most
+    return most if most is None else most - _AHEAD.get(config.model_type, 0)
 
 
 def length_of(config: Any, cls: Any, asked: Asked) -> tuple[int, tuple[str, ...]]:
@@ -69,7 +72,10 @@ def classified_text(config: Any, cls: Any, asked: Asked) -> Made:
         text.pad_token_id = ends[0] if isinstance(ends, (list, tuple)) and ends else ends if isinstance(ends, int) else 0
         remarks = (f"pad_token_id {text.pad_token_id}: the configuration has none, and a classifier finds the end of a sample by it",)
     made = tokens(config, cls, asked, classes(config))
-    return Made(made.tensors, remarks + made.remarks, made.tokens_per_sample)
+    tensors = made.tensors
+    if config.is_encoder_decoder and isinstance(end := getattr(text, "eos_token_id", None), int):  # whose state is what is classified
+        tensors = {**tensors, "input_ids": functools.partial(ended, made.tokens_per_sample, end)}
+    return Made(tensors, remarks + made.remarks, made.tokens_per_sample)
 
 
 def answers(config: Any, cls: Any, asked: Asked) -> Made:
