@@ -69,3 +69,26 @@ def test_experts_that_gather_their_tokens_are_loaded_evenly(a100):
 
     assert sizes == {8 * 2 // 4 * 4 * 4}
     assert any("lie evenly" in remark for remark in tape.remarks)
+
+
+def test_experts_that_all_tokens_choose_are_the_upper_end(a100):
+    """Two experts with all tokens in place of four with half of them: what an expert's products take for a moment is twice as much."""
+    wide = 1024
+
+    def routed(model, batch):
+        z = model(batch[0])
+        chosen = z.topk(2, dim=-1).indices
+        total = z.new_zeros(z.size(0))
+        for expert in range(4):
+            rows, _ = torch.where(chosen == expert)
+            total = total.index_add(0, rows, (z[rows] @ z.new_ones(4, wide)).exp().mean(-1))
+        return total.mean()
+
+    asked = bsmodel.Workload(lambda: torch.nn.Linear(16, 4), lambda size: [torch.zeros(8 * size, 16)], routed, name="routed")
+    tape = bsmodel.trace(asked, bsmodel.Training(), a100)
+    products = (8 - 4) * wide * 4
+
+    assert products <= tape.beyond.per_sample <= 3 * products
+    peak, fit = bsmodel.predict(tape, a100, 1000), bsmodel.fit(tape, a100)
+    assert peak.reserved_upper_bytes >= peak.reserved_bytes + tape.beyond(1000)
+    assert fit.batch < fit.likely_batch

@@ -128,13 +128,14 @@ def replays(tape: Tape, gpu: Gpu, accumulation: int, settings: Settings) -> Repl
 
     @functools.cache
     def replay(batch: int, assumed: str, within: bool) -> _Reached | None:
-        if assumed not in ("likely", "lenient") and not tape.workspaces:
+        beyond = tape.beyond(batch) if assumed in ("upper", "mixed") else 0
+        if assumed not in ("likely", "lenient") and not (tape.workspaces or beyond):
             return replay(batch, "likely", within)
         if assumed == "likely" and within:
             usual = replay(batch, "lenient", within)
             if usual is None or (usual.undisturbed and usual.reserved_bytes + SMALL_SEGMENT <= gpu.sure_bytes):
                 return usual
-        capacity_bytes = (gpu.usable_bytes if assumed == "lenient" else gpu.sure_bytes) if within else BOUNDLESS
+        capacity_bytes = max(0, (gpu.usable_bytes if assumed == "lenient" else gpu.sure_bytes) - beyond) if within else BOUNDLESS
         run = trained(batch, assumed, capacity_bytes)
         if run is None:
             return None
@@ -142,7 +143,7 @@ def replays(tape: Tape, gpu: Gpu, accumulation: int, settings: Settings) -> Repl
         if spare_bytes < SMALL_SEGMENT and trained(batch, assumed, capacity_bytes - SMALL_SEGMENT) is None:
             return None
         largest = max(_ASSUMED[assumed](tape, batch, gpu).tolist(), default=0)
-        return _Reached(run.max_allocated_bytes, run.max_reserved_bytes, spare_bytes > largest, not (run.forgone or run.retries))
+        return _Reached(run.max_allocated_bytes + beyond, run.max_reserved_bytes + beyond, spare_bytes > largest, not (run.forgone or run.retries))
 
     return replay
 

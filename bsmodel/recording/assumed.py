@@ -14,7 +14,7 @@ import torch
 aten = torch.ops.aten
 
 FINITE = "every number is finite"
-EVENLY = "the largest of a row lie evenly over its columns, as rows of balanced experts do"
+EVENLY = "the largest of a row lie evenly over its columns, as rows of balanced experts do; the upper end has them in the same columns for all rows"
 ALL = "what is selected by values is all there is to select from, the most there can be"
 CHANCE = "what is left to chance on the host turns out so that the step takes the most memory"
 
@@ -25,12 +25,13 @@ class Assumed:
 
     `stand_in` is what a read gets: 0 in one recording, something else in another, whose allocations are then compared. `answers` are the
     truth values of checks by the line that asks, where the other answer is complained about. `chance`, from 0 to 1, is where in its range a number lies
-    that is drawn on the host.
+    that is drawn on the host. `crowded`: the largest of all rows are in the same columns, and not evenly over them.
     """
 
     stand_in: int = 0
     answers: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
     chance: float = 1.0
+    crowded: bool = False
 
 
 def _same(one: Any, other: Any) -> bool | None:
@@ -55,16 +56,17 @@ _OF_NUMBERS: dict[Any, Callable[..., bool | None]] = {
 }
 
 
-def _highest(tensor: torch.Tensor, k: int, dim: int | None = -1) -> torch.Tensor | None:
-    """Positions of the k largest: k other columns for each row, one after the other."""
+def _highest(crowded: bool, tensor: torch.Tensor, k: int, dim: int | None = -1) -> torch.Tensor | None:
+    """Positions of the k largest: k other columns for each row, one after the other; or the first k for all rows."""
     if dim not in (-1, tensor.dim() - 1):
         return None
     rows = math.prod(tensor.shape[:-1])
-    return (torch.arange(rows * k) % max(1, tensor.size(-1))).view(*tensor.shape[:-1], k)
+    positions = torch.arange(rows * k)
+    return (positions % k if crowded else positions % max(1, tensor.size(-1))).view(*tensor.shape[:-1], k)
 
 
-def _argmax(tensor: torch.Tensor, dim: int | None = None, keepdim: bool = False) -> torch.Tensor | None:
-    positions = _highest(tensor, 1, dim)
+def _argmax(crowded: bool, tensor: torch.Tensor, dim: int | None = None, keepdim: bool = False) -> torch.Tensor | None:
+    positions = _highest(crowded, tensor, 1, dim)
     return positions if keepdim or positions is None else positions.squeeze(-1)
 
 
@@ -74,7 +76,7 @@ def of_numbers(func: Any, args: Any) -> torch.Tensor | None:
     return None if holds is None else torch.tensor(holds).expand(args[0].size())
 
 
-def evenly(func: Any, args: Any, most: int) -> Any:
+def highest(func: Any, args: Any, most: int, crowded: bool) -> Any:
     """What an operator finds in rows that nobody knows: at most so many known positions, beside unknown values where it gives these too."""
     if func not in (aten.topk.default, aten.argmax.default) or not args[0].dim():
         return None
@@ -82,8 +84,8 @@ def evenly(func: Any, args: Any, most: int) -> Any:
     if args[0].numel() // max(1, args[0].size(-1)) * each > most:
         return None
     if func is aten.argmax.default:
-        return _argmax(*args)
-    positions = _highest(*args[:3])
+        return _argmax(crowded, *args)
+    positions = _highest(crowded, *args[:3])
     return None if positions is None else (torch.empty(positions.size(), dtype=args[0].dtype, device="meta"), positions)
 
 

@@ -83,12 +83,17 @@ def _peak(events: Sequence[int], sizes: Sequence[int]) -> int:
     return max(itertools.accumulate(sizes[event] if event >= 0 else -sizes[~event] for event in events), default=0)
 
 
-def about_the_largest(tape: Tape, memory_bytes: int) -> int:
-    """The batch at which the bytes requested fill this memory."""
+def envelope(tape: Tape) -> Envelope:
+    """The most bytes that are requested at any time, by the batch."""
     events = np.array([event for name in BLOCKS for event in tape.blocks[name]], np.int64)
     numbers, sign = np.where(events >= 0, events, ~events), np.where(events >= 0, 1, -1)
     alive = np.cumsum(sign * tape.coefficients()[:, numbers], axis=1)
-    return Envelope(polynomials(alive, upper_envelope(alive))).largest(memory_bytes)
+    return Envelope(polynomials(alive, upper_envelope(alive)))
+
+
+def about_the_largest(tape: Tape, memory_bytes: int) -> int:
+    """The batch at which the bytes requested fill this memory."""
+    return envelope(tape).largest(memory_bytes)
 
 
 def same_path(run: Run, tape: Tape, sizes: Mapping[int, Size], gpu: Gpu) -> tuple[int | None, str]:

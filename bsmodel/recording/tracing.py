@@ -16,7 +16,7 @@ from bsmodel import tape as tapes
 from bsmodel.errors import BsmodelError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.recording import alignment, checks, loop, samples
-from bsmodel.recording.assumed import CHANCE, Assumed
+from bsmodel.recording.assumed import CHANCE, EVENLY, Assumed
 from bsmodel.recording.leftovers import CachedError
 from bsmodel.recording.recorder import Allocation
 from bsmodel.recording.run import ComplaintError, Run, running, two_steps
@@ -64,6 +64,8 @@ def trace(workload: Workload, training: Training | None = None, gpu: Gpu | None 
         tape, values = _most_by_chance(recording, (tape, values), gpu)
     questions = [line for line in values.asked if line not in values.assumed.answers]
     tape, values, decided = _most_by_answer(recording, (tape, values), questions[:_MOST_QUESTIONS], gpu)
+    if EVENLY in values.noted:
+        tape = replace(tape, beyond=_beyond(recording, tape, values.assumed, gpu))
     notes = [f"assumed at {', '.join(lines)}: {what}" for what, lines in values.noted.items()]
     checked = [line for line in values.assumed.answers if line not in decided]
     for what, lines in ((_RIGHT, checked), (_MOST, decided), (_NO, questions[_MOST_QUESTIONS:])):
@@ -96,6 +98,15 @@ def _answered(recording: Recording, first: Recorded, line: str, gpu: Gpu) -> tup
     if checks.same_memory(first[0], other[0]):
         return first, False
     return _larger(first, other, gpu), True
+
+
+def _beyond(recording: Recording, tape: Tape, assumed: Assumed, gpu: Gpu) -> Polynomial:
+    """How many bytes more the step takes at most where all rows choose alike: the line through the differences at a batch of 2 and at about the largest."""
+    crowded, _ = _healthy(recording, replace(assumed, crowded=True))
+    few, many = BATCHES[0], max(BATCHES[-1], checks.about_the_largest(tape, checks.roomiest(gpu)))
+    first, last = (checks.envelope(crowded)(batch) - checks.envelope(tape)(batch) for batch in (few, many))
+    per_sample = max(0, -(-(last - first) // (many - few)))
+    return Polynomial(max(0, first - few * per_sample, last - many * per_sample), per_sample)
 
 
 def _larger(first: Recorded, other: Recorded, gpu: Gpu) -> Recorded:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from bsmodel.errors import UntraceableError
-from bsmodel.recording.assumed import ALL, CHANCE, EVENLY, FINITE, Assumed, evenly, of_numbers
+from bsmodel.recording.assumed import ALL, CHANCE, EVENLY, FINITE, Assumed, highest, of_numbers
 from bsmodel.recording.computing import held, is_constant, like, makes_constants, on_host
 from bsmodel.recording.frames import calling_line, reading_line, torch_line
 
@@ -61,7 +61,7 @@ class Values:
         if any(tensor.is_meta and tensor not in self._known for tensor in given):
             if (found := of_numbers(func, args)) is not None:
                 return found, FINITE
-            return evenly(func, args, self.limit), EVENLY
+            return highest(func, args, self.limit, self.assumed.crowded), EVENLY
         if not given and not makes_constants(func, args, self.limit):
             return None, ""
         if func._schema.is_mutable and self._repeats(given[0]):

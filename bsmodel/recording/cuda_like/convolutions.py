@@ -279,7 +279,7 @@ def _pointwise_backward(
     if aligned and tensor.dim() < 5:
         filters = 0 if groups > 1 else min(4 * tensor.size(0) * weight.numel(), pair)
         return _Workspace(0, everything), _Workspace(filters, pair - filters)
-    data = pair if not aligned and (set(stride) != {1} or weight.size(0) >= weight.size(1)) else 0
+    data = pair if not aligned and (set(stride) != {1} or weight.size(0) >= tensor.size(1)) else 0
     return _Workspace(data, everything - data), _summed(pair, gradient, weight, capability, everything - pair)
 
 
