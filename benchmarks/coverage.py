@@ -71,7 +71,7 @@ def outcome(pair: tuple[str, str]) -> Row:
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGALRM, _too_long)
     try:
-        return {"table": table, "type": name, **(_of_library(name, table) if table in LIBRARIES else _of_transformers(table, name))}
+        return {"table": table, "type": name, **(_of_library(table, name) if table in LIBRARIES else _of_transformers(table, name))}
     except _TooLong:
         return {"table": table, "type": name, "outcome": "untrained", "reason": f"takes more than {TRAINED_SECONDS} s"}
     finally:
@@ -135,7 +135,7 @@ def _recorded(workload: bsmodel.Workload) -> Row:
     return {"outcome": "refused", "reason": refused}
 
 
-def _of_library(name: str, library: str) -> Row:
+def _of_library(library: str, name: str) -> Row:
     return _recorded(bsmodel.Workload.named(f"{library}:{name}"))
 
 

@@ -328,6 +328,19 @@ def test_what_values_select_is_taken_whole():
     assert tape.remarks == (f"assumed at {', '.join(f'{__file__}:{selecting.__code__.co_firstlineno + offset}' for offset in (1, 2))}: {ALL}",)
 
 
+def test_a_share_of_the_batch_is_taken_whole():
+    """Seven tenths of 2, 3 and 5 samples are 1, 2 and 3: no line in the batch."""
+
+    def hardest(model, x):
+        losses = model(x).square().sum(-1)
+        return losses.topk(int(0.7 * losses.numel())).values.exp().mean()
+
+    tape = bsmodel.trace(workload(lambda: nn.Linear(8, 16), lambda size: torch.zeros(size, 8), hardest), SGD)
+
+    assert {int(tape.per_sample_bytes[i]) for i, name in enumerate(tape.operators) if name == "aten.exp.default"} == {4}
+    assert any("there is to select from" in remark for remark in tape.remarks)
+
+
 def test_what_chance_decides_on_the_host_takes_the_most_there_can_be():
     def kept(keep):
         return bsmodel.trace(narrow(lambda module, z: z.exp().sin() if keep() else z), SGD)

@@ -19,6 +19,10 @@ class OtherPathError(UntraceableError):
     """A step that does something else at one batch than at another."""
 
 
+class NoClosedFormError(UntraceableError):
+    """A size that is no polynomial in the batch."""
+
+
 @dataclass(frozen=True)
 class Size:
     """Bytes of an allocation: a polynomial in the batch, plus a formula of `bsmodel.tape.workspaces` over parameters that are polynomials.
@@ -72,7 +76,7 @@ def _polynomial(values: list[int], batches: Sequence[int], what: str, workload: 
         found = Polynomial(*map(int, coefficients))
         fits = all(number.denominator == 1 for number in coefficients) and found.is_size and _fits(found, values, batches)
     if not fits:
-        raise UntraceableError(
+        raise NoClosedFormError(
             f"{what} takes {', '.join(map(str, values))} bytes at batches {', '.join(map(str, batches))}: neither a straight line in the batch "
             f"nor a parabola that grows with it, so {workload} has no closed form"
         )

@@ -26,12 +26,14 @@ class Assumed:
     `stand_in` is what a read gets: 0 in one recording, something else in another, whose allocations are then compared. `answers` are the
     truth values of checks by the line that asks, where the other answer is complained about. `chance`, from 0 to 1, is where in its range a number lies
     that is drawn on the host. `crowded`: the largest of all rows are in the same columns, and not evenly over them.
+    `whole`: the largest of a batch are all there are, where a share of it is no line in the batch.
     """
 
     stand_in: int = 0
     answers: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
     chance: float = 1.0
     crowded: bool = False
+    whole: bool = False
 
 
 def _same(one: Any, other: Any) -> bool | None:

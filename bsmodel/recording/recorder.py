@@ -240,6 +240,9 @@ class Recorder(TorchDispatchMode):
 
     def _by_known_masks(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
         """An operator; masks become the indices that CUDA makes of them first (TensorIndexing, expandTensors)."""
+        if func is aten.topk.default and self.values.assumed.whole and args[0].dim() == 1:
+            self.values.note(ALL)
+            args = (args[0], args[0].numel(), *args[2:])
         counts = [self.values.selected(index) for index in args[1]] if func is aten.index.Tensor and not all(map(self.values.knows, given)) else []
         if all(selected is None for selected in counts):
             return self._run(func, args, kwargs, given)

@@ -16,7 +16,7 @@ from bsmodel import tape as tapes
 from bsmodel.errors import BsmodelError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.recording import alignment, checks, loop, samples
-from bsmodel.recording.assumed import CHANCE, EVENLY, Assumed
+from bsmodel.recording.assumed import ALL, CHANCE, EVENLY, Assumed
 from bsmodel.recording.leftovers import CachedError
 from bsmodel.recording.recorder import Allocation
 from bsmodel.recording.run import ComplaintError, Run, running, two_steps
@@ -59,7 +59,7 @@ def trace(workload: Workload, training: Training | None = None, gpu: Gpu | None 
     require_arithmetic(training, gpu)
     loop.require_applicable(workload, training)
     recording = partial(_traced, workload, training, gpu)
-    tape, values = _healthy(recording, Assumed())
+    tape, values = _whole_or_shares(recording)
     if CHANCE in values.noted:
         tape, values = _most_by_chance(recording, (tape, values), gpu)
     questions = [line for line in values.asked if line not in values.assumed.answers]
@@ -74,6 +74,18 @@ def trace(workload: Workload, training: Training | None = None, gpu: Gpu | None 
         _compare(recording, tape, values, workload.name)
         notes.append(f"values read at {', '.join(values.reads)} are not known; 0 and {_ANOTHER_VALUE} gave the same recording")
     return replace(tape, remarks=(*tape.remarks, *notes))
+
+
+def _whole_or_shares(recording: Recording) -> Recorded:
+    """A recording in which the largest of a batch are as many as are asked for, or all, where such a share has no closed form."""
+    try:
+        return _healthy(recording, Assumed())
+    except alignment.NoClosedFormError as refusal:
+        with contextlib.suppress(BsmodelError):
+            tape, values = _healthy(recording, Assumed(whole=True))
+            if ALL in values.noted:
+                return tape, values
+        raise refusal from None
 
 
 def _most_by_answer(recording: Recording, first: Recorded, questions: list[str], gpu: Gpu) -> tuple[Tape, Values, list[str]]:
