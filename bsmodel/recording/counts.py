@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 from bsmodel.recording.cuda_like import flash
+from bsmodel.recording.cuda_like.work import Work
+from bsmodel.tape import Row
 
 aten = torch.ops.aten
 
@@ -151,3 +153,13 @@ def count(func: Any, args: Any, output: torch.Tensor) -> Count | None:
         flops += int(amount) * (2 if formula.multiply_adds else 1)
         activations = output.numel() if formula.multiply_adds else 0
     return Count(flops, activations)
+
+
+def rows_of(operator: str, module: str, phase: str, work: Work, counted: Count) -> list[Row]:
+    """What an operator computes and moves: a row for each matrix product in it, and one for what is done beside them."""
+    products = work.products or ((0, 0, 0, 0),)
+    shared = (work.moved_bytes / len(products), work.launches / len(products), counted.flops / len(products), counted.activations / len(products))
+    rows = [Row(operator, module, phase, work.kind, work.dtype, (*product, *shared)) for product in products]
+    if work.beside_bytes:
+        rows.append(Row(operator, module, phase, "beside convolution", work.dtype, (0, 0, 0, 0, work.beside_bytes, work.beside_launches, 0, 0)))
+    return rows

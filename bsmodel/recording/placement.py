@@ -56,6 +56,8 @@ class _Together(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         leaves = tree_leaves((args, kwargs))
+        if func is aten._to_copy.default and args[0].is_meta:  # of what has no data there is none elsewhere either
+            return func(*args, **{**kwargs, "device": META})
         if any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in leaves) and func not in (aten.copy_.default, aten._to_copy.default):
             args, kwargs = tree_map(lambda leaf: leaf.to(META) if isinstance(leaf, torch.Tensor) and leaf.dim() else leaf, (args, kwargs))
         return func(*args, **(kwargs or {}))

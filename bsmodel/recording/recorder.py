@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -19,7 +20,7 @@ from bsmodel.errors import UntraceableError
 from bsmodel.recording import leftovers
 from bsmodel.recording.assumed import ALL, Assumed, all_selected
 from bsmodel.recording.chance import drawn
-from bsmodel.recording.counts import Count, count
+from bsmodel.recording.counts import Count, count, rows_of
 from bsmodel.recording.cuda_like import distances, offload, refusals, shapes, sparse
 from bsmodel.recording.cuda_like.buffers import NO_BUFFERS, Buffer, Kernel
 from bsmodel.recording.cuda_like.engine import SUMS, is_renumbered, sums_in_place
@@ -174,10 +175,8 @@ class Recorder(TorchDispatchMode):
     def categorize(self, tensor: torch.Tensor, category: str, module: str) -> None:
         """Say what a followed tensor turned out to be, and whose it is."""
         tensor = tensor._values() if tensor.layout is torch.sparse_coo else tensor
-        found = self._live.get(tensor.untyped_storage()._cdata)
-        if found is not None:
-            self.allocations[found[0]].category = category
-            self.allocations[found[0]].owner = module
+        if (number := self._number(tensor)) is not None:
+            self.allocations[number].category, self.allocations[number].owner = category, module
 
     def categorize_live(self, since: int, category: str) -> None:
         """Say what all that has been allocated since an event, and is still there, turned out to be."""
@@ -195,8 +194,15 @@ class Recorder(TorchDispatchMode):
 
     # -- every operation ----------------------------------------------------------------------------------------------------------
 
+    def _number(self, tensor: Any) -> int | None:
+        """The allocation behind a device tensor; None for what is none."""
+        found = self._live.get(tensor.untyped_storage()._cdata) if isinstance(tensor, torch.Tensor) and tensor.is_meta else None
+        return None if found is None else found[0]
+
     def follows(self, tensor: torch.Tensor) -> bool:
         """Whether a `meta` tensor is on the device: the others are on the host, made without data while the model was built."""
+        while is_functorch_wrapped_tensor(tensor):  # of vmap
+            tensor = get_unwrapped(tensor)
         key = tensor.untyped_storage()._cdata
         if key in self._live:
             return True
@@ -243,6 +249,8 @@ class Recorder(TorchDispatchMode):
         if func is aten.topk.default and self.values.assumed.whole and args[0].dim() == 1:
             self.values.note(ALL)
             args = (args[0], args[0].numel(), *args[2:])
+        for index in args[1] if func is aten.index.Tensor else ():
+            self.values.recall(index, self._number(index))
         counts = [self.values.selected(index) for index in args[1]] if func is aten.index.Tensor and not all(map(self.values.knows, given)) else []
         if all(selected is None for selected in counts):
             return self._run(func, args, kwargs, given)
@@ -285,6 +293,8 @@ class Recorder(TorchDispatchMode):
         self._note_work(name, known.work, known.counted)
         self._note_node()
         self.values.keep(func, tensors_in((output,)), None if value is None else tensors_in((value,)), given, because)
+        for tensor in tensors:
+            self.values.remember(tensor, self._number(tensor))
         return output
 
     def _note_node(self) -> None:
@@ -350,7 +360,7 @@ class Recorder(TorchDispatchMode):
             phase = "recompute" if self._stack else "gradient" if _keeps_gradient() else "backward"
         if phase == "forward" and counted is None:
             self.uncounted_operators.add(operator)
-        self.rows += _rows(operator, module, phase, work, counted if phase == "forward" and counted else Count(0))
+        self.rows += rows_of(operator, module, phase, work, counted if phase == "forward" and counted else Count(0))
 
     def _to_host(self, tensor: torch.Tensor, kwargs: Any) -> torch.Tensor:
         if offload.packing():
@@ -364,15 +374,6 @@ def _keeps_gradient() -> bool:
     """Whether the engine is at the end of its graph, where a gradient is kept or added to the one that is there."""
     node: Any = torch._C._current_autograd_node()
     return node is not None and node.name() == "torch::autograd::AccumulateGrad"
-
-
-def _rows(operator: str, module: str, phase: str, work: Work, counted: Count) -> list[Row]:
-    products = work.products or ((0, 0, 0, 0),)
-    shared = (work.moved_bytes / len(products), work.launches / len(products), counted.flops / len(products), counted.activations / len(products))
-    rows = [Row(operator, module, phase, work.kind, work.dtype, (*product, *shared)) for product in products]
-    if work.beside_bytes:
-        rows.append(Row(operator, module, phase, "beside convolution", work.dtype, (0, 0, 0, 0, work.beside_bytes, work.beside_launches, 0, 0)))
-    return rows
 
 
 def tensors_in(values: Any) -> list[torch.Tensor]:

@@ -37,6 +37,7 @@ class Values:
         self._confirming = False
         self._aside = False
         self._known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._masks: dict[int | None, torch.Tensor] = {}  # by allocation
         self._because: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # of what is assumed rather than known
 
     def confirm(self, limit: int) -> None:
@@ -78,6 +79,17 @@ class Values:
     def knows(self, tensor: torch.Tensor) -> bool:
         """Whether a device tensor's values are known, or assumed."""
         return tensor in self._known
+
+    def remember(self, tensor: torch.Tensor, allocation: int | None) -> None:
+        """Keep what a mask holds with its allocation, too."""
+        if tensor.dtype is torch.bool and allocation is not None and tensor in self._known:
+            self._masks[allocation] = self._known[tensor]
+
+    def recall(self, tensor: Any, allocation: int | None) -> None:
+        """A mask that autograd saved comes back as another tensor, and holds what that did."""
+        value = self._masks.get(allocation)
+        if value is not None and tensor.dtype is torch.bool and tensor not in self._known and value.size() == tensor.size():
+            self._known[tensor] = value
 
     def selected(self, index: Any) -> int | None:
         """How many elements a boolean mask selects: all where nobody knows; None for what is no mask."""

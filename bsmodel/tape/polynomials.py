@@ -48,6 +48,9 @@ class Polynomial:
         return f"{format_bytes(self.fixed)} + {format_bytes(self.per_sample)} b{squared}"
 
 
+NOTHING = Polynomial(0, 0)
+
+
 def interpolated(values: Any, batches: Sequence[int]) -> tuple[Any, Any, Any]:
     """Fixed, per sample and per pair of the polynomial through the first three values, numbers or arrays of them, at as many batches."""
     (x, y, z), (at_x, at_y, at_z) = batches[:3], values[:3]
