@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -45,7 +46,39 @@ class Size:
 Allocated = Sequence[tuple[int, Any]]  # (number, allocation)
 
 
-def sizes(steps: Sequence[Allocated], batches: Sequence[int], workload: str) -> dict[int, Size]:
+Fit = Callable[[list[int], Sequence[int]], Polynomial | None]  # of values at batches
+
+
+def exactly(values: list[int], batches: Sequence[int]) -> Polynomial | None:
+    """The straight line through the first two values, or else the polynomial through three, if it is whole, grows and fits all."""
+    per_sample = (values[1] - values[0]) // (batches[1] - batches[0]) if len(values) > 1 else 0
+    found = Polynomial(values[0] - per_sample * batches[0], per_sample)
+    if _fits(found, values, batches):
+        return found
+    if len(values) < 3:
+        return None
+    coefficients = interpolated([Fraction(value) for value in values], batches)
+    found = Polynomial(*map(int, coefficients))
+    whole = all(number.denominator == 1 for number in coefficients)
+    return found if whole and found.is_size and _fits(found, values, batches) else None
+
+
+def nearly(values: list[int], batches: Sequence[int]) -> Polynomial | None:
+    """The same, or of four values and more that are rounded up to whole rows a polynomial above all of them, if by a hundredth at the most."""
+    found = exactly(values, batches)
+    if found is not None or len(values) < 4:
+        return found
+    slope = -(-(values[-1] - values[0]) // (batches[-1] - batches[0]))
+    chosen = (0, len(values) // 2, -1)
+    curve = map(math.ceil, interpolated([Fraction(values[index]) for index in chosen], [batches[index] for index in chosen]))
+    for found in (Polynomial(0, slope), Polynomial(*curve)):
+        raised = replace(found, fixed=found.fixed + max(value - found(batch) for value, batch in zip(values, batches, strict=True)))
+        if raised.is_size and all(raised(batch) <= value + value // 100 for value, batch in zip(values, batches, strict=True)):
+            return raised
+    return None
+
+
+def sizes(steps: Sequence[Allocated], batches: Sequence[int], workload: str, fit: Fit = exactly) -> dict[int, Size]:
     """Fixed, per-sample and per-pair bytes of every allocation, from the same allocations recorded at several batches.
 
     Three batches give the polynomial, every further one checks it; it holds for the numbers of all the steps. Of those that are straight
@@ -58,24 +91,17 @@ def sizes(steps: Sequence[Allocated], batches: Sequence[int], workload: str) -> 
     for same in zip(*steps, strict=True):
         allocation = same[0][1]
         what = f"{allocation.operator} in module {allocation.module or 'model'}"
-        size = _polynomial([a.size_bytes for _, a in same], batches, what, workload)
+        size = _polynomial([a.size_bytes for _, a in same], batches, what, workload, fit)
         columns = zip(*(a.parameters for _, a in same), strict=True)
-        parameters = tuple(_polynomial(list(column), batches, what, workload) for column in columns)
-        excess = _polynomial([a.excess_bytes for _, a in same], batches, what, workload)
+        parameters = tuple(_polynomial(list(column), batches, what, workload, fit) for column in columns)
+        excess = _polynomial([a.excess_bytes for _, a in same], batches, what, workload, fit)
         found.update((number, Size(size, allocation.formula, parameters, allocation.kind, excess)) for number, _ in same)
     return found
 
 
-def _polynomial(values: list[int], batches: Sequence[int], what: str, workload: str) -> Polynomial:
-    """The straight line through the first two values, or else the polynomial through three, if it is whole, grows and fits all."""
-    per_sample = (values[1] - values[0]) // (batches[1] - batches[0]) if len(values) > 1 else 0
-    found = Polynomial(values[0] - per_sample * batches[0], per_sample)
-    fits = _fits(found, values, batches)
-    if not fits and len(values) > 2:
-        coefficients = interpolated([Fraction(value) for value in values], batches)
-        found = Polynomial(*map(int, coefficients))
-        fits = all(number.denominator == 1 for number in coefficients) and found.is_size and _fits(found, values, batches)
-    if not fits:
+def _polynomial(values: list[int], batches: Sequence[int], what: str, workload: str, fit: Fit) -> Polynomial:
+    found = fit(values, batches)
+    if found is None:
         raise NoClosedFormError(
             f"{what} takes {', '.join(map(str, values))} bytes at batches {', '.join(map(str, batches))}: neither a straight line in the batch "
             f"nor a parabola that grows with it, so {workload} has no closed form"

@@ -18,6 +18,7 @@ _LIKE = frozenset(("aten::ones_like", "aten::zeros_like", "aten::full_like"))
 _ELEMENTWISE = frozenset((aten._to_copy.default, aten.clone.default))  # beside those that torch tags so
 _RESIZES = frozenset((aten.upsample_nearest2d.default, aten.upsample_nearest2d.vec, aten.upsample_nearest1d.default))  # of one number the same
 _OF_ALL = frozenset((aten.any.default, aten.all.default, aten.max.default, aten.min.default))
+_SUMS = frozenset((aten.sum.default, aten.sum.dim_IntList))
 _MANY = 1 << 16  # elements
 _HOST = torch.device("cpu")
 
@@ -44,6 +45,8 @@ def on_host(func: Any, args: Any, kwargs: Any, known: Callable[[torch.Tensor], t
     args, kwargs = tree_map(lambda leaf: known(leaf) if isinstance(leaf, torch.Tensor) and leaf.is_meta else leaf, (args, kwargs))
     if "device" in kwargs:
         kwargs = {**kwargs, "device": _HOST}
+    if func in _SUMS and args[0].numel() > _MANY and is_constant(args[0]):
+        return _sum_of_constant(func, *args, **kwargs)
     if _takes_one_for_all(func) or (func in _RESIZES and is_constant(args[0])):
         args, kwargs = _once(args, kwargs)
     if not is_view(func) and _elements(_tensors(args, kwargs)) > most:
@@ -52,6 +55,13 @@ def on_host(func: Any, args: Any, kwargs: Any, known: Callable[[torch.Tensor], t
         return func(*args, **kwargs)
     except (RuntimeError, NotImplementedError):
         return None
+
+
+def _sum_of_constant(func: Any, value: torch.Tensor, dims: Any = None, *rest: Any, **kwargs: Any) -> Any:
+    """As many times one element as are added up."""
+    one = value[(slice(0, 1),) * value.dim()]
+    summed = range(value.dim()) if not dims else dims
+    return func(one, *([dims] if func is aten.sum.dim_IntList else []), *rest, **kwargs) * math.prod(value.size(dim) for dim in summed)
 
 
 def _takes_one_for_all(func: Any) -> bool:

@@ -196,7 +196,7 @@ class Recorder(TorchDispatchMode):
 
     def _number(self, tensor: Any) -> int | None:
         """The allocation behind a device tensor; None for what is none."""
-        found = self._live.get(tensor.untyped_storage()._cdata) if isinstance(tensor, torch.Tensor) and tensor.is_meta else None
+        found = self._live.get(tensor.untyped_storage()._cdata) if isinstance(tensor, torch.Tensor) else None
         return None if found is None else found[0]
 
     def follows(self, tensor: torch.Tensor) -> bool:
@@ -246,12 +246,11 @@ class Recorder(TorchDispatchMode):
 
     def _by_known_masks(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
         """An operator; masks become the indices that CUDA makes of them first (TensorIndexing, expandTensors)."""
-        if func is aten.topk.default and self.values.assumed.whole and args[0].dim() == 1:
-            self.values.note(ALL)
-            args = (args[0], args[0].numel(), *args[2:])
+        args = self.values.whole(func, args)
         for index in args[1] if func is aten.index.Tensor else ():
             self.values.recall(index, self._number(index))
-        counts = [self.values.selected(index) for index in args[1]] if func is aten.index.Tensor and not all(map(self.values.knows, given)) else []
+        computed = func is not aten.index.Tensor or (args[0].numel() <= self.values.limit and all(map(self.values.knows, given)))
+        counts = [] if computed else [self.values.selected(index) for index in args[1]]
         if all(selected is None for selected in counts):
             return self._run(func, args, kwargs, given)
         indices: list[Any] = []
@@ -262,7 +261,7 @@ class Recorder(TorchDispatchMode):
                 continue
             made.append(self.allocate(8 * selected * index.dim(), "aten.nonzero.default"))
             indices += [torch.empty(selected, dtype=torch.long, device=META) for _ in range(index.dim())]
-        output = self._run(func, (args[0], indices), kwargs, given)
+        output = self._run(func, (args[0], indices), kwargs, tensors_in((args[0], indices)))
         for number in made:
             self.release(number)
         return output

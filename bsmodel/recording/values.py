@@ -18,6 +18,8 @@ from bsmodel.recording.frames import calling_line, reading_line, torch_line
 _LIMIT = 1 << 21  # elements: device tensors up to this size keep their values, where those are known
 _MOST_READS = 1000  # by one line: a loop that waits for a value would never end
 
+aten = torch.ops.aten
+
 
 class Values:
     """Values of the tensors of one recording, and what is assumed of those that nobody knows.
@@ -79,6 +81,13 @@ class Values:
     def knows(self, tensor: torch.Tensor) -> bool:
         """Whether a device tensor's values are known, or assumed."""
         return tensor in self._known
+
+    def whole(self, func: Any, args: Any) -> Any:
+        """The arguments of an operator; where it is assumed that the largest of a batch are all there are, those that give all."""
+        if not self.assumed.whole or func is not aten.topk.default or args[0].dim() != 1:
+            return args
+        self.note(ALL)
+        return args[0], args[0].numel(), *args[2:]
 
     def remember(self, tensor: torch.Tensor, allocation: int | None) -> None:
         """Keep what a mask holds with its allocation, too."""

@@ -54,7 +54,7 @@ def repeated(shape: Shape, values: list[Any] | None, axis: int, size: int) -> An
         return torch.cat([torch.tensor(values).reshape(shape)] * size, dim=axis)
     whole = list(shape)
     whole[axis] *= size
-    return zeros(*whole) + 1
+    return torch.ones((1,) * len(whole)).expand(whole)  # one value for all, so that it is known: images of zeros are padding to some models
 
 
 def ones(shape: Shape, size: int) -> Any:
