@@ -3,10 +3,14 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import bsmodel
 from bsmodel import Training, Workload
+from bsmodel.recording import alignment
+from bsmodel.recording.samples import Element, laid_onto
 from tests.models import SGD, workload
 from tests.test_steps import Narrow
 
@@ -59,3 +63,59 @@ def test_a_loop_over_samples_takes_what_it_takes_on_cuda(precision, measured, a1
     tape = bsmodel.trace(asked, Training(precision=precision, optimizer="adamw"), a100)
 
     assert [bsmodel.predict(tape, a100, batch).allocated_bytes for batch in (16, 200)] == pytest.approx(measured, rel=1e-4)
+
+
+def rounds(batch, *loops):
+    """What happens in loops over a batch that follow each other, each given by the elements of a round."""
+    return [Element(name, size) for loop in loops for _ in range(batch) for name, size in loop]
+
+
+@pytest.mark.parametrize(
+    "loops",
+    [
+        ([("mul", 4), ("add", 4)], [("max", 4), ("sub", 8), ("div", 4)]),
+        ([("cat", 4)], [("sub", 4), ("exp", 4), ("sub", 8)], [("div", 4), ("div", 4)]),
+    ],
+)
+@pytest.mark.parametrize("batch", [3, 5, 8])
+def test_rounds_of_loops_that_follow_each_other_are_told_apart(loops, batch):
+    base, other = rounds(2, *loops), rounds(batch, *loops)
+    standing = laid_onto(base, other, batch - 2)
+
+    assert standing is not None
+    stand = [(element, other[position]) for element, (own, more) in zip(base, standing, strict=True) for position in (own, *(each for each, _ in more))]
+    assert all(element == found for element, found in stand) and len(stand) == len(other)
+    begins = [2 * sum(map(len, loops[:index])) for index in range(len(loops) + 1)]
+    for low, high in zip(begins, begins[1:], strict=False):  # further rounds of a loop stand with its own elements
+        assert sum(1 + len(more) for _, more in standing[low:high]) == batch * (high - low) // 2
+
+
+def refined(model, x):
+    """Two loops over the samples that make the same things: costs of all, then losses of all."""
+    outputs, costs, losses = model(x), [], []
+    for row in outputs:
+        costs.append((row.view(-1, 4)[:, None] - torch.ones(37, 4, device=row.device)).abs().sum(-1))
+    for row, cost in zip(outputs, costs, strict=True):
+        losses.append((row.view(-1, 4)[:, None] - torch.ones(37, 4, device=row.device)).exp().mean() + cost.exp().mean())
+    return torch.stack(losses).mean()
+
+
+def test_loops_that_follow_each_other_are_counted_for_each_sample(a100):
+    asked = Workload(Wide, lambda size: torch.zeros(size, 768), refined, name="refined")
+    tape = bsmodel.trace(asked, SGD, a100)
+
+    for batch in (10, 41):
+        direct = bsmodel.predict(bsmodel.recording.record(asked, SGD, a100, batch), a100, 1).allocated_bytes
+        assert bsmodel.predict(tape, a100, batch).allocated_bytes == pytest.approx(direct, rel=0.002)
+
+
+@given(st.integers(1, 1 << 20), st.integers(0, 1 << 20), st.sampled_from((1, 8, 32)))
+def test_a_polynomial_lies_above_what_is_rounded_up_to_whole_rows(width, fixed, alignment_):
+    batches = (3, 5, 7, 9)
+    values = [(fixed + width * batch) * -(-width * batch // alignment_) * alignment_ for batch in batches]
+    found = alignment.nearly(values, batches)
+
+    if found is None:  # too much is rounded
+        assert width < 100 * alignment_
+    else:
+        assert found.is_size and all(value <= found(batch) <= value * 1.01 for value, batch in zip(values, batches, strict=True))

@@ -105,6 +105,55 @@ def test_activations_are_selected_by_a_mask_that_the_host_knows():
     assert tape.remarks == ()
 
 
+def test_what_a_known_mask_selects_is_written_and_its_gradient_read():
+    """Four of eight values a sample; the gradient of what is written is selected by the mask that autograd saved."""
+
+    def loss(model, batch):
+        outputs = model.narrow(batch[0].flatten(1)) * 1
+        mask = batch[1].unsqueeze(1).expand(-1, 8) == torch.arange(8, device=outputs.device) % 2
+        outputs[mask.to(torch.bool)] = model.narrow(batch[0].flatten(1)).sin()[:, :4].reshape(-1)
+        return outputs.square().sum()
+
+    tape = bsmodel.trace(workload(Narrow, loss=loss), SGD)
+
+    assert {int(tape.per_sample_bytes[i]) for i, operator in enumerate(tape.operators) if operator == "aten.index.Tensor"} == {4 * 4}
+    assert tape.remarks == ()
+
+
+def test_masks_may_be_made_by_vmap():
+    def masked(module, z):
+        rows = torch.arange(z.size(-1), device=z.device)
+        keep = torch.vmap(lambda row: (row <= rows).new_ones(()) & (row <= rows))(rows)
+        return z @ keep.to(z.dtype)
+
+    assert bsmodel.trace(narrow(masked), SGD).remarks == ()
+
+
+def test_a_constructor_may_move_what_has_no_data():
+    """Tables of positions are made large, and brought to where their input is."""
+
+    def model():
+        module = Narrow(lambda module, z: z + module.table[:8].to(z.device))
+        module.table = torch.zeros(3 << 20).sin().to(device=torch.zeros(()).device, dtype=torch.float32)
+        return module
+
+    assert "aten.add.Tensor" in bsmodel.trace(workload(model), SGD).operators
+
+
+def test_sums_of_what_is_the_same_throughout_are_known():
+    """Whether an image is more than padding: so many values are not zero."""
+
+    def loss(model, batch):
+        real = (batch == 0.0).sum(dim=(-1, -2)) != batch[0].numel()
+        return model(batch[real]).square().sum()
+
+    images = Workload(lambda: nn.Linear(1500, 8), lambda size: torch.ones(1, 1, 1).expand(size, 1500, 1500), loss)
+    tape = bsmodel.trace(images, SGD)
+
+    assert {int(tape.per_sample_bytes[i]) for i, operator in enumerate(tape.operators) if operator == "aten.index.Tensor"} == {4 * 1500 * 1500}
+    assert tape.remarks == ()
+
+
 def test_a_large_table_that_was_not_registered_stays_on_the_host():
     def model(moved):
         module = Narrow(lambda module, z: z + (module.table.to(z.device) if moved else module.table)[: z.size(0), :8])
@@ -346,7 +395,13 @@ def test_what_chance_decides_on_the_host_takes_the_most_there_can_be():
         return bsmodel.trace(narrow(lambda module, z: z.exp().sin() if keep() else z), SGD)
 
     all_of_it, nothing = kept(lambda: True), kept(lambda: False)
-    for keep in (lambda: random.random() < 0.1, lambda: random.random() > 0.1, lambda: torch.rand([]) > 0.5, lambda: np.random.uniform(0, 1) < 0.5):
+    for keep in (
+        lambda: random.random() < 0.1,
+        lambda: random.random() > 0.1,
+        lambda: torch.rand([]) > 0.5,
+        lambda: (False, True)[int(torch.empty(1).uniform_(0, 2))],
+        lambda: np.random.uniform(0, 1) < 0.5,
+    ):
         tape = kept(keep)
         assert tape.operators == all_of_it.operators != nothing.operators
         assert tape.remarks == (f"assumed at {__file__}:{keep.__code__.co_firstlineno}: {CHANCE}",)
