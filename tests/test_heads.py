@@ -12,6 +12,33 @@ from tests.test_configs import BERT, GPT2, LLAMA, SPEECH, T5, VIT, WHISPER, buil
 transformers = pytest.importorskip("transformers")
 
 SEGFORMER = {"model_type": "segformer", "depths": [1, 1, 1, 1], "num_labels": 5}
+GEMMA4 = {
+    "model_type": "gemma4_text",
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "vocab_size": 100,
+    "vocab_size_per_layer_input": 100,
+    "hidden_size_per_layer_input": 8,
+    "max_position_embeddings": 64,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "per_layer_config": {"1": {"head_dim": 32}},
+}
+PROPHETNET = {
+    "model_type": "prophetnet",
+    "hidden_size": 32,
+    "max_position_embeddings": 32,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "num_encoder_attention_heads": 2,
+    "num_decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "vocab_size": 100,
+}
 HEADS = {
     "BertForMaskedLM": (BERT, {"labels": (2, 64)}),
     "BertForTokenClassification": (BERT, {"labels": (2, 64)}),
@@ -175,6 +202,30 @@ def cpu(model):
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     return model.train()
+
+
+def test_what_is_classified_by_the_end_of_a_text_has_one(config, a100):
+    """T5's and BART's classifiers ask where each sample ends."""
+    workload, model, batch = built(config({**T5, "architectures": ["T5ForSequenceClassification"], "eos_token_id": 1}))
+
+    assert (batch["input_ids"] == 1).sum(-1).tolist() == [1, 1]
+    workload.loss(cpu(model), batch)[0].backward()
+    assert bsmodel.trace(workload, None, a100).remarks == workload.remarks
+
+
+@pytest.mark.parametrize(("fields", "architecture", "longest"), [(WHISPER, "WhisperForCausalLM", 448), (PROPHETNET, "ProphetNetForCausalLM", 30)])
+def test_texts_are_as_long_as_there_are_positions(fields, architecture, longest, config):
+    workload, model, batch = built(config({**fields, "architectures": [architecture]}))
+
+    assert batch["input_ids"].shape == (2, longest)
+    workload.loss(cpu(model), batch)[0].backward()
+
+
+def test_layers_may_differ(config, a100):
+    """Gemma 4's configuration says for some layers what others have not."""
+    workload, _, _ = built(config({**GEMMA4, "architectures": ["Gemma4ForCausalLM"]}))
+
+    assert bsmodel.trace(workload, None, a100).parameter_count > 0
 
 
 def test_labels_are_of_the_kind_that_the_configuration_says(config, a100):

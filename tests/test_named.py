@@ -42,14 +42,3 @@ def test_fewer_than_six_lines_bind(a100):
 
     assert 1 <= len(form.moments) <= 5
     assert "optimizer step" in {str(moment) for moment in form.moments}
-
-
-@pytest.mark.parametrize("library", ["timm", "torchvision"])
-def test_models_of_other_libraries_record(library, a100):
-    try:
-        pytest.importorskip(library, exc_type=ImportError)
-    except RuntimeError as error:
-        pytest.skip(f"{library} does not import here: {error}")
-    workload = bsmodel.Workload.named(f"{library}:resnet18")
-
-    assert bsmodel.trace(workload, workload.training, a100).parameter_count == 11_689_512

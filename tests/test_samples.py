@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps that do something for every sample apart: each counts as often as there are samples."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -86,7 +88,7 @@ def test_rounds_of_loops_that_follow_each_other_are_told_apart(loops, batch):
     stand = [(element, other[position]) for element, (own, more) in zip(base, standing, strict=True) for position in (own, *(each for each, _ in more))]
     assert all(element == found for element, found in stand) and len(stand) == len(other)
     begins = [2 * sum(map(len, loops[:index])) for index in range(len(loops) + 1)]
-    for low, high in zip(begins, begins[1:], strict=False):  # further rounds of a loop stand with its own elements
+    for low, high in itertools.pairwise(begins):  # further rounds of a loop stand with its own elements
         assert sum(1 + len(more) for _, more in standing[low:high]) == batch * (high - low) // 2
 
 

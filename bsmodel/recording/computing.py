@@ -60,7 +60,7 @@ def on_host(func: Any, args: Any, kwargs: Any, known: Callable[[torch.Tensor], t
 def _sum_of_constant(func: Any, value: torch.Tensor, dims: Any = None, *rest: Any, **kwargs: Any) -> Any:
     """As many times one element as are added up."""
     one = value[(slice(0, 1),) * value.dim()]
-    summed = range(value.dim()) if not dims else dims
+    summed = dims if dims else range(value.dim())
     return func(one, *([dims] if func is aten.sum.dim_IntList else []), *rest, **kwargs) * math.prod(value.size(dim) for dim in summed)
 
 

@@ -17,6 +17,7 @@ from bsmodel.workloads.workload import Workload
 _SIDE = 224
 # Of images that are not what a task's usually are: references/classification and references/video_classification of torchvision.
 _SIDES = {**dict.fromkeys(("inception_v3", "quantized_inception_v3"), 299), **dict.fromkeys(("r3d_18", "mc3_18", "r2plus1d_18"), 112)}
+_FIELDS = {name: {"init_weights": False} for name in ("inception_v3", "googlenet")}  # takes a minute, and a warning says that it will go
 _OBJECTS = 8  # COCO's images have 7.7 on average (Lin et al. 2014, arXiv 1405.0312, section 5)
 _FRAMES = 16  # of a clip: references/video_classification of torchvision
 _CLASSES = {"detection": 91, "segmentation": 21}  # COCO's and Pascal VOC's, which the constructors take where none are named
@@ -62,7 +63,7 @@ def torchvision_workload(architecture: str, image_size: int | None = None) -> Wo
     task = _TASKS.get(package, _CLASSIFIED)
     side = image_size or _SIDES.get(architecture, task.side)
     training = Training(precision="fp16-mixed", optimizer="sgd-momentum")
-    model = functools.partial(_of_torchvision, architecture, task.fields)
+    model = functools.partial(_of_torchvision, architecture, task.fields | _FIELDS.get(architecture, {}))
     return Workload(model, task.batch(side), task.loss, training=training, remarks=task.remarks)
 
 
