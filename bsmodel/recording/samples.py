@@ -7,18 +7,22 @@ twin keeps beside the other adds to its size, what is given back before the othe
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bsmodel.recording.recorder import Allocation
 from bsmodel.tape import Row
 
+_NOWHERE = 1 << 40  # places
 _BLOCK = 512  # bytes: each round's tensor takes whole ones (c10/cuda/CUDACachingAllocator.h, kMinBlockSize)
 Allocated = Sequence[tuple[int, Allocation]]
+Indices = dict[int, int]  # by position
 Life = tuple[int, int]  # the events between which an allocation is there
 
 
@@ -41,25 +45,25 @@ def laid_onto(base: Sequence[Element], other: Sequence[Element], more: int) -> l
 
     None where `other` is no such repetition of `base`.
     """
-    owner: dict[int, int] = {}
-    twin: dict[int, int] = {}
-    inserted: list[tuple[int, int]] = []
-    names = [[element.name for element in side] for side in (base, other)]
-    for tag, low, high, start, end in difflib.SequenceMatcher(None, names[0], names[1], autojunk=False).get_opcodes():
-        if tag == "equal":
-            owner.update(zip(range(start, end), range(low, high), strict=True))
-        elif tag == "insert" and (end - start) % more == 0:
-            inserted += _loops(start, end, more, names[1]) or [(start, end)]
-        else:
-            return None
-    for start, end in inserted:
-        placed = _placed(start, end, (end - start) // more, base, other, owner)
-        if placed is None:
-            return None
-        for position in placed[1]:
-            owner.pop(position, None)
-        owner.update(placed[0])
-        twin.update(placed[1])
+    names = [element.name for element in other]
+    gaps = _gaps([element.name for element in base], names, more)
+    if gaps is None:
+        return None
+    owner: Indices = {}
+    twin: Indices = {}
+    begin = 0
+    for index, start, _ in [*gaps, (len(base), len(other), len(other))]:
+        owner.update(zip(range(start - (index - begin), start), range(begin, index), strict=True))
+        begin = index
+    for _, low, high in gaps:
+        for start, end in _loops(low, high, more, names) or [(low, high)]:
+            placed = _placed(start, end, (end - start) // more, base, other, owner)
+            if placed is None:
+                return None
+            for position in placed[1]:
+                owner.pop(position, None)
+            owner.update(placed[0])
+            twin.update(placed[1])
     found = [Standing(-1, []) for _ in base]
     for position, index in sorted(owner.items()):
         if position in twin:
@@ -67,6 +71,41 @@ def laid_onto(base: Sequence[Element], other: Sequence[Element], more: int) -> l
         else:
             found[index] = found[index]._replace(own=position)
     return found
+
+
+def _gaps(base: Sequence[Hashable], other: Sequence[Hashable], more: int) -> list[tuple[int, int, int]] | None:
+    """Where `other` has what `base` has not, in the fewest places: before which index of `base`, and from where to where. None where it lacks something.
+
+    A row for each prefix of `base`: how few places there are if its last element is matched with so many further elements before it. What is
+    further there is, in every place, of `more` rounds.
+    """
+    further = len(other) - len(base)
+    if further < 0 or further % more:
+        return None
+    codes = {name: code for code, name in enumerate(dict.fromkeys((*base, *other)))}
+    wanted, given = (np.array([codes[name] for name in names], np.int64) for names in (base, other))
+    offsets = np.arange(further // more + 1) * more
+    matched = np.full((len(base) + 1, len(offsets)), _NOWHERE)
+    matched[0, 0] = 0
+    for index in range(len(base)):
+        fewest = np.minimum(matched[index], _after_a_gap(matched[index]))
+        matched[index + 1] = np.where(wanted[index] == given[index + offsets], fewest, _NOWHERE)
+    found = []
+    column = len(offsets) - 1
+    for index in range(len(base), -1, -1):
+        after = _after_a_gap(matched[index])
+        if min(matched[index, column], after[column]) >= _NOWHERE:
+            return None
+        if after[column] < matched[index, column]:
+            before = int(np.flatnonzero(matched[index, :column] == after[column] - 1)[-1])
+            found.append((index, int(index + offsets[before]), int(index + offsets[column])))
+            column = before
+    return found[::-1]
+
+
+def _after_a_gap(matched: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The fewest places, if another comes now."""
+    return np.concatenate([[_NOWHERE], np.minimum.accumulate(matched)[:-1] + 1])
 
 
 def _loops(start: int, end: int, more: int, names: Sequence[Hashable]) -> list[tuple[int, int]] | None:
@@ -90,9 +129,6 @@ def _goes_on(start: int, end: int, period: int, names: Sequence[Hashable]) -> bo
     while high + period < len(names) and names[high] == names[high + period]:
         high += 1
     return high - low >= end - start
-
-
-Indices = dict[int, int]  # by position
 
 
 def _placed(start: int, end: int, period: int, base: Sequence[Element], other: Sequence[Element], owner: Indices) -> tuple[Indices, Indices] | None:
