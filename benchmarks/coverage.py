@@ -75,7 +75,12 @@ def outcome(pair: tuple[str, str]) -> Row:
     except _TooLong:
         return {"table": table, "type": name, "outcome": "untrained", "reason": f"takes more than {TRAINED_SECONDS} s"}
     finally:
-        signal.alarm(0)
+        _within(0)
+
+
+def _within(seconds: int) -> None:
+    """Raises `_TooLong` after so many seconds, and again where that is swallowed; never for 0."""
+    signal.setitimer(signal.ITIMER_REAL, seconds, 5)
 
 
 class _TooLong(BaseException):
@@ -88,7 +93,7 @@ def _too_long(*_: Any) -> None:
 
 def _of_transformers(table: str, model_type: str) -> Row:
     reason = ""
-    signal.alarm(TRAINED_SECONDS)
+    _within(TRAINED_SECONDS)
     for config, class_name in shrunk(table, model_type):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"{model_type}.json"
@@ -124,7 +129,7 @@ def _recorded(workload: bsmodel.Workload) -> Row:
     """In bf16-mixed, or in fp32 where that is refused: some models do not train under autocast on a card either."""
     refused = ""
     for precision in ("bf16-mixed", "fp32"):
-        signal.alarm(SECONDS)
+        _within(SECONDS)
         try:
             bsmodel.trace(workload, bsmodel.Training(precision=precision), bsmodel.Gpu.named("a100-40gb"))
             return {"outcome": "records", **({"only_in": precision, "reason": refused} if refused else {})}
