@@ -121,3 +121,43 @@ def test_a_polynomial_lies_above_what_is_rounded_up_to_whole_rows(width, fixed, 
         assert width < 100 * alignment_
     else:
         assert found.is_size and all(value <= found(batch) <= value * 1.01 for value, batch in zip(values, batches, strict=True))
+
+
+class Pyramid(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.levels = nn.ModuleList([nn.Conv2d(3, 32, 3, 2, 1), *(nn.Conv2d(32, 32, 3, 2, 1) for _ in range(2))])
+        self.head = nn.Conv2d(32, 8, 1)
+
+    def forward(self, x):
+        found = []
+        for level in self.levels:
+            x = level(x).relu()
+            found.append(self.head(x).flatten(2).transpose(1, 2))
+        return found
+
+
+def assigned(model, batch):
+    """For every sample and level the place nearest to each box, and the class of the box that is nearest to each place."""
+    total = 0
+    levels = model(batch[0])
+    for index, target in enumerate(batch[1]):
+        for level in levels:
+            costs = torch.cdist(level[index][:, :4], target["boxes"])
+            total = total + (level[index][costs.argmin(0), :4] - target["boxes"]).abs().mean()
+            total = total + nn.functional.cross_entropy(level[index][:, 4:], costs.argmin(1) % 4)
+    return total / len(batch[1])
+
+
+def pictures(size):
+    return torch.zeros(size, 3, 96, 96), [{"boxes": torch.rand(6, 4)} for _ in range(size)]
+
+
+def test_a_loop_within_a_loop_over_samples_is_counted_for_each(a100):
+    """Beside convolutions, whose workspaces cards do without."""
+    asked = Workload(Pyramid, pictures, assigned, name="assigned")
+    tape = bsmodel.trace(asked, Training(), a100)
+
+    for batch in (6, 31):
+        direct = bsmodel.predict(bsmodel.recording.record(asked, Training(), a100, batch), a100, 1).allocated_bytes
+        assert bsmodel.predict(tape, a100, batch).allocated_bytes == pytest.approx(direct, rel=0.001)

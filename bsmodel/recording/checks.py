@@ -70,10 +70,11 @@ def roomiest(gpu: Gpu) -> int:
 
 
 def same_peak(tape: Tape, run: Run, batch: int) -> bool:
-    """Whether a tape's largest number of bytes at a batch is that of a run at this batch, within a hundredth."""
+    """Whether a tape's largest number of bytes at a batch is that of a run at this batch, within a hundredth; with all workspaces that are planned."""
     blocks = [event for name in BLOCKS for event in tape.blocks[name]]
+    planned = zip(tape.fixed_bytes.tolist(), tape.per_sample_bytes.tolist(), tape.per_pair_bytes.tolist(), strict=True)
     told, found = (
-        _peak(blocks, [Polynomial(*each)(batch) for each in zip(*map(np.ndarray.tolist, tape.coefficients()), strict=True)]),
+        _peak(blocks, [Polynomial(*each)(batch) for each in planned]),
         _peak(run.recorder.events, [allocation.size_bytes for allocation in run.recorder.allocations]),
     )
     return abs(told - found) <= found / 100

@@ -20,6 +20,7 @@ from bsmodel.recording.recorder import Allocation
 from bsmodel.tape import Row
 
 _NOWHERE = 1 << 40  # places
+_ALIGNING = frozenset(("aten.constant_pad_nd.default",))  # of masks: aten/src/ATen/native/transformers/attention.cpp, pad_bias
 _BLOCK = 512  # bytes: each round's tensor takes whole ones (c10/cuda/CUDACachingAllocator.h, kMinBlockSize)
 Allocated = Sequence[tuple[int, Allocation]]
 Indices = dict[int, int]  # by position
@@ -220,6 +221,12 @@ def _repeated(steps: Sequence[Sequence[Element]], batches: Sequence[int]) -> Col
         if (more := counts[1][element] - count) > 0
         and all(each[element] - count == more * (batch - batches[0]) // (batches[1] - batches[0]) for each, batch in zip(counts, batches, strict=True))
     }
+
+
+def same_kinds(one: Iterable[Allocation], other: Iterable[Allocation]) -> bool:
+    """Whether the same is done at two batches, however often; rows may be padded at one of them only."""
+    kinds = [{(allocation.operator, allocation.module) for allocation in step} for step in (one, other)]
+    return all(operator in _ALIGNING for operator, _ in kinds[0] ^ kinds[1])
 
 
 def structured(steps: Sequence[Allocated], events: Sequence[Sequence[int]], batches: Sequence[int], by_size: bool) -> list[Allocated] | None:

@@ -210,10 +210,12 @@ def _traced_by_sample(workload: Workload, training: Training, gpu: Gpu, assumed:
     """For steps that do something for every sample apart: the structure of the smallest batch, with what larger ones do more often."""
     batches = _APART
     runs: list[Run] = []
-    for batch in reversed(batches):
+    for batch in (BATCHES[0], *reversed(batches)):
         with running(workload, training, gpu, assumed) as run:
             two_steps(run, (batch,) * 3)
             runs.insert(0, run)
+    if not samples.same_kinds(runs.pop().recorder.allocations, runs[0].recorder.allocations):
+        return None
     refusal = None
     for by_size in (False, True):
         rows = samples.works([_apart(run.rows["micro"])[0] for run in runs], batches, by_size)
