@@ -249,7 +249,7 @@ class Recorder(TorchDispatchMode):
         args = self.values.whole(func, args)
         for index in args[1] if func is aten.index.Tensor else ():
             self.values.recall(index, self._number(index))
-        computed = func is not aten.index.Tensor or (args[0].numel() <= self.values.limit and all(map(self.values.knows, given)))
+        computed = func is not aten.index.Tensor or (self.values.distinct(args[0]) and all(map(self.values.knows, given)))
         counts = [] if computed else [self.values.selected(index) for index in args[1]]
         if all(selected is None for selected in counts):
             return self._run(func, args, kwargs, given)

@@ -191,7 +191,7 @@ def _prepared(recorder: Recorder, model: torch.nn.Module, workload: Workload, tr
     def move(tensor: torch.Tensor) -> torch.Tensor:
         moved = recorder.to_device(tensor, "to", "batch")
         with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():  # where it shows whether it has data
-            recorder.values.set(moved, tensor.clone() if tensor.numel() <= recorder.values.limit else tensor)
+            recorder.values.set(moved, tensor.clone() if tensor.numel() <= recorder.values.limit and 0 not in tensor.stride() else tensor)
         return moved
 
     run = Run(recorder, loop.start(model, optimizer, workload, training, move), remarks=remarks)

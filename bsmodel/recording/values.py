@@ -89,6 +89,11 @@ class Values:
         self.note(ALL)
         return args[0], args[0].numel(), *args[2:]
 
+    def distinct(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor's values are known, each for itself: of what is the same throughout there may be more than anybody goes through."""
+        value = self._known.get(tensor)
+        return value is not None and held(value) == value.numel()
+
     def remember(self, tensor: torch.Tensor, allocation: int | None) -> None:
         """Keep what a mask holds with its allocation, too."""
         if tensor.dtype is torch.bool and allocation is not None and tensor in self._known:
