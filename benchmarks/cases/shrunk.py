@@ -42,6 +42,7 @@ ATTEMPTS: tuple[Attempt, ...] = (
     ({**SMALL, "num_key_value_heads": 4}, 1, MISSING),
     ({name: width for name, width in SMALL.items() if name != "head_dim"}, 1, {}),
     ({**SMALL, **dict.fromkeys(DEPTHS, 8)}, 1, {}),
+    ({"num_queries": 50, **IMAGES}, 1, {}),
     *(
         (fields, by, {})
         for depth in (2, 4, 6)
