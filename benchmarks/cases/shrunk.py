@@ -90,8 +90,11 @@ def _own(config: Any, class_name: str) -> Any:
     """The configuration that a class takes: that of the text inside of a larger one, where it is for text alone (as `AutoModel` does)."""
     import transformers
 
+    wanted = getattr(transformers, class_name).config_class
+    if wanted is type(config):
+        return config
     text = config.get_text_config(decoder=True)
-    return text if getattr(transformers, class_name).config_class is type(text) else config
+    return text if wanted is type(text) else config
 
 
 def _by_layer(fields: dict[str, Any]) -> dict[str, Any]:
