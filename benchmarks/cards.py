@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import DATA, read, write
-from cases.environments import in_vision, run_with, run_with_vision
+from cases.environments import has_vision, run_with, run_with_vision
 from cases.errors import summary
 from cases.library import parts
 from cases.scripts import SCRIPTS
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    if not options.show and not in_vision():
+    if not options.show and not has_vision():
         return run_with_vision([__file__, *sys.argv[1:]])
     rows = read(options.rows)
     chosen: Iterable[Row] = [row for row in rows if options.only in row["id"]]

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from cases import RESULTS, read
-from cases.environments import in_vision, run_with_vision
+from cases.environments import has_vision, run_with_vision
+from cases.library import declare_torchvision_operators
 from cases.shrunk import shrunk
 
 import bsmodel
@@ -154,7 +155,7 @@ def _said(error: BaseException) -> str:
 
 def rows_of(pairs: list[tuple[str, str]], workers: int) -> Iterator[Row]:
     """What became of each, as it is known."""
-    with get_context("spawn").Pool(workers, in_vision, maxtasksperchild=20) as pool:
+    with get_context("spawn").Pool(workers, declare_torchvision_operators, maxtasksperchild=20) as pool:
         yield from pool.imap_unordered(outcome, pairs)
 
 
@@ -169,8 +170,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.show:
         return print(table_of(read(options.out)))
-    if not in_vision():
+    if not has_vision():
         return run_with_vision([__file__, *sys.argv[1:]])
+    declare_torchvision_operators()
     tables = tuple(name for name in (*TABLES, *LIBRARIES) if options.only in (None, name))
     known = {(row["table"], row["type"]) for row in read(options.out)} if options.out.exists() else set()
     missing = [pair for pair in wanted(tables, options.types) if pair not in known]

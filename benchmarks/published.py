@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import DATA, read, write
-from cases.environments import in_vision, run_with_vision
+from cases.environments import has_vision, run_with_vision
 from cases.library import declare_torchvision_operators
 from cases.own import OWN, hf
 
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows that contain this")
     options = parser.parse_args()
     rows = [row for row in read(options.rows) if options.only in json.dumps(row)]
-    if any(":" in row["model"] for row in rows) and not in_vision():
+    if any(":" in row["model"] for row in rows) and not has_vision():
         return run_with_vision([__file__, *sys.argv[1:]])
     found = compared(rows)
     errors = sorted(abs(row["error"]) for row in found)

@@ -33,16 +33,9 @@ def run_with(wanted: Sequence[str], command: Sequence[str]) -> None:
     subprocess.run([sys.executable, *command], check=True, env={**os.environ, "PYTHONPATH": path})
 
 
-def in_vision() -> bool:
-    """Whether this process has torchvision and timm; if so, the operators are named that torchvision's import asks for and its package lacks here."""
-    if not all(importlib.util.find_spec(name) for name in ("torchvision", "timm")):
-        return False
-    import torch
-
-    if not hasattr(torch.ops.torchvision, "nms"):
-        torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        torch.library.define("torchvision::qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return True
+def has_vision() -> bool:
+    """Whether torchvision and timm are installed here."""
+    return all(importlib.util.find_spec(name) for name in ("torchvision", "timm"))
 
 
 def run_with_vision(command: Sequence[str]) -> None:

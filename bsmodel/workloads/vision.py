@@ -11,6 +11,7 @@ from typing import Any
 from bsmodel.errors import UnknownNameError
 from bsmodel.training import Training
 from bsmodel.workloads.batches import Batches, batch_of, classification_loss, image_batch, objects, zeros
+from bsmodel.workloads.heads.objects import OBJECTS, SAID
 from bsmodel.workloads.libraries import library
 from bsmodel.workloads.workload import Workload
 
@@ -18,9 +19,8 @@ _SIDE = 224
 # Of images that are not what a task's usually are: references/classification and references/video_classification of torchvision.
 _SIDES = {**dict.fromkeys(("inception_v3", "quantized_inception_v3"), 299), **dict.fromkeys(("r3d_18", "mc3_18", "r2plus1d_18"), 112)}
 _FIELDS = {name: {"init_weights": False} for name in ("inception_v3", "googlenet")}  # takes a minute, and a warning says that it will go
-_OBJECTS = 8  # COCO's images have 7.7 on average (Lin et al. 2014, arXiv 1405.0312, section 5)
 _FRAMES = 16  # of a clip: references/video_classification of torchvision
-_CLASSES = {"detection": 91, "segmentation": 21}  # COCO's and Pascal VOC's, which the constructors take where none are named
+_CLASSES = 91  # COCO's, which detectors tell apart where nothing is named
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _images(side: int, size: int) -> list[Any]:
 def _targets(side: int, size: int) -> list[dict[str, Any]]:
     """Boxes by their corners, in pixels, and their classes."""
     found = []
-    for target in objects(_OBJECTS, _CLASSES["detection"], None, size):
+    for target in objects(OBJECTS, _CLASSES, None, size):
         centre, extent = target["boxes"].split(2, dim=-1)
         corners = library("torch").cat([centre - extent / 2, centre + extent / 2], dim=-1)
         found.append({"boxes": corners * side, "labels": target["class_labels"]})
@@ -137,11 +137,10 @@ def _flowing_loss(model: Any, batch: Any) -> Any:
 
 
 _CLASSIFIED = _Task(_SIDE, image_batch, _classified_loss)
-_SAID = f"{_OBJECTS} objects an image, as COCO's have on average"
 _NO_WEIGHTS = {"weights_backbone": None}
 _TASKS = {
     "segmentation": _Task(480, _segmented, _segmented_loss, _NO_WEIGHTS),
-    "detection": _Task(640, _detected, _detected_loss, _NO_WEIGHTS, (_SAID,)),
+    "detection": _Task(640, _detected, _detected_loss, _NO_WEIGHTS, (SAID,)),
     "video": _Task(_SIDE, _clips, _classified_loss, remarks=(f"clips of {_FRAMES} frames",)),
     "optical_flow": _Task(368, _flowing, _flowing_loss),
 }

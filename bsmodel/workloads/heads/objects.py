@@ -13,7 +13,7 @@ from bsmodel.workloads.heads.made import Asked, Made, Tensors
 from bsmodel.workloads.libraries import library
 
 OBJECTS = 8  # COCO's images have 7.7 on average (Lin et al. 2014, arXiv 1405.0312, section 5)
-_SAID = f"{OBJECTS} objects an image, as COCO's have on average"
+SAID = f"{OBJECTS} objects an image, as COCO's have on average"
 
 
 def _pictures(config: Any, cls: Any, asked: Asked) -> tuple[Tensors, tuple[int, int], tuple[str, ...]]:
@@ -21,7 +21,7 @@ def _pictures(config: Any, cls: Any, asked: Asked) -> tuple[Tensors, tuple[int, 
     library("scipy")  # its linear_sum_assignment pairs what is found with what is there: transformers/loss/loss_for_object_detection.py
     channels, size, remarks = pixels(config, asked)
     mask: Tensors = {"pixel_mask": (size, "long")} if "pixel_mask" in inspect.signature(cls.forward).parameters else {}
-    return {"pixel_values": ((channels, *size), "float32"), **mask}, size, (*remarks, _SAID)
+    return {"pixel_values": ((channels, *size), "float32"), **mask}, size, (*remarks, SAID)
 
 
 def detected(config: Any, cls: Any, asked: Asked) -> Made:
