@@ -54,6 +54,7 @@ def data_parallel(tape: Tape) -> Tape:
         categories=(*tape.categories, *words),
         blocks={**tape.blocks, "init": tape.blocks["init"] + start, "first_step": tape.blocks["first_step"] + rebuilding},
         uncounted=tuple(sorted({*tape.uncounted, UNCOUNTED})),
+        worst=tape.worst and data_parallel(tape.worst),
     )
 
 

@@ -63,7 +63,8 @@ def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Setting
     most = min(LARGEST, tape.same_path_up_to or LARGEST)
     bound = min(form.largest(gpu.usable_bytes), most)
     replay = replays(tape, gpu, accumulation, settings)
-    batch = _largest(lambda candidate: survives(candidate, replay), bound)
+    sure = bound if tape.worst is None else min(bound, footprint(tape.worst, accumulation, gpu).largest(gpu.sure_bytes))
+    batch = _largest(lambda candidate: survives(candidate, replay), sure)
     likely = max(batch, _largest(lambda candidate: replay(candidate, "lenient", True) is not None, bound))
     peak = peak_at(form, max(batch, 1), gpu, replay)
     if batch == 0:

@@ -121,6 +121,8 @@ def replays(tape: Tape, gpu: Gpu, accumulation: int, settings: Settings) -> Repl
     If only what is left at its end counted, a little more memory would turn one that releases its cache into one that fails.
     """
 
+    at_worst = None if tape.worst is None else replays(tape.worst, gpu, accumulation, settings)
+
     def trained(batch: int, assumed: str, capacity_bytes: int) -> CachingAllocator | None:
         sizes, optional = _ASSUMED[assumed](tape, batch, gpu).tolist(), tape.workspaces if assumed == "lenient" else ()
         allocator = CachingAllocator(capacity_bytes, settings, total_bytes=max(gpu.memory_bytes, capacity_bytes))
@@ -128,14 +130,15 @@ def replays(tape: Tape, gpu: Gpu, accumulation: int, settings: Settings) -> Repl
 
     @functools.cache
     def replay(batch: int, assumed: str, within: bool) -> _Reached | None:
-        beyond = tape.beyond(batch) if assumed in ("upper", "mixed") else 0
-        if assumed not in ("likely", "lenient") and not (tape.workspaces or beyond):
+        if at_worst is not None and assumed in ("upper", "mixed"):
+            return at_worst(batch, assumed, within)
+        if assumed not in ("likely", "lenient") and not tape.workspaces:
             return replay(batch, "likely", within)
         if assumed == "likely" and within:
             usual = replay(batch, "lenient", within)
             if usual is None or (usual.undisturbed and usual.reserved_bytes + SMALL_SEGMENT <= gpu.sure_bytes):
                 return usual
-        capacity_bytes = max(0, (gpu.usable_bytes if assumed == "lenient" else gpu.sure_bytes) - beyond) if within else BOUNDLESS
+        capacity_bytes = (gpu.usable_bytes if assumed == "lenient" else gpu.sure_bytes) if within else BOUNDLESS
         run = trained(batch, assumed, capacity_bytes)
         if run is None:
             return None
@@ -143,7 +146,7 @@ def replays(tape: Tape, gpu: Gpu, accumulation: int, settings: Settings) -> Repl
         if spare_bytes < SMALL_SEGMENT and trained(batch, assumed, capacity_bytes - SMALL_SEGMENT) is None:
             return None
         largest = max(_ASSUMED[assumed](tape, batch, gpu).tolist(), default=0)
-        return _Reached(run.max_allocated_bytes + beyond, run.max_reserved_bytes + beyond, spare_bytes > largest, not (run.forgone or run.retries))
+        return _Reached(run.max_allocated_bytes, run.max_reserved_bytes, spare_bytes > largest, not (run.forgone or run.retries))
 
     return replay
 

@@ -41,6 +41,18 @@ def require_sized(workload: Any) -> None:
         raise InvalidInputError(f"batch(2) and batch(3) of {workload.name} give the same sizes ({shapes}); expected as many samples as are asked for")
 
 
+def require_even(workload: Any) -> None:
+    """Raises `InvalidInputError` where samples of the batch differ in size, for what the step takes has no closed form then."""
+    batches = (3, 4, 5, 6, 7)
+    totals = [sum(leaf.numel() for leaf in tree_leaves(workload.batch(size)) if isinstance(leaf, torch.Tensor)) for size in batches]
+    if any(np.diff(totals, 3)):
+        numbers = ", ".join(f"{total:,}" for total in totals)
+        raise InvalidInputError(
+            f"batches of {batches[0]} to {batches[-1]} of {workload.name} hold {numbers} elements, which is no polynomial in their number: samples differ in "
+            "size, or are padded together; give all of them the mean size in batch, and the largest in worst_batch"
+        )
+
+
 def require_steady(period: Period, sizes: Mapping[int, Size], recorded: Sequence[Allocation], name: str) -> None:
     """Raises `UntraceableError` where the second step keeps what the first did not, as every further one would: lists, caches that grow."""
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from bsmodel import tape as tapes
-from bsmodel.errors import BsmodelError, UntraceableError
+from bsmodel.errors import BsmodelError, InvalidInputError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.recording import alignment, checks, loop, samples
 from bsmodel.recording.assumed import ALL, CHANCE, EVENLY, Assumed
@@ -23,6 +23,7 @@ from bsmodel.recording.run import ComplaintError, Run, running, two_steps
 from bsmodel.recording.values import Values
 from bsmodel.tape import BLOCKS, Operations, Polynomial, Row, Tape, Term, Workspace
 from bsmodel.training import Training, require_arithmetic
+from bsmodel.units import format_bytes
 from bsmodel.workloads import Workload
 
 BATCHES = (2, 3, 5)  # at a batch of 1 many models take other code paths; the third size checks that two points make a line
@@ -41,6 +42,7 @@ _ANOTHER_VALUE = 1_000_003  # for what the step reads and nobody knows: large, o
 _RIGHT = "checks at {} are answered as where nothing is wrong"
 _MOST = "what values at {} decide is taken as it takes the most memory"
 _NO = "what values at {} decide is taken as they answer with no, and was not tried otherwise"
+_WORST = "the upper end has every batch as worst_batch gives it; what sizes that change from step to step leave in fragments is not counted"
 _NO_STEP = "a call of step came by in which no optimizer made a step, whose state may then lack; one call is to be a whole optimizer step"
 
 
@@ -60,13 +62,14 @@ def trace(workload: Workload, training: Training | None = None, gpu: Gpu | None 
     require_arithmetic(training, gpu)
     loop.require_applicable(workload, training)
     recording = partial(_traced, workload, training, gpu)
-    tape, values = _whole_or_shares(recording)
+    tape, values = _whole_or_shares(recording, workload)
     if CHANCE in values.noted:
         tape, values = _most_by_chance(recording, (tape, values), gpu)
     questions = [line for line in values.asked if line not in values.assumed.answers]
     tape, values, decided = _most_by_answer(recording, (tape, values), questions[:_MOST_QUESTIONS], gpu)
     if EVENLY in values.noted:
-        tape = replace(tape, beyond=_beyond(recording, tape, values.assumed, gpu))
+        crowded, _ = _healthy(recording, replace(values.assumed, crowded=True))
+        tape = replace(tape, worst=crowded)
     notes = [f"assumed at {', '.join(lines)}: {what}" for what, lines in values.noted.items()]
     checked = [line for line in values.assumed.answers if line not in decided]
     for what, lines in ((_RIGHT, checked), (_MOST, decided), (_NO, questions[_MOST_QUESTIONS:])):
@@ -74,14 +77,34 @@ def trace(workload: Workload, training: Training | None = None, gpu: Gpu | None 
     if values.reads:
         _compare(recording, tape, values, workload.name)
         notes.append(f"values read at {', '.join(values.reads)} are not known; 0 and {_ANOTHER_VALUE} gave the same recording")
-    return replace(tape, remarks=(*tape.remarks, *notes))
+    tape = replace(tape, remarks=(*tape.remarks, *notes))
+    if workload.worst_batch is None:
+        return tape
+    worst = trace(replace(workload, batch=workload.worst_batch, worst_batch=None), training, gpu)
+    return _with_worst(tape, worst, workload.name, gpu)
 
 
-def _whole_or_shares(recording: Recording) -> Recorded:
+def _with_worst(tape: Tape, worst: Tape, name: str, gpu: Gpu) -> Tape:
+    """The tape, whose upper end is what the step takes for the worst batch. Raises `InvalidInputError` where that takes less than the usual one."""
+    batch = min(checks.LARGEST, checks.about_the_largest(tape, checks.roomiest(gpu)))
+    usual, most = checks.envelope(tape)(batch), checks.envelope(worst)(batch)
+    if most < usual:
+        few, many = map(format_bytes, (most, usual))
+        raise InvalidInputError(f"worst_batch({batch}) of {name} takes {few}, less than batch({batch}) with {many}; expected the worst there is")
+    paths = [each.same_path_up_to for each in (tape, worst) if each.same_path_up_to is not None]
+    remarks = dict.fromkeys((*tape.remarks, *worst.remarks, _WORST))
+    return replace(tape, worst=worst.worst or worst, same_path_up_to=min(paths, default=None), remarks=tuple(remarks))
+
+
+def _whole_or_shares(recording: Recording, workload: Workload) -> Recorded:
     """A recording in which the largest of a batch are as many as are asked for, or all, where such a share has no closed form."""
     try:
         return _healthy(recording, Assumed())
+    except alignment.OtherPathError:
+        checks.require_even(workload)
+        raise
     except alignment.NoClosedFormError as refusal:
+        checks.require_even(workload)
         with contextlib.suppress(BsmodelError):
             tape, values = _healthy(recording, Assumed(whole=True))
             if ALL in values.noted:
@@ -111,15 +134,6 @@ def _answered(recording: Recording, first: Recorded, line: str, gpu: Gpu) -> tup
     if checks.same_memory(first[0], other[0]):
         return first, False
     return _larger(first, other, gpu), True
-
-
-def _beyond(recording: Recording, tape: Tape, assumed: Assumed, gpu: Gpu) -> Polynomial:
-    """How many bytes more the step takes at most where all rows choose alike: the line through the differences at a batch of 2 and at about the largest."""
-    crowded, _ = _healthy(recording, replace(assumed, crowded=True))
-    few, many = BATCHES[0], max(BATCHES[-1], checks.about_the_largest(tape, checks.roomiest(gpu)))
-    first, last = (checks.envelope(crowded)(batch) - checks.envelope(tape)(batch) for batch in (few, many))
-    per_sample = max(0, -(-(last - first) // (many - few)))
-    return Polynomial(max(0, first - few * per_sample, last - many * per_sample), per_sample)
 
 
 def _larger(first: Recorded, other: Recorded, gpu: Gpu) -> Recorded:

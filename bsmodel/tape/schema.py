@@ -18,7 +18,7 @@ from bsmodel.tape.workspaces import FORMULAS
 from bsmodel.training import PRECISIONS, Training
 from bsmodel.units import MOST_COUNT
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 SIZES = ("fixed_bytes", "per_sample_bytes", "per_pair_bytes")
 _EXPECTED = "expected none below zero, and none that falls, from batch 1 on"
 _PROGRAM = (("init", "first", "accumulate", "first_step", "micro", "accumulate", "step"), ("init", "first", "first_step", "micro", "step", "micro", "step"))
@@ -88,14 +88,14 @@ class SavedTape(_Checked):
     base_batch: Positive | None
     remarks: tuple[str, ...]
     own_step: bool
-    beyond: Sizes
+    worst: SavedTape | None
     same_path_up_to: Positive | None
 
 
 class SavedTapes(_Checked):
     """A file: the recordings of one workload and recipe, one for each family of kernels."""
 
-    schema_version: Literal[9]
+    schema_version: Literal[10]
     tapes: tuple[SavedTape, ...] = Field(min_length=1)
 
 
@@ -114,6 +114,17 @@ def _problems(saved: SavedTape) -> Problems:
     yield from _buffers(saved)
     yield from _events(saved)
     yield from _operations(saved.operations)
+    if saved.worst is not None:
+        yield from _worst(saved.worst, saved)
+
+
+def _worst(worst: SavedTape, saved: SavedTape) -> Problems:
+    yield from ((f"worst.{field}", problem) for field, problem in _problems(worst))
+    for name in ("name", "precision", "optimizer", "accumulation", "parameter_count"):
+        if getattr(worst, name) != getattr(saved, name):
+            yield f"worst.{name}", f"is {getattr(worst, name)!r}; expected {getattr(saved, name)!r}, as {name} says"
+    if worst.worst is not None:
+        yield "worst.worst", "is a recording; expected none"
 
 
 def _recipe(saved: SavedTape) -> Problems:
@@ -167,8 +178,6 @@ def _buffers(saved: SavedTape) -> Problems:
             yield f"workspaces.{position}", str(UnknownNameError("kind", kind, KINDS))
         if not Polynomial(*excess).is_size:
             yield f"workspaces.{position}", f"may be {_text(excess)} bytes larger; {_EXPECTED}"
-    if not Polynomial(*saved.beyond).is_size:
-        yield "beyond", f"is {_text(saved.beyond)} bytes; {_EXPECTED}"
 
 
 def _text(coefficients: Sequence[float]) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.tape.operations import Operations
-from bsmodel.tape.polynomials import NOTHING, Coefficients, Polynomial, values
+from bsmodel.tape.polynomials import Coefficients, Polynomial, values
 from bsmodel.tape.workspaces import buffer_bytes, is_taken
 from bsmodel.units import MOST_COUNT
 
@@ -85,7 +85,7 @@ class Tape:
     base_batch: int | None = None
     remarks: tuple[str, ...] = ()  # what an answer rests on that nobody asked for, a sentence each
     own_step: bool = False  # whether the workload's own step does all that a loop would
-    beyond: Polynomial = NOTHING  # bytes that a step takes on top at the most, where its values turn out otherwise than is likely
+    worst: Tape | None = None  # the same step as it takes the most, where its values or its samples' sizes may turn out otherwise than is likely
     same_path_up_to: int | None = None  # the last batch that takes the recorded path, where a larger one was found to take another
 
     def __repr__(self) -> str:  # its arrays would fill pages

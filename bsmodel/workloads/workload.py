@@ -16,7 +16,8 @@ class Workload:
     """A model, its batches and its loss, as three functions.
 
     model() -> torch.nn.Module
-    batch(size) -> any nesting of host tensors, `size` samples in it
+    batch(size) -> any nesting of host tensors, `size` samples in it; where samples differ in size, all of them of the mean
+    worst_batch(size) -> the same at its worst: the longest texts, the largest graphs. What it takes is the upper end of what the step takes
     loss(model, batch) -> scalar tensor, or (scalar tensor, outputs); outputs live on where `Training.keep_outputs` says so
     step(model, optimizer, batch) -> anything, instead of `loss`: a whole training step of your own; what it returns lives until the
         next one returns. It moves the host batch to `"cuda"` itself and calls the optimizer.
@@ -37,6 +38,7 @@ class Workload:
     base_batch: int | None = None
     remarks: Sequence[str] = field(default=(), compare=False)
     setup: Callable[[Any], Any] | None = None
+    worst_batch: Callable[[int], Any] | None = None
 
     def __post_init__(self) -> None:
         if (self.loss is None) == (self.step is None):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A graph network by index_add_ over batches of graphs: their nodes and edges are stated, as the mean or the worst of the data."""
+"""A graph network by index_add_ over batches of graphs: their nodes and edges are stated, by the mean as what is likely and by a bad batch as the worst."""
 
 import torch
 import torch.nn.functional as F
@@ -37,16 +37,26 @@ class Network(nn.Module):
         return self.head(pooled).squeeze(-1)
 
 
-def workload(width=300, depth=5, nodes=26, edges=56):
-    def batch(graphs):
-        """As a collate function makes it: graphs one after another, edges with their nodes' offsets."""
-        start = torch.arange(graphs).repeat_interleave(edges) * nodes
-        ends = torch.randint(0, nodes, (2, graphs * edges)) + start
-        graph = torch.arange(graphs).repeat_interleave(nodes)
-        return torch.randint(0, 120, (graphs * nodes,)), ends, torch.randn(graphs * edges, 16), graph, torch.randn(graphs)
+def workload(width=300, depth=5, nodes=26, edges=56, most_nodes=52, most_edges=112):
+    def graphs_of(nodes, edges):
+        def batch(graphs):
+            """As a collate function makes it: graphs one after another, edges with their nodes' offsets."""
+            start = torch.arange(graphs).repeat_interleave(edges) * nodes
+            ends = torch.randint(0, nodes, (2, graphs * edges)) + start
+            graph = torch.arange(graphs).repeat_interleave(nodes)
+            return torch.randint(0, 120, (graphs * nodes,)), ends, torch.randn(graphs * edges, 16), graph, torch.randn(graphs)
+
+        return batch
 
     def loss(model, batch):
         *graphs, wanted = batch
         return F.l1_loss(model(*graphs, len(wanted)), wanted)
 
-    return bsmodel.Workload(lambda: Network(width, depth), batch, loss, training=bsmodel.Training(optimizer="adam"), name="gnn")
+    return bsmodel.Workload(
+        lambda: Network(width, depth),
+        graphs_of(nodes, edges),
+        loss,
+        worst_batch=graphs_of(most_nodes, most_edges),
+        training=bsmodel.Training(optimizer="adam"),
+        name="gnn",
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An LSTM over packed sequences: the lengths are stated, by their mean and the longest."""
+"""An LSTM over packed sequences: the lengths are stated, by their mean as what is likely and by the longest as the worst."""
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +30,14 @@ def workload(vocabulary=30000, width=512, tags=45, mean=48, longest=96):
         ids = torch.ones(size, longest, dtype=torch.long)
         return ids, lengths, torch.zeros(size, longest, dtype=torch.long)
 
+    def worst_batch(size):
+        """Every sequence as long as the longest: the upper end of the answer."""
+        ids, lengths, tagged = batch(size)
+        return ids, torch.full_like(lengths, longest), tagged
+
     def loss(model, batch):
         ids, lengths, tagged = batch
         return F.cross_entropy(model(ids, lengths).flatten(0, 1), tagged.flatten(), ignore_index=-100)
 
     training = bsmodel.Training(optimizer="adam", gradient_clipping=5.0)
-    return bsmodel.Workload(lambda: Tagger(vocabulary, width, tags), batch, loss, training=training, name="packed-lstm")
+    return bsmodel.Workload(lambda: Tagger(vocabulary, width, tags), batch, loss, worst_batch=worst_batch, training=training, name="packed-lstm")
