@@ -213,6 +213,22 @@ def test_what_is_classified_by_the_end_of_a_text_has_one(config, a100):
     assert bsmodel.trace(workload, None, a100).remarks == workload.remarks
 
 
+LONGFORMER = {**BERT, "model_type": "longformer", "attention_window": [16], "sep_token_id": 2}
+PATCHED = {"model_type": "siglip2", "vision_config": {**SIGHT, "num_patches": 16}, "text_config": WORDS}
+
+
+def test_a_question_is_told_from_its_text_where_the_model_asks(config, a100):
+    workload, _, batch = built(config({**LONGFORMER, "architectures": ["LongformerForQuestionAnswering"]}))
+    assert torch.nonzero(batch["input_ids"] == 2)[:, 1].tolist() == [16, 17, batch["input_ids"].size(1) - 1] * 2
+    assert "questions of 16 tokens, which see the whole text" in bsmodel.trace(workload, gpu=a100).remarks
+
+
+def test_images_of_any_form_are_patches_with_their_places(config, a100):
+    workload, _, batch = built(config({**PATCHED, "architectures": ["Siglip2ForImageClassification"]}))
+    assert batch["pixel_values"].shape == (2, 16, 192) and batch["spatial_shapes"].tolist() == [[3, 4]] * 2
+    assert "images of 480 x 640 pixels, in at most 16 patches" in bsmodel.trace(workload, gpu=a100).remarks
+
+
 @pytest.mark.parametrize(("fields", "architecture", "longest"), [(WHISPER, "WhisperForCausalLM", 448), (PROPHETNET, "ProphetNetForCausalLM", 30)])
 def test_texts_are_as_long_as_there_are_positions(fields, architecture, longest, config):
     workload, model, batch = built(config({**fields, "architectures": [architecture]}))

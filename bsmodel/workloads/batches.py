@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bsmodel.errors import InvalidInputError
@@ -71,10 +71,10 @@ def with_placeholders(length: int, word: int, placeholders: Shape, size: int) ->
     return ids
 
 
-def ended(length: int, end: int, size: int) -> Any:
-    """Token ids of (size, length): zeros, and the token that ends a text."""
+def separated(length: int, separator: int, places: Sequence[int], size: int) -> Any:
+    """Token ids of (size, length): zeros, and the token that separates texts, or ends them, at these places."""
     ids = zeros(size, length, dtype="long")
-    ids[:, -1] = end
+    ids[:, list(places)] = separator
     return ids
 
 

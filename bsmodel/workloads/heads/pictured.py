@@ -11,10 +11,11 @@ from typing import Any
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.workloads.batches import ones, repeated, with_placeholders
+from bsmodel.workloads.heads import images
 from bsmodel.workloads.heads.images import pixels
 from bsmodel.workloads.heads.made import OWN, Asked, Made, Tensors
 from bsmodel.workloads.heads.placed import around, placed, placeholder, room
-from bsmodel.workloads.heads.text import length_of
+from bsmodel.workloads.heads.text import classes, length_of
 
 PHOTOGRAPH = (480, 640)  # height and width of most of COCO's
 # Types of models with the image processor of another, as their checkpoints say.
@@ -32,16 +33,25 @@ _TOLD = {
     "patch_size": "patch_size",
     "temporal_patch_size": "temporal_patch_size",
     "spatial_merge_size": "merge_size",
+    "num_patches": "max_num_patches",
     "image_grid_pinpoints": "image_grid_pinpoints",
 }
+
+
+def classified(config: Any, cls: Any, asked: Asked) -> Made:
+    """Images and their classes; for models that see patches of images of any form, a photograph as transformers' image processor of the model cuts it."""
+    if "spatial_shapes" not in inspect.signature(cls.forward).parameters:
+        return images.classified(config, cls, asked)
+    height, width = _photograph(asked)
+    remark = f"images of {height} x {width} pixels, in at most {config.vision_config.num_patches} patches"
+    return Made({**_processed(config, cls, (height, width)), **classes(config)}, (remark,))
 
 
 def described(config: Any, cls: Any, asked: Asked) -> Made:
     """Text with one image: its pixels as transformers' image processor of the model gives them, and tokens that stand for them."""
     if config.model_type == "vision-encoder-decoder":
         return _written(config, cls, asked)
-    side = asked.get("image_size")
-    height, width = (side, side) if side else PHOTOGRAPH
+    height, width = _photograph(asked)
     image = _processed(config, cls, (height, width))
     said = f"one image of {height} x {width} pixels"
     if config.model_type not in _BESIDE:
@@ -49,6 +59,11 @@ def described(config: Any, cls: Any, asked: Asked) -> Made:
     length, remarks = room(config, cls, asked, getattr(config, "latent_query_num", 0), "image")
     text = _BESIDE[config.model_type](config, cls, length)
     return Made({**image, **text, "labels": ((length,), "long")}, (f"{said} a sample", *remarks), length)
+
+
+def _photograph(asked: Asked) -> tuple[int, int]:
+    side = asked.get("image_size")
+    return (side, side) if side else PHOTOGRAPH
 
 
 # -- images --------------------------------------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ HEADS = (
     Head("masked language model", "MASKED_LM", ("seq_len",), text.tokens),
     Head("causal language model", "CAUSAL_LM", ("seq_len",), text.running_text),
     Head("image and text to text", "IMAGE_TEXT_TO_TEXT", ("seq_len", "image_size"), pictured.described),
-    Head("image classification", "IMAGE_CLASSIFICATION", ("image_size",), images.classified),
+    Head("image classification", "IMAGE_CLASSIFICATION", ("image_size",), pictured.classified),
     Head("semantic segmentation", "SEMANTIC_SEGMENTATION", ("image_size",), images.segmented),
     Head("object detection", "OBJECT_DETECTION", ("image_size",), objects.detected),
     Head("universal segmentation", "UNIVERSAL_SEGMENTATION", ("image_size",), objects.segmented),

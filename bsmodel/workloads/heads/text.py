@@ -10,10 +10,12 @@ import sys
 from typing import Any
 
 from bsmodel.errors import InvalidInputError
-from bsmodel.workloads.batches import ended
+from bsmodel.workloads.batches import separated
 from bsmodel.workloads.heads.made import Asked, Made, Tensors
 
 CHOICES = 4  # as in SWAG (Zellers et al. 2018, arXiv 1808.05326)
+QUESTION = 16  # tokens; the questions of SQuAD have 11 words on average (Rajpurkar et al. 2016, arXiv 1606.05250)
+_SEPARATED = ("longformer",)  # tell the question from the text by three separators (modeling_longformer.py)
 _AHEAD = {"prophetnet": 2}  # positions that text cannot take: padding's, and one that its predictions look ahead (modeling_prophetnet.py)
 
 
@@ -74,12 +76,18 @@ def classified_text(config: Any, cls: Any, asked: Asked) -> Made:
     made = tokens(config, cls, asked, classes(config))
     tensors = made.tensors
     if config.is_encoder_decoder and isinstance(end := getattr(text, "eos_token_id", None), int):  # whose state is what is classified
-        tensors = {**tensors, "input_ids": functools.partial(ended, made.tokens_per_sample, end)}
+        tensors = {**tensors, "input_ids": functools.partial(separated, made.tokens_per_sample, end, (-1,))}
     return Made(tensors, remarks + made.remarks, made.tokens_per_sample)
 
 
 def answers(config: Any, cls: Any, asked: Asked) -> Made:
-    return tokens(config, cls, asked, {"start_positions": ((), "long"), "end_positions": ((), "long")})
+    """A question and a text in which the answer is."""
+    made = tokens(config, cls, asked, {"start_positions": ((), "long"), "end_positions": ((), "long")})
+    if config.model_type not in _SEPARATED:
+        return made
+    ids = functools.partial(separated, made.tokens_per_sample, config.sep_token_id, (QUESTION, QUESTION + 1, -1))
+    remark = f"questions of {QUESTION} tokens, which see the whole text"
+    return Made({**made.tensors, "input_ids": ids}, (*made.remarks, remark), made.tokens_per_sample)
 
 
 def chosen(config: Any, cls: Any, asked: Asked) -> Made:
