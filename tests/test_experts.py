@@ -72,6 +72,18 @@ def test_experts_that_gather_their_tokens_are_loaded_evenly(a100):
     assert any("lie evenly" in remark for remark in tape.remarks)
 
 
+def test_experts_that_do_not_divide_their_tokens_have_a_closed_form(a100):
+    """Each sample's 50 tokens over 3 experts: 17, 17 and 16 of them, in every sample."""
+
+    def routed(model, batch):
+        z = model(batch[0])
+        rows = [torch.where(z.argmax(-1) == expert)[0] for expert in range(3)]
+        return torch.stack([z[row].exp().mean() for row in rows]).mean()
+
+    tape = bsmodel.trace(bsmodel.Workload(lambda: torch.nn.Linear(16, 3), lambda size: [torch.zeros(50 * size, 16)], routed, name="routed"), gpu=a100)
+    assert {int(tape.per_sample_bytes[i]) for i, name in enumerate(tape.operators) if name == "aten.exp.default"} == {17 * 3 * 4, 16 * 3 * 4}
+
+
 def test_experts_that_all_tokens_choose_are_the_upper_end(a100):
     """Two experts with all tokens in place of four with half of them: what an expert's products take for a moment is twice as much."""
     wide = 1024

@@ -135,6 +135,16 @@ SQUEEZED = {
     "image_token_id": 99,
     "scale_factor": 2,
 }
+GEMMA = {
+    "model_type": "gemma3",
+    "vision_config": {**SIGHT, "image_size": 32},
+    "text_config": {**WORDS, "num_key_value_heads": 1, "head_dim": 16, "layer_types": ["full_attention"]},
+    **{"mm_tokens_per_image": 4, "image_token_index": 99, "architectures": ["Gemma3ForConditionalGeneration"]},
+}
+FUYU = {
+    **{"model_type": "fuyu", "image_token_id": 99, "patch_size": 30, "hidden_size": 64, "vocab_size": 100},
+    "text_config": {**WORDS, "model_type": "persimmon"},
+}
 
 
 @pytest.mark.parametrize(
@@ -144,8 +154,10 @@ SQUEEZED = {
         (PYRAMID, {"image_size": 64}, 4 * 4 + 8 * (8 + 1), {"pixel_values": (2, 5, 3, 32, 32), "image_sizes": (2, 2)}),  # the whole, four tiles, ends of rows
         (QWEN, {"image_size": 64}, 8 * 8 // 4, {"pixel_values": (2 * 8 * 8, 3 * 2 * 8 * 8), "image_grid_thw": (2, 3)}),  # one for 2 x 2 patches
         (SQUEEZED, {}, 13 * 4 * 4 // 4, {"pixel_values": (2, 13, 3, 32, 32)}),  # the whole and 3 x 4 tiles, one for 2 x 2 patches
+        (GEMMA, {}, 4, {"pixel_values": (2, 3, 32, 32)}),  # so many by the configuration, of a class that transformers has for text alone, too
+        (FUYU, {}, 16 * 22, {"pixel_values": (2, 16 * 22, 30 * 30 * 3)}),  # one for each patch
     ],
-    ids=["llava", "llava-next", "qwen2-vl", "idefics3"],
+    ids=["llava", "llava-next", "qwen2-vl", "idefics3", "gemma3", "fuyu"],
 )
 def test_an_image_becomes_as_many_tokens_as_the_model_makes_of_it(fields, options, tokens, shapes, config):
     workload, model, batch = built(config(fields), seq_len=tokens + 20, **options)

@@ -13,6 +13,7 @@ import torch
 
 aten = torch.ops.aten
 
+_MANY = 4  # rows of a sample for each column: what is left over of them is then little
 FINITE = "every number is finite"
 EVENLY = "the largest of a row lie evenly over its columns, as rows of balanced experts do; the upper end has them in the same columns for all rows"
 ALL = "what is selected by values is all there is to select from, the most there can be"
@@ -58,17 +59,16 @@ _OF_NUMBERS: dict[Any, Callable[..., bool | None]] = {
 }
 
 
-def _highest(crowded: bool, tensor: torch.Tensor, k: int, dim: int | None = -1) -> torch.Tensor | None:
-    """Positions of the k largest: k other columns for each row, one after the other; or the first k for all rows."""
+def _highest(period: int | None, tensor: torch.Tensor, k: int, dim: int | None = -1) -> torch.Tensor | None:
+    """Positions of the k largest: k other columns for each row, one after the other, beginning again after a period; or (None) the first k for all rows."""
     if dim not in (-1, tensor.dim() - 1):
         return None
-    rows = math.prod(tensor.shape[:-1])
-    positions = torch.arange(rows * k)
-    return (positions % k if crowded else positions % max(1, tensor.size(-1))).view(*tensor.shape[:-1], k)
+    positions = torch.arange(math.prod(tensor.shape[:-1]) * k)
+    return (positions % k if period is None else positions % max(1, period) % max(1, tensor.size(-1))).view(*tensor.shape[:-1], k)
 
 
-def _argmax(crowded: bool, tensor: torch.Tensor, dim: int | None = None, keepdim: bool = False) -> torch.Tensor | None:
-    positions = _highest(crowded, tensor, 1, dim)
+def _argmax(period: int | None, tensor: torch.Tensor, dim: int | None = None, keepdim: bool = False) -> torch.Tensor | None:
+    positions = _highest(period, tensor, 1, dim)
     return positions if keepdim or positions is None else positions.squeeze(-1)
 
 
@@ -78,16 +78,24 @@ def of_numbers(func: Any, args: Any) -> torch.Tensor | None:
     return None if holds is None else torch.tensor(holds).expand(args[0].size())
 
 
-def highest(func: Any, args: Any, most: int, crowded: bool) -> Any:
-    """What an operator finds in rows that nobody knows: at most so many known positions, beside unknown values where it gives these too."""
+def _period(rows: int, columns: int, samples: int) -> int:
+    """After how many columns chosen one after the other they begin again: after each sample where it has many, so that a column has as many of each."""
+    each = rows // max(1, samples)
+    return each if each * samples == rows and each >= _MANY * columns else rows
+
+
+def highest(func: Any, args: Any, most: int, crowded: bool, samples: int) -> Any:
+    """What an operator finds in rows of so many samples that nobody knows: at most so many known positions, beside unknown values where it gives these too."""
     if func not in (aten.topk.default, aten.argmax.default) or not args[0].dim():
         return None
     each = args[1] if func is aten.topk.default else 1
-    if args[0].numel() // max(1, args[0].size(-1)) * each > most:
+    count = args[0].numel() // max(1, args[0].size(-1)) * each
+    if count > most:
         return None
+    period = None if crowded else _period(count, args[0].size(-1), samples)
     if func is aten.argmax.default:
-        return _argmax(crowded, *args)
-    positions = _highest(crowded, *args[:3])
+        return _argmax(period, *args)
+    positions = _highest(period, *args[:3])
     return None if positions is None else (torch.empty(positions.size(), dtype=args[0].dtype, device="meta"), positions)
 
 

@@ -124,9 +124,10 @@ def _run(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> 
 
 
 def _left_to_chance(workload: Workload, values: Values) -> Workload:
-    """The workload, in whose batches nothing is decided."""
+    """The workload, in whose batches nothing is decided, and whose samples are counted."""
 
     def batch(size: int) -> Any:
+        values.samples = size
         with values.aside():
             return workload.batch(size)
 

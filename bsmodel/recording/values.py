@@ -32,6 +32,7 @@ class Values:
     def __init__(self, assumed: Assumed) -> None:
         self.assumed = assumed
         self.limit = _LIMIT
+        self.samples = 1  # in the batch
         self.reads: dict[str, int] = {}
         self.noted: dict[str, dict[str, int]] = {}
         self.asked: dict[str, bool] = {}
@@ -64,7 +65,7 @@ class Values:
         if any(tensor.is_meta and tensor not in self._known for tensor in given):
             if (found := of_numbers(func, args)) is not None:
                 return found, FINITE
-            return highest(func, args, self.limit, self.assumed.crowded), EVENLY
+            return highest(func, args, self.limit, self.assumed.crowded, self.samples), EVENLY
         if not given and not makes_constants(func, args, self.limit):
             return None, ""
         if func._schema.is_mutable and self._repeats(given[0]):

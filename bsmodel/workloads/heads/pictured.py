@@ -15,7 +15,7 @@ from bsmodel.workloads.heads import images
 from bsmodel.workloads.heads.images import pixels
 from bsmodel.workloads.heads.made import OWN, Asked, Made, Tensors
 from bsmodel.workloads.heads.placed import around, placed, placeholder, room
-from bsmodel.workloads.heads.text import classes, length_of
+from bsmodel.workloads.heads.text import classes, length_of, running_text
 
 PHOTOGRAPH = (480, 640)  # height and width of most of COCO's
 # Types of models with the image processor of another, as their checkpoints say.
@@ -25,6 +25,7 @@ _PROCESSORS = {
     "qwen2_5_omni_thinker": "qwen2_vl",
     "qwen3_omni_moe_thinker": "qwen2_vl",
     "qwen3_vl_moe": "qwen3_vl",
+    "t5gemma2": "gemma3",
 }
 # Types of models to which the patches of all images are one row: image_processing_minicpmv4_6.py of transformers.
 _PACKED = ("minicpm_ocr", "minicpmv4_6", "minicpmv4_7")
@@ -51,8 +52,10 @@ def described(config: Any, cls: Any, asked: Asked) -> Made:
     """Text with one image: its pixels as transformers' image processor of the model gives them, and tokens that stand for them."""
     if config.model_type == "vision-encoder-decoder":
         return _written(config, cls, asked)
+    if "pixel_values" not in inspect.signature(cls.forward).parameters:  # the text of a larger model
+        return running_text(config, cls, asked)
     height, width = _photograph(asked)
-    image = _processed(config, cls, (height, width))
+    image = _patches(config, height, width) if config.model_type == "fuyu" else _processed(config, cls, (height, width))
     said = f"one image of {height} x {width} pixels"
     if config.model_type not in _BESIDE:
         return placed(config, cls, asked, image, "image", said)
@@ -94,6 +97,12 @@ def _processed(config: Any, cls: Any, size: tuple[int, int]) -> Tensors:
         if name in inspect.signature(cls.forward).parameters:
             fields[name] = functools.partial(repeated, tuple(whole.shape), None if whole.is_floating_point() else whole.tolist(), axis)
     return fields
+
+
+def _patches(config: Any, height: int, width: int) -> Tensors:
+    """The patches of an image, which Fuyu's processor gives under another name: processing_fuyu.py of transformers."""
+    side = config.patch_size
+    return {"pixel_values": ((-(-height // side) * -(-width // side), side * side * config.num_channels), "float32")}
 
 
 def _settings(config: Any, processor: Any) -> dict[str, Any]:

@@ -42,13 +42,14 @@ def _pretraining(config: Any, cls: Any, asked: Asked) -> Made:
     raise InvalidInputError(f"{cls.__name__} is pretrained with what no batch is known for; {OWN}")
 
 
-# In the order in which a head is taken where a configuration names none, or a class has several: the one that a model is pretrained with first.
+# In the order in which a head is taken where a configuration names none, or a class has several: the one that a model is pretrained with first,
+# with images where it takes them.
 HEADS = (
+    Head("image and text to text", "IMAGE_TEXT_TO_TEXT", ("seq_len", "image_size"), pictured.described),
     Head("sequence to sequence", "SEQ_TO_SEQ_CAUSAL_LM", ("seq_len",), _sequences),
     Head("speech to text", "SPEECH_SEQ_2_SEQ", ("seq_len",), sound.speech_to_text),
     Head("masked language model", "MASKED_LM", ("seq_len",), text.tokens),
     Head("causal language model", "CAUSAL_LM", ("seq_len",), text.running_text),
-    Head("image and text to text", "IMAGE_TEXT_TO_TEXT", ("seq_len", "image_size"), pictured.described),
     Head("image classification", "IMAGE_CLASSIFICATION", ("image_size",), pictured.classified),
     Head("semantic segmentation", "SEMANTIC_SEGMENTATION", ("image_size",), images.segmented),
     Head("object detection", "OBJECT_DETECTION", ("image_size",), objects.detected),
