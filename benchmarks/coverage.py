@@ -41,7 +41,7 @@ LIBRARIES = {"timm": 200, "torchvision": None}  # how many of their models, draw
 WITHOUT_OPERATORS = ("rcnn",)  # of torchvision: boxes are sorted out by its compiled operators
 PICTURES = ("OBJECT_DETECTION", "UNIVERSAL_SEGMENTATION", "INSTANCE_SEGMENTATION")  # whose configurations name no size of images
 SIDE = 128
-TRAINED_SECONDS, SECONDS = 20, 120  # in which a small configuration is found that trains, and in which it is recorded
+TRAINED_SECONDS, SECONDS = 20, 400  # in which a small configuration is found that trains, and in which it is recorded
 MOST_PARAMETERS = 200_000_000
 Row = dict[str, Any]
 

@@ -169,6 +169,12 @@ def test_an_image_becomes_as_many_tokens_as_the_model_makes_of_it(fields, option
     workload.loss(cpu(model), batch)[0].backward()
 
 
+def test_an_image_of_one_value_has_its_bytes_on_the_device(config, a100):
+    tape = bsmodel.trace(built(config(LLAVA))[0], gpu=a100)
+    batch = [int(size) for size, category in zip(tape.per_sample_bytes, tape.categories, strict=True) if category == "batch"]
+    assert 3 * 32 * 32 * 4 in batch
+
+
 def test_a_sample_has_room_for_its_image(config):
     folder = config(LLAVA)
 

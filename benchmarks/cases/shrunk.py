@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from cases import DATA
+
+BY_HAND = DATA / "shrunk.json"  # fields of types whose parts fit only together
 WIDTHS = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embed_dim", "dim", "encoder_hidden_size", "decoder_hidden_size", "embedding_size"), 64),
     **dict.fromkeys(("out_hidden_size", "text_hidden_size", "cross_attention_hidden_size", "output_dim", "llm_dim"), 64),
@@ -67,6 +71,10 @@ def shrunk(table: str, model_type: str) -> Iterator[tuple[dict[str, Any], str]]:
     from transformers.models.auto import modeling_auto
 
     names = getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES")[model_type]
+    name = names if isinstance(names, str) else names[0]
+    by_hand = json.loads(BY_HAND.read_text())
+    if model_type in by_hand:
+        yield _own(AutoConfig.for_model(model_type, **by_hand[model_type]), name).to_dict(), name
     for fields, by, missing in ATTEMPTS:
         config = AutoConfig.for_model(model_type)
         tokens: dict[str, int] = {}
@@ -82,7 +90,6 @@ def shrunk(table: str, model_type: str) -> Iterator[tuple[dict[str, Any], str]]:
             continue
         if getattr(getattr(config, "backbone_config", None), "model_type", None) == "timm_backbone":  # random weights need none of timm's files
             config.backbone_config = _backbone()
-        name = names if isinstance(names, str) else names[0]
         yield _by_layer(_own(config, name).to_dict()), name
 
 

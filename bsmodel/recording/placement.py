@@ -215,8 +215,6 @@ def _place(module: torch.nn.Module, channels_last: bool, recorder: Recorder, mov
 def _moved(tensor: torch.Tensor, channels_last: bool, recorder: Recorder) -> torch.Tensor:
     if channels_last and tensor.dim() == 4:
         tensor = torch.empty_like(tensor, device=META, memory_format=torch.channels_last)
-    if not torch._prims_common.is_non_overlapping_and_dense_or_false(tensor):
-        tensor = torch.empty(tensor.size(), dtype=tensor.dtype, device=META)
     return recorder.to_device(tensor, "to")
 
 

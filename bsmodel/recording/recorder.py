@@ -186,9 +186,9 @@ class Recorder(TorchDispatchMode):
                 self.allocations[number].category = category
 
     def to_device(self, tensor: torch.Tensor, operator: str, category: str | None = None) -> torch.Tensor:
-        """A device tensor of the same sizes, strides and dtype, counted; the values are kept where they may be asked."""
+        """A device tensor of the same sizes and dtype, counted; strides stay where they leave no gaps and no overlap (ATen/native/TensorConversions.cpp)."""
         with torch._C._DisableTorchDispatch():
-            device_tensor = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=META)
+            device_tensor = torch.empty_like(tensor, device=META)
         self.watch(device_tensor, operator, category)
         return device_tensor
 
