@@ -15,7 +15,7 @@ from bsmodel.recording.assumed import ALL, CHANCE, EVENLY, FINITE, Assumed, high
 from bsmodel.recording.computing import held, is_constant, like, makes_constants, on_host
 from bsmodel.recording.frames import calling_line, reading_line, torch_line
 
-_LIMIT = 1 << 21  # elements: device tensors up to this size keep their values, where those are known
+_LIMIT = 1 << 22  # elements: device tensors up to this size keep their values, where those are known
 _MOST_READS = 1000  # by one line: a loop that waits for a value would never end
 
 aten = torch.ops.aten

@@ -52,7 +52,8 @@ def described(config: Any, cls: Any, asked: Asked) -> Made:
     """Text with one image: its pixels as transformers' image processor of the model gives them, and tokens that stand for them."""
     if config.model_type == "vision-encoder-decoder":
         return _written(config, cls, asked)
-    if "pixel_values" not in inspect.signature(cls.forward).parameters:  # the text of a larger model
+    blind = "pixel_values" not in inspect.signature(cls.forward).parameters or getattr(config, "vision_config", config) is None
+    if blind:  # the text of a larger model
         return running_text(config, cls, asked)
     height, width = _photograph(asked)
     image = _patches(config, height, width) if config.model_type == "fuyu" else _processed(config, cls, (height, width))
