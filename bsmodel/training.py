@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError
 from bsmodel.hardware import Gpu
@@ -67,6 +67,26 @@ OPTIMIZERS: dict[str, OptimizerRule] = {
 }
 
 
+@dataclass(frozen=True)
+class AdapterRule:
+    """The configuration of peft that makes an adapter, and what it is called with."""
+
+    config: str
+    arguments: dict[str, bool]
+    source: str
+
+
+ADAPTERS: dict[str, AdapterRule] = {
+    "lora": AdapterRule("LoraConfig", {}, "Hu 2021, arXiv 2106.09685"),
+    "rslora": AdapterRule("LoraConfig", {"use_rslora": True}, "Kalajdzievski 2023, arXiv 2312.03732: other scales, the same memory"),
+    "dora": AdapterRule("LoraConfig", {"use_dora": True}, "Liu 2024, arXiv 2402.09353"),
+    "ia3": AdapterRule("IA3Config", {}, "Liu 2022, arXiv 2205.05638"),
+    "prompt-tuning": AdapterRule("PromptTuningConfig", {}, "Lester 2021, arXiv 2104.08691"),
+}
+WEIGHTS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+QUANTIZED = ("nf4", "fp4", "int8")  # of bitsandbytes
+
+
 class Training(BaseModel, frozen=True):
     """A training recipe. Frozen; every field has the default of a plain PyTorch loop."""
 
@@ -88,8 +108,27 @@ class Training(BaseModel, frozen=True):
     """Whether `zero_grad` frees the gradients or fills them with zeros."""
     ema: bool = False
     """Keep an exponential moving average of the trained parameters on the device."""
+    weights: str | None = None
+    """What the weights are held in, where that is not what the precision says: `fp32`, `fp16`, `bf16`, or, frozen under adapters, `nf4`, `fp4` or `int8` of
+    bitsandbytes. By default weights under adapters are in half precision where they are published so and the precision is a mixed one."""
+    double_quant: bool = False
+    """Quantize the scales of `nf4` and `fp4` weights, too."""
+    upcast: bool = True
+    """With quantized weights, hold all others (embeddings, head, norms) in float32, as peft's `prepare_model_for_kbit_training` does."""
+    adapter: str | None = None
+    """Train adapters through peft, all else frozen: `lora`, `rslora`, `dora`, `ia3` or `prompt-tuning`. With a `lora_rank`, `lora` by default."""
     lora_rank: int | None = Field(default=None, ge=1)
-    """Train rank-r adapters on every linear layer through peft, all else frozen."""
+    """Rank of the adapters of `lora`, `rslora` and `dora`."""
+    lora_targets: str | tuple[str, ...] = "all-linear"
+    """Which layers have adapters: `all-linear`, `attention`, ends of their names, or a regular expression for the whole name."""
+    lora_alpha: float | None = Field(default=None, gt=0)
+    """Scale of the adapters; takes no memory. By default peft's."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before the adapters; above 0 its output and mask are kept for every adapter."""
+    adapter_dtype: Literal["fp32", "weights"] = "fp32"
+    """Whether adapters of half-precision weights are in float32, as by peft's `autocast_adapter_dtype`, or in the dtype of the weights."""
+    prompt_tokens: int | None = Field(default=None, ge=1)
+    """Virtual tokens before each text, for `prompt-tuning`."""
     frozen: tuple[str, ...] = ()
     """Prefixes of parameter names that are not trained, e.g. `("embeddings", "encoder.layer.0.")`."""
     keep_outputs: bool = False
@@ -110,10 +149,10 @@ class Training(BaseModel, frozen=True):
                     raise reason from None
                 raise InvalidInputError(f"training field {name!r} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
-    @field_validator("accumulation", "lora_rank", mode="before")
+    @field_validator("accumulation", "lora_rank", "prompt_tokens", mode="before")
     @classmethod
     def _counts(cls, value: object, info: ValidationInfo) -> int | None:
-        return None if value is None and info.field_name == "lora_rank" else whole(f"training field {info.field_name!r}", value)
+        return None if value is None and info.field_name != "accumulation" else whole(f"training field {info.field_name!r}", value)
 
     @field_validator("gradient_clipping", mode="before")
     @classmethod
@@ -133,6 +172,53 @@ class Training(BaseModel, frozen=True):
         if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
             raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
         return optimizer
+
+    @field_validator("weights")
+    @classmethod
+    def _known_weights(cls, name: str | None) -> str | None:
+        if name is not None and name not in (*WEIGHTS, *QUANTIZED):
+            raise UnknownNameError("format of weights", name, (*WEIGHTS, *QUANTIZED))
+        return name
+
+    @field_validator("adapter")
+    @classmethod
+    def _known_adapter(cls, name: str | None) -> str | None:
+        if name is not None and name not in ADAPTERS:
+            raise UnknownNameError("adapter", name, ADAPTERS)
+        return name
+
+    @model_validator(mode="after")
+    def _together(self) -> Training:
+        """Raises `InvalidInputError` for fields that say nothing without another, or nothing with it."""
+        ranked = self.adapter in ("lora", "rslora", "dora") or (self.adapter is None and self.lora_rank is not None)
+        four_bits = self.weights in ("nf4", "fp4")
+        problems = {
+            f"adapter {self.adapter!r} needs a lora_rank": ranked and self.lora_rank is None,
+            f"adapter {self.adapter!r} has no lora_rank": not ranked and self.lora_rank is not None,
+            "prompt-tuning needs prompt_tokens, and nothing else has them": (self.adapter == "prompt-tuning") != (self.prompt_tokens is not None),
+            f"weights {self.weights!r} cannot be trained; give a lora_rank to train adapters": self.weights in QUANTIZED and not self.adapts,
+            f"double_quant is for weights nf4 and fp4, not {self.weights!r}": self.double_quant and not four_bits,
+            "upcast is for quantized weights": not self.upcast and self.weights not in QUANTIZED,
+        }
+        idle = () if ranked else ("lora_alpha", "lora_dropout") if self.adapts else ("lora_alpha", "lora_dropout", "lora_targets", "adapter_dtype")
+        for name in idle:
+            problems[f"{name} is for adapters; give a lora_rank"] = getattr(self, name) != type(self).model_fields[name].default
+        for problem, found in problems.items():
+            if found:
+                raise InvalidInputError(problem)
+        return self
+
+    @property
+    def adapts(self) -> bool:
+        """Whether adapters are trained, and not the model."""
+        return self.adapter is not None or self.lora_rank is not None
+
+    def stored(self, published: str | None = None) -> str:
+        """The dtype of the weights that are not quantized, of a model whose weights are `published` in one."""
+        if self.weights in WEIGHTS:
+            return WEIGHTS[self.weights]
+        half = self.numerics.autocast
+        return half if self.adapts and half is not None and published in ("bfloat16", "float16") else self.numerics.weights
 
     @property
     def numerics(self) -> Precision:

@@ -72,7 +72,7 @@ def test_weights_are_as_the_precision_says_whatever_they_are_stored_in(config, a
     tapes = [bsmodel.trace(bsmodel.Workload.named(config(fields), seq_len=8), None, a100) for fields in (stored, plain)]
 
     assert (tapes[0].fixed_bytes == tapes[1].fixed_bytes).all()
-    assert tapes[0].remarks == ("the weights are as the precision says, not bfloat16 as the configuration says they are stored",)
+    assert tapes[0].remarks == ("the weights are in float32, by precision bf16-mixed, not in bfloat16, as they are published",)
     assert tapes[1].remarks == ()
 
 

@@ -53,7 +53,7 @@ def test_an_exact_split_below_half_of_the_largest_is_taken_where_it_costs_little
 # -- learning rates and advice -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("changes", "reason"), [({"lora_rank": 4}, "LoRA"), ({"frozen": ("embed",)}, "frozen")], ids=["lora", "frozen"])
+@pytest.mark.parametrize(("changes", "reason"), [({"lora_rank": 4}, "adapters"), ({"frozen": ("embed",)}, "frozen")], ids=["lora", "frozen"])
 def test_a_rate_of_the_whole_model_is_not_proposed_for_a_part_of_it(changes, reason):
     known = dataclasses.replace(attention(), base_lr=3e-4, base_batch=64)
     whole, part, given_rate = (

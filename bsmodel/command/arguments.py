@@ -18,7 +18,7 @@ from bsmodel.hardware import DEFAULT_GPUS, Gpu, defaults
 from bsmodel.planning import Price
 from bsmodel.studies import Goal, for_card, one_of_each, pool, require_asked_about, tapes
 from bsmodel.tape import Tape, is_tape, load_all, require_agreement, save_all
-from bsmodel.training import OPTIMIZERS, PRECISIONS, Training
+from bsmodel.training import ADAPTERS, OPTIMIZERS, PRECISIONS, QUANTIZED, WEIGHTS, Training
 from bsmodel.units import MOST_COUNT, finite, format_bytes, parse_bytes, whole
 from bsmodel.workloads import LOSSES, NAMED, Source
 
@@ -95,8 +95,25 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accumulation", type=positive, metavar="N", help=f"micro-steps per optimizer step while recording {own}")
     parser.add_argument("--gradient-clipping", type=amount, metavar="NORM", help="largest gradient norm (default: not clipped)")
     parser.add_argument("--zero-grad", choices=("none", "zeros"), help="free gradients, or fill them with zeros (default: none, they are freed)")
-    parser.add_argument("--lora-rank", type=positive, metavar="R", help="train adapters of this rank, all else frozen (default: train the model)")
     parser.add_argument("--frozen", action="append", metavar="PREFIX", help="parameters not trained, repeatable (default: none)")
+    add_adapters(parser)
+
+
+def add_adapters(parser: argparse.ArgumentParser) -> None:
+    """What is trained in the place of the weights, and what these are held in."""
+    formats = ", ".join((*WEIGHTS, *QUANTIZED))
+    parser.add_argument("--weights", metavar="NAME", help=f"{formats} (default: as the precision says; under adapters half precision where published so)")
+    parser.add_argument("--double-quant", action="store_true", default=None, help="quantize the scales of nf4 and fp4, too (default: they are fp32)")
+    text = "leave what is not quantized as it is (default: in fp32, as prepare_model_for_kbit_training has it)"
+    parser.add_argument("--no-upcast", dest="upcast", action="store_false", default=None, help=text)
+    parser.add_argument("--adapter", metavar="NAME", help=f"{', '.join(ADAPTERS)} (default: lora where a rank is given)")
+    parser.add_argument("--lora-rank", type=positive, metavar="R", help="train adapters of this rank, all else frozen (default: train the model)")
+    text = "all-linear, attention, names of layers with commas between, or a regular expression (default: all-linear)"
+    parser.add_argument("--lora-targets", metavar="NAMES", help=text)
+    parser.add_argument("--lora-alpha", type=amount, metavar="X", help="scale of the adapters, which takes no memory (default: peft's)")
+    parser.add_argument("--lora-dropout", type=amount, metavar="P", help="dropout before the adapters (default: none)")
+    parser.add_argument("--adapter-dtype", choices=("fp32", "weights"), help="adapters in fp32, or as the weights (default: fp32, as peft has them)")
+    parser.add_argument("--prompt-tokens", type=positive, metavar="N", help="virtual tokens for --adapter prompt-tuning (default: none)")
 
 
 def add_recording(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from bsmodel.memory import Footprint, Peak
 from bsmodel.studies import Recorded, Row
 from bsmodel.units import GiB, format_bytes
 
+_ADAPTERS = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA", "ia3": "IA3"}
 _NARROW = 110  # columns, below which module paths are cut to their end
 
 
@@ -17,8 +18,11 @@ def title(recorded: Recorded, target: str = "") -> str:
     """One line that says what was recorded."""
     recipe = [recorded.precision, recorded.optimizer]
     recipe += [name.replace("_", " ") for name in ("checkpointing", "channels_last", "ema", "keep_outputs") if recorded.recipe.get(name)]
-    if recorded.recipe.get("lora_rank"):
-        recipe.append(f"LoRA rank {recorded.recipe['lora_rank']}")
+    if weights := recorded.recipe.get("weights"):
+        recipe.append(f"weights in {weights}{' twice' if recorded.recipe.get('double_quant') else ''}")
+    if (adapter := recorded.recipe.get("adapter")) or recorded.recipe.get("lora_rank"):
+        rank = f" rank {recorded.recipe['lora_rank']}" if recorded.recipe.get("lora_rank") else ""
+        recipe.append(f"{_ADAPTERS.get(adapter or 'lora', adapter)}{rank}")
     if recorded.own_step:
         recipe.append("a step of its own")
     return f"{recorded.name}: {recorded.parameters / 1e6:,.1f} M parameters, {', '.join(recipe)}{target}"

@@ -21,8 +21,8 @@ def advice(tape: Tape, chosen: Split, rate: float | None) -> tuple[str, ...]:
 
 def trains_in_part(tape: Tape) -> str:
     """Why a rate known to train the whole model says nothing of this recipe, or nothing."""
-    if tape.recipe.get("lora_rank"):
-        return "LoRA adapters usually take a larger one"
+    if tape.recipe.get("lora_rank") or tape.recipe.get("adapter"):
+        return "adapters usually take a larger one"
     return "other layers are frozen here" if tape.recipe.get("frozen") else ""
 
 

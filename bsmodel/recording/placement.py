@@ -15,9 +15,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
 from bsmodel.errors import InvalidInputError, UntraceableError
+from bsmodel.recording import adapters, quantized
 from bsmodel.recording.cuda_like.pretence import META
 from bsmodel.recording.recorder import Recorder
-from bsmodel.training import OPTIMIZERS, Training
+from bsmodel.training import OPTIMIZERS, QUANTIZED, Training
 from bsmodel.workloads import Workload
 
 aten = torch.ops.aten
@@ -88,32 +89,44 @@ def _elements(args: Any) -> int:
     return count
 
 
-def build(factory: Any, training: Training) -> tuple[torch.nn.Module, tuple[str, ...]]:
-    """Call the user's factory in the dtype the precision asks for; under `weights_nowhere` no memory is behind its weights.
+def build(workload: Workload, training: Training) -> tuple[torch.nn.Module, tuple[str, ...]]:
+    """Call the user's factory in the dtype the recipe asks for; under `weights_nowhere` no memory is behind its weights.
 
-    A model of one dtype is cast, one of several stays as it is; a remark says so.
+    A model of one dtype is cast, one of several stays as it is; a remark says so, and where weights are not as they were published.
     """
-    dtype = getattr(torch, training.numerics.weights)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        model = factory()
-    finally:
-        torch.set_default_dtype(default)
+    wanted = training.stored(workload.weights)
+    dtype = getattr(torch, wanted)
+    with default_dtype(dtype):
+        model = workload.model()
     if not isinstance(model, torch.nn.Module):
         raise InvalidInputError(f"model() returned {type(model).__name__}; expected a torch.nn.Module")
     built = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters() if parameter.is_floating_point()}
-    wanted = training.numerics.weights
     if len(built) > 1:
         remark = f"parameters stay as the model was built, in {' and '.join(sorted(built))}; precision {training.precision} would have them in {wanted}"
         return model.train(), (remark,)
     if built and built != {wanted}:
         return model.to(dtype).train(), (f"parameters, {built.pop()} as the model was built, are cast to {wanted} for precision {training.precision}",)
+    if workload.weights not in (None, wanted):
+        by = f"precision {training.precision}" if training.weights is None else f"weights {training.weights}"
+        return model.train(), (f"the weights are in {wanted}, by {by}, not in {workload.weights}, as they are published",)
+    if wanted != training.numerics.weights and training.weights is None:
+        return model.train(), (f"the weights under the adapters are in {wanted}, as they are published; weights fp32 would have them in float32",)
     return model.train(), ()
 
 
-def adapt(model: torch.nn.Module, training: Training) -> torch.nn.Module:
-    """Freeze, add adapters and switch checkpointing on, as the recipe says."""
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Within this context tensors of floats are in this dtype where none is asked for."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+def adapt(model: torch.nn.Module, workload: Workload, training: Training) -> torch.nn.Module:
+    """Freeze, quantize, add adapters and switch checkpointing on, as the recipe says."""
     if training.checkpointing:
         _checkpoint(model)
     for prefix in training.frozen:
@@ -123,28 +136,22 @@ def adapt(model: torch.nn.Module, training: Training) -> torch.nn.Module:
             raise InvalidInputError(f"no parameter starts with {prefix!r}; the model's begin with: {', '.join(names)}")
         for parameter in matching:
             parameter.requires_grad_(False)
-    if training.lora_rank is not None:
-        model = _with_adapters(model, training)
+    stored = getattr(torch, training.stored(workload.weights))
+    if training.weights in QUANTIZED:
+        model = quantized.quantized(model, training, stored)
+    if training.adapts:
+        with default_dtype(torch.float32 if training.weights in QUANTIZED else stored):  # to which peft brings new adapters where weights have data
+            model = adapters.adapted(model, training)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InvalidInputError("nothing is trained: every parameter is frozen")
     return model
 
 
-def _with_adapters(model: torch.nn.Module, training: Training) -> torch.nn.Module:
-    try:
-        peft: Any = importlib.import_module("peft")
-    except ImportError:
-        raise InvalidInputError('lora_rank needs peft, which is not installed: pip install "bsmodel[models]"') from None
-    if training.checkpointing and hasattr(model, "enable_input_require_grads"):
-        model.enable_input_require_grads()  # type: ignore[operator]
-    return peft.get_peft_model(model, peft.LoraConfig(r=training.lora_rank, target_modules="all-linear")).train()
-
-
 def _checkpoint(model: Any) -> None:
     if hasattr(model, "gradient_checkpointing_enable"):
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # its name in transformers since 5.23
         try:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            return
+            return enable({"use_reentrant": False})
         except ValueError:
             pass
         except TypeError:  # transformers before 4.35
@@ -196,7 +203,7 @@ def _place(module: torch.nn.Module, channels_last: bool, recorder: Recorder, mov
             continue
         if id(parameter) not in moved:
             device_tensor = _moved(parameter.detach(), channels_last, recorder)
-            moved[id(parameter)] = torch.nn.Parameter(device_tensor, requires_grad=parameter.requires_grad)
+            moved[id(parameter)] = quantized.moved(parameter, device_tensor, lambda tensor: recorder.to_device(tensor, "to", "parameter"))
             moved[id(moved[id(parameter)])] = moved[id(parameter)]
             moved[-id(parameter)] = parameter  # keeps the id taken
         module._parameters[name] = moved[id(parameter)]  # type: ignore[assignment]

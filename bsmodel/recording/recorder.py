@@ -21,7 +21,7 @@ from bsmodel.recording import leftovers
 from bsmodel.recording.assumed import ALL, Assumed, all_selected
 from bsmodel.recording.chance import drawn
 from bsmodel.recording.counts import Count, count, rows_of
-from bsmodel.recording.cuda_like import distances, offload, refusals, shapes, sparse
+from bsmodel.recording.cuda_like import composites, offload, refusals, shapes, sparse
 from bsmodel.recording.cuda_like.buffers import NO_BUFFERS, Buffer, Kernel
 from bsmodel.recording.cuda_like.engine import SUMS, is_renumbered, sums_in_place
 from bsmodel.recording.cuda_like.kernels import UNCOUNTED, kernel_of
@@ -238,10 +238,10 @@ class Recorder(TorchDispatchMode):
             if func in SUMS and not kwargs and self.in_backward and not self._stack and sums_in_place(func, args):
                 self._note_work(_name(func), work_of(func, args, given, [args[0]], NO_BUFFERS, self.capability), None)
                 return aten.alias.default(args[0])
-            if func in distances.COMPOSITES:
-                self.uncounted.update([distances.UNCOUNTED] if max(tensor.size(-2) for tensor in given) <= distances.FEW_ROWS else [])
+            if (made_of := composites.composite(func)) is not None:
+                self.uncounted |= composites.uncounted(func, given)
                 with self:
-                    return distances.COMPOSITES[func](*args)
+                    return made_of(*args, **kwargs)
             return self._by_known_masks(func, args, kwargs, given)
 
     def _by_known_masks(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:

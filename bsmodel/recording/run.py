@@ -111,8 +111,8 @@ def _run(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> 
     with _undisturbed(), flash.pretended():
         leftovers.clear()
         with placement.weights_nowhere():
-            model, remarks = placement.build(workload.model, training)
-            model = placement.adapt(model, training)
+            model, remarks = placement.build(workload, training)
+            model = placement.adapt(model, workload, training)
         recorder = Recorder(gpu.capability, assumed)
         try:
             with pretend_cuda(gpu, recorder.follows, recorder.uncounted.add), offload.followed(recorder.follows), decided(recorder.values.decided), recorder:

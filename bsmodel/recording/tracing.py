@@ -18,6 +18,7 @@ from bsmodel.hardware import Gpu
 from bsmodel.recording import alignment, checks, loop, samples
 from bsmodel.recording.assumed import ALL, CHANCE, EVENLY, Assumed
 from bsmodel.recording.leftovers import CachedError
+from bsmodel.recording.quantized import elements
 from bsmodel.recording.recorder import Allocation
 from bsmodel.recording.run import ComplaintError, Run, running, two_steps
 from bsmodel.recording.values import Values
@@ -312,7 +313,7 @@ def _tape(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[i
         accumulation=run.loop.training.accumulation,
         versions=_versions(run.loop.model),
         recorded_batches=batches,
-        parameter_count=sum(p.numel() for p in parameters),
+        parameter_count=sum(map(elements, parameters)),
         trained_parameter_count=sum(p.numel() for p in parameters if p.requires_grad),
         tokens_per_sample=run.loop.workload.tokens_per_sample,
         fixed_bytes=np.array([size.bytes.fixed for size in found], np.int64),

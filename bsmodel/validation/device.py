@@ -124,7 +124,7 @@ def _timed(running: loop.Loop, batch: int, most: int) -> list[float]:
 
 
 def _started(workload: Workload, training: Training, initialise: bool) -> loop.Loop:
-    model = placement.adapt(placement.build(workload.model, training)[0], training)
+    model = placement.adapt(placement.build(workload, training)[0], workload, training)
     model = model.to("cuda", **({"memory_format": torch.channels_last} if training.channels_last else {}))  # type: ignore[call-overload]
     if initialise:
         fill_weights(model)

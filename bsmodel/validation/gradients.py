@@ -46,7 +46,7 @@ def gradients_agree(
     """
     if workload.loss is None:
         raise InvalidInputError(f"{workload.name} has a step of its own; gradients are compared for workloads with a loss")
-    model = placement.build(workload.model, Training())[0].to(device)
+    model = placement.build(workload, Training())[0].to(device)
     if initialise:
         torch.manual_seed(_SEED)
         fill_weights(model)

@@ -160,7 +160,7 @@ def _mem_tracker(workload: Workload, training: Training, batch: int) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     autocast = training.numerics.autocast
     with torch.device("meta"):
-        model: Any = placement.adapt(placement.build(workload.model, training)[0], training)
+        model: Any = placement.adapt(placement.build(workload, training)[0], workload, training)
     with FakeTensorMode():
         _fake_weights(model, device)
         optimizer = placement.make_optimizer([parameter for parameter in model.parameters() if parameter.requires_grad], training)

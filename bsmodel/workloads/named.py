@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from bsmodel.errors import InvalidInputError
@@ -30,7 +31,7 @@ def _gpt2(seq_len: int = 1024, attention: str | None = None) -> Workload:
 
 def _llama(seq_len: int, attention: str | None, positions: int, **fields: Any) -> Workload:
     shared = {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": positions}
-    return _causal_lm("llama", seq_len, attention, positions, **shared, **fields)
+    return replace(_causal_lm("llama", seq_len, attention, positions, **shared, **fields), weights="bfloat16")
 
 
 def _llama_1b(seq_len: int = 2048, attention: str | None = None) -> Workload:

@@ -23,6 +23,7 @@ class Workload:
         next one returns. It moves the host batch to `"cuda"` itself and calls the optimizer.
     setup(model) -> what `step` gets in the optimizer's place, made once, with the model on the device: two optimizers in a dict, an object
         with a loss scaler, an average of the weights, an Accelerator. Without it `step` gets the optimizer of the recipe.
+    weights: the dtype in which trained weights of the model are published, such as "bfloat16": under adapters they are kept in half precision.
     training: the recipe where none is given. base_lr at base_batch: a learning rate known to train it.
     remarks: sentences that an answer rests on and nobody asked for; read when a recording is over, so that `loss` may add what it chose.
     """
@@ -39,6 +40,7 @@ class Workload:
     remarks: Sequence[str] = field(default=(), compare=False)
     setup: Callable[[Any], Any] | None = None
     worst_batch: Callable[[int], Any] | None = None
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         if (self.loss is None) == (self.step is None):

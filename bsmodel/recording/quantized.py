@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights in 4 or 8 bits: bitsandbytes' own modules in the place of linear layers, their weights packed without data."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bsmodel.errors import InvalidInputError
+from bsmodel.training import Training
+
+_FIELDS = ("CB", "SCB")  # of Int8Params
+
+
+def quantized(model: torch.nn.Module, training: Training, dtype: torch.dtype) -> torch.nn.Module:
+    """The model, of this dtype, with its linear layers in the format of the recipe, but for its head, as transformers has them (quantizer_bnb_4bit.py).
+
+    What stays is in float32 where the recipe upcasts (`prepare_model_for_kbit_training` of peft). Raises `InvalidInputError` where nothing is linear.
+    """
+    bnb, replaced = _bitsandbytes(), importlib.import_module("transformers.integrations.bitsandbytes").replace_with_bnb_linear
+    packed = {bnb.nn.Linear4bit: _packed, bnb.nn.Linear8bitLt: _rounded}
+    replaced(model, modules_to_not_convert=_kept(model), quantization_config=_config(training))
+    layers = [module for module in model.modules() if type(module) in packed]
+    if not layers:
+        raise InvalidInputError(f"weights {training.weights}: {type(model).__name__} has no linear layers")
+    for layer in layers:
+        for parameter in layer.parameters():
+            parameter.data = parameter.data.to(dtype)
+        packed[type(layer)](bnb, layer)
+    setattr(model, "is_loaded_in_8bit" if training.weights == "int8" else "is_loaded_in_4bit", True)
+    if training.upcast:
+        importlib.import_module("peft").prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return model
+
+
+def _bitsandbytes() -> Any:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of kernels for CPUs, which nobody asked for
+    try:
+        importlib.import_module("transformers")
+        return importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise InvalidInputError(f'quantized weights need bitsandbytes and transformers: pip install "bsmodel[models]" ({error})') from None
+
+
+def _config(training: Training) -> Any:
+    config = importlib.import_module("transformers").BitsAndBytesConfig
+    if training.weights == "int8":
+        return config(load_in_8bit=True)
+    compute = getattr(torch, training.numerics.autocast or training.numerics.weights)
+    return config(load_in_4bit=True, bnb_4bit_quant_type=training.weights, bnb_4bit_use_double_quant=training.double_quant, bnb_4bit_compute_dtype=compute)
+
+
+def _kept(model: torch.nn.Module) -> list[str]:
+    """What transformers does not quantize: a head, and what shares its weights; of other models nothing."""
+    if not hasattr(model, "get_output_embeddings"):
+        return []
+    found: list[str] = importlib.import_module("transformers.quantizers.base").get_keys_to_not_convert(model)
+    return found
+
+
+def _packed(bnb: Any, layer: Any) -> None:
+    weight = layer.weight
+    data, state = bnb.functional.quantize_4bit(
+        weight.data, blocksize=weight.blocksize, compress_statistics=weight.compress_statistics, quant_type=weight.quant_type
+    )
+    bnb.functional.name2qmap.clear()  # where one without data is kept for all that follow
+    layer.quant_state = state
+    layer.weight = bnb.nn.Params4bit(data, False, state, weight.blocksize, weight.compress_statistics, weight.quant_type, module=layer, bnb_quantized=True)
+
+
+def _rounded(bnb: Any, layer: Any) -> None:
+    codes, scales, _ = bnb.functional.int8_vectorwise_quant(layer.weight.data.to(torch.float16))
+    layer.weight = bnb.nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=scales)
+
+
+def elements(parameter: torch.Tensor) -> int:
+    """Numbers in a parameter, of one that is packed those that were."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else math.prod(state.shape)
+
+
+def moved(parameter: torch.nn.Parameter, data: torch.Tensor, move: Callable[[torch.Tensor], torch.Tensor]) -> torch.nn.Parameter:
+    """A parameter with this data on the device, of the class that it had, and with what its class keeps beside it."""
+    if type(parameter) is torch.nn.Parameter:
+        return torch.nn.Parameter(data, requires_grad=parameter.requires_grad)
+    found: Any = torch.Tensor._make_subclass(type(parameter), data, parameter.requires_grad)
+    vars(found).update(vars(parameter))
+    if "CB" in vars(parameter):
+        found.CB, found.SCB = data, move(vars(parameter)["SCB"])
+    if (state := getattr(parameter, "quant_state", None)) is not None:
+        for part, name in ((state, "absmax"), (state, "code"), (state, "offset"), (state.state2, "absmax"), (state.state2, "code")):
+            if getattr(part, name, None) is not None:
+                setattr(part, name, move(getattr(part, name)))
+    return found

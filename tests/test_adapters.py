@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters: peaks as recorded from the PyTorch CUDA allocator (2.11) on a simulated A100 of 40 GB, three steps of AdamW, texts of 256 tokens."""
+
+import pytest
+
+import bsmodel
+from bsmodel import Training
+from tests.test_configs import built
+from tests.test_refusals import line_of
+
+pytest.importorskip("peft")
+pytest.importorskip("transformers")
+
+SIZES = {"vocab_size": 8000, "num_attention_heads": 8, "num_key_value_heads": 4}
+LLAMA = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "max_position_embeddings": 2048, **SIZES}
+GPT2 = {"model_type": "gpt2", "n_embd": 512, "n_layer": 4, "n_head": 8, "vocab_size": 8000}
+VIT = {"model_type": "vit", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536, "num_labels": 2}
+EXPERTS = {"moe_intermediate_size": 128, "num_experts": 8, "num_experts_per_tok": 2, "num_hidden_layers": 3, "head_dim": 32}
+MOE = {"model_type": "qwen3_moe", "hidden_size": 256, "intermediate_size": 512, **EXPERTS, **SIZES}
+MODELS = {
+    "llama": ("LlamaForCausalLM", LLAMA),
+    "gpt2": ("GPT2LMHeadModel", GPT2),
+    "vit": ("ViTForImageClassification", VIT),
+    "moe": ("Qwen3MoeForCausalLM", MOE),
+}
+HALF = {"adapter_dtype": "weights"}
+MLP = ".*mlp.*_proj"
+# The model, the dtype its weights are published in, its recipe beside a rank of 16, the batch, and what it takes, allocated and reserved.
+MEASURED = [
+    ("llama", "float32", {"precision": "fp32"}, 8, 703_680_512, 822_083_584),
+    ("llama", "float32", {"precision": "bf16-mixed"}, 8, 545_775_616, 635_437_056),
+    ("llama", "bfloat16", {"precision": "bf16-mixed"}, 8, 470_727_680, 562_036_736),
+    ("llama", "bfloat16", {"precision": "bf16-mixed", "checkpointing": True}, 8, 274_224_128, 362_807_296),
+    ("llama", "bfloat16", {"precision": "bf16"}, 8, 549_796_864, 616_562_688),
+    ("llama", "bfloat16", {"precision": "bf16", **HALF}, 8, 430_341_120, 490_733_568),
+    ("llama", "bfloat16", {"precision": "bf16", **HALF, "checkpointing": True}, 8, 270_636_032, 358_612_992),
+    ("llama", "bfloat16", {"precision": "bf16-mixed", "lora_targets": ("q_proj", "v_proj")}, 8, 404_077_568, 465_567_744),
+    ("llama", "bfloat16", {"precision": "bf16-mixed", "lora_targets": ("q_proj", "v_proj"), "lora_rank": 64, "lora_dropout": 0.1}, 8, 416_660_480, 478_150_656),
+    ("llama", "bfloat16", {"precision": "bf16-mixed", "lora_targets": MLP}, 8, 419_026_944, 511_705_088),
+    ("llama", "bfloat16", {"precision": "bf16-mixed", "lora_dropout": 0.05}, 8, 508_083_200, 606_076_928),
+    ("llama", "bfloat16", {"precision": "bf16-mixed", "lora_dropout": 0.05, "checkpointing": True}, 8, 274_224_128, 379_584_512),
+    ("llama", "bfloat16", {"precision": "bf16-mixed", "adapter": "dora"}, 8, 641_846_272, 757_071_872),
+    ("llama", "bfloat16", {"precision": "bf16-mixed", "adapter": "dora", "checkpointing": True}, 8, 274_457_600, 396_361_728),
+    ("llama", "bfloat16", {"precision": "bf16", "adapter": "dora", **HALF}, 8, 590_754_816, 721_420_288),
+    ("llama", "float32", {"precision": "fp32", "adapter": "dora", "lora_rank": 8}, 4, 564_322_304, 601_882_624),
+    ("llama", "bfloat16", {"precision": "bf16-mixed", "adapter": "rslora", "lora_rank": 128}, 8, 541_834_240, 637_534_208),
+    ("gpt2", "float32", {"precision": "bf16-mixed"}, 8, 711_787_520, 769_654_784),
+    ("gpt2", "float32", {"precision": "fp32", "lora_targets": ("c_attn",), "lora_rank": 4}, 8, 712_782_848, 754_974_720),
+    ("gpt2", "bfloat16", {"precision": "bf16", "checkpointing": True}, 8, 271_229_952, 375_390_208),
+    ("vit", "float32", {"precision": "fp32"}, 16, 592_276_992, 662_700_032),
+    ("vit", "float32", {"precision": "bf16-mixed", "lora_dropout": 0.1}, 32, 971_919_872, 1_015_021_568),
+    ("vit", "bfloat16", {"precision": "bf16", **HALF}, 32, 565_924_352, 643_825_664),
+    ("moe", "bfloat16", {"precision": "bf16-mixed"}, 8, 315_845_632, 427_819_008),
+    ("moe", "bfloat16", {"precision": "bf16", "lora_targets": ("q_proj", "o_proj"), **HALF, "checkpointing": True}, 8, 233_372_160, 299_892_736),
+]
+
+
+def adapted(config, name, published="bfloat16"):
+    architecture, fields = MODELS[name]
+    options = {} if name == "vit" else {"seq_len": 256}
+    return built(config({**fields, "architectures": [architecture], "torch_dtype": published}), **options)[0]
+
+
+@pytest.mark.parametrize(("name", "published", "recipe", "batch", "allocated", "reserved"), MEASURED)
+def test_adapters_take_what_they_take_on_cuda(a100, config, name, published, recipe, batch, allocated, reserved):
+    tape = bsmodel.trace(adapted(config, name, published), Training(optimizer="adamw", **{"lora_rank": 16, **recipe}), a100)
+    peak = bsmodel.predict(tape, a100, batch)
+    assert peak.allocated_bytes == pytest.approx(allocated, rel=0.002)
+    assert peak.reserved_bytes == pytest.approx(reserved, rel=0.02)
+
+
+def trained(config, a100, name="llama", **recipe):
+    return bsmodel.trace(adapted(config, name), Training(precision="bf16-mixed", **recipe), a100).trained_parameter_count
+
+
+def test_as_many_parameters_are_trained_as_the_adapters_have(config, a100):
+    """LoRA: a row for each input and one for each output of a layer, times the rank; IA3: scales of keys, values and what goes into the second product."""
+    layer = {"q_proj": 512 + 512, "k_proj": 512 + 256, "v_proj": 512 + 256, "o_proj": 512 + 512, "gate": 512 + 1408, "up": 512 + 1408, "down": 1408 + 512}
+    assert trained(config, a100, lora_rank=8) == 4 * 8 * sum(layer.values())
+    assert trained(config, a100, lora_rank=8, lora_targets="attention") == 4 * 8 * sum(layer[name] for name in layer if name.endswith("_proj"))
+    assert trained(config, a100, lora_rank=8, lora_targets=("v_proj", "q_proj")) == 4 * 8 * (layer["v_proj"] + layer["q_proj"])
+    assert trained(config, a100, adapter="ia3") == 4 * (256 + 256 + 1408)
+    assert trained(config, a100, adapter="prompt-tuning", prompt_tokens=20) == 20 * 512
+
+
+def test_half_precision_is_kept_under_adapters_and_said(config, a100):
+    recipe = {"precision": "bf16-mixed", "lora_rank": 8}
+    kept, whole = (bsmodel.trace(adapted(config, "llama"), Training(**recipe, **extra), a100) for extra in ({}, {"weights": "fp32"}))
+    assert any("in bfloat16, as they are published" in remark for remark in kept.remarks)
+    assert any("in float32, by weights fp32, not in bfloat16" in remark for remark in whole.remarks)
+    assert bsmodel.predict(kept, a100, 1).allocated_bytes < bsmodel.predict(whole, a100, 1).allocated_bytes
+
+
+def test_what_does_not_go_together_is_refused():
+    assert line_of(Training, adapter="dora") == "adapter 'dora' needs a lora_rank"
+    assert line_of(Training, adapter="ia3", lora_rank=8) == "adapter 'ia3' has no lora_rank"
+    assert line_of(Training, adapter="prompt-tuning") == "prompt-tuning needs prompt_tokens, and nothing else has them"
+    assert line_of(Training, weights="nf4") == "weights 'nf4' cannot be trained; give a lora_rank to train adapters"
+    assert line_of(Training, lora_rank=8, weights="int8", double_quant=True) == "double_quant is for weights nf4 and fp4, not 'int8'"
+    assert line_of(Training, lora_targets="attention") == "lora_targets is for adapters; give a lora_rank"
+    assert line_of(Training, upcast=False, lora_rank=8) == "upcast is for quantized weights"
+    assert line_of(Training, adapter="lorra").startswith("unknown adapter 'lorra'; nearest: lora")
+    assert line_of(Training, weights="nf5", lora_rank=8).startswith("unknown format of weights 'nf5'; nearest: nf4")
+
+
+def test_targets_that_are_not_there_are_refused(config, a100):
+    def refusal(targets):
+        return line_of(bsmodel.trace, adapted(config, "llama"), Training(lora_rank=8, lora_targets=targets), a100)
+
+    assert refusal(("q_prj",)).startswith("unknown linear layer 'q_prj'; nearest: q_proj")
+    assert "matches no linear layer" in refusal(".*convolution.*")
+    assert "is no regular expression" in refusal("*mlp")
+
+
+# -- quantized weights -------------------------------------------------------------------------------------------------------------------
+
+# Bytes of a weight's parts, by format: of n numbers in packs of 2, scales of blocks of 64 (and of 256 of these), codes of 16 and 256 float32, and an offset
+# (bitsandbytes/functional.py, quantize_4bit).
+LAYERS = 4 * [(512, 512), (256, 512), (256, 512), (512, 512), (1408, 512), (1408, 512), (512, 1408)]
+
+
+def four_bits(rows, columns, double_quant):
+    n = rows * columns
+    return [n // 2, 16 * 4, *([n // 64, -(-n // 64 // 256) * 4, 256 * 4, 4] if double_quant else [n // 64 * 4])]
+
+
+def eight_bits(rows, columns):
+    return [rows * columns, rows * 4]
+
+
+@pytest.mark.parametrize(("weights", "double_quant"), [("nf4", False), ("nf4", True), ("fp4", False), ("fp4", True), ("int8", False)])
+def test_quantized_weights_take_what_their_layout_says(config, a100, weights, double_quant):
+    """On top of what is not quantized: embeddings, head and norms."""
+    pytest.importorskip("bitsandbytes")
+    tape = bsmodel.trace(adapted(config, "llama"), Training(precision="bf16-mixed", weights=weights, double_quant=double_quant, lora_rank=8), a100)
+    held = [int(tape.fixed_bytes[number]) for number in tape.blocks["init"] if number >= 0 and tape.categories[number] == "parameter"]
+    adapters = [8 * width * 4 for layer in LAYERS for width in layer]
+    others = [8000 * 512 * 4] * 2 + [512 * 4] * 9
+    packed = [size for layer in LAYERS for size in (eight_bits(*layer) if weights == "int8" else four_bits(*layer, double_quant))]
+    assert sorted(held) == sorted([*adapters, *others, *packed])
+    assert tape.parameter_count - tape.trained_parameter_count == 2 * 8000 * 512 + 9 * 512 + sum(rows * columns for rows, columns in LAYERS)
+
+
+def test_backward_unpacks_a_whole_weight(config, a100):
+    """In the dtype that is computed in, one after the other: the products are those of the weights themselves."""
+    pytest.importorskip("bitsandbytes")
+    tape = bsmodel.trace(adapted(config, "llama"), Training(precision="bf16-mixed", weights="nf4", lora_rank=8), a100)
+    unpacked = [i for i, name in enumerate(tape.operators) if name == "bitsandbytes.dequantize_4bit.default"]
+    assert {int(tape.fixed_bytes[i]) for i in unpacked} == {rows * columns * 2 for rows, columns in LAYERS}
+    assert {tape.phases[i] for i in unpacked} == {"forward", "backward"}
+
+
+def test_what_is_not_quantized_stays_as_it_is_where_asked(config, a100):
+    pytest.importorskip("bitsandbytes")
+    recipe = {"precision": "bf16-mixed", "weights": "nf4", "lora_rank": 8}
+    upcast, left = (bsmodel.trace(adapted(config, "llama"), Training(**recipe, **extra), a100) for extra in ({}, {"upcast": False}))
+    embedding = [next(size for size in tape.fixed_bytes if size in (8000 * 512 * 4, 8000 * 512 * 2)) for tape in (upcast, left)]
+    assert embedding == [8000 * 512 * 4, 8000 * 512 * 2]
+
+
+def test_eight_bits_say_what_they_do_not_count(config, a100):
+    pytest.importorskip("bitsandbytes")
+    tape = bsmodel.trace(adapted(config, "llama"), Training(precision="bf16-mixed", weights="int8", lora_rank=8), a100)
+    assert any("outliers" in what for what in tape.uncounted)
