@@ -46,8 +46,13 @@ class OptimizerRule:
     arguments: dict[str, float | bool]
     family: Literal["sgd", "adam", "layerwise"]
     source: str
+    remark: str = ""
 
 
+_PAGED = "Dettmers 2023, arXiv 2305.14314, section 3; bitsandbytes/optim/optimizer.py"
+_MANAGED = (
+    "averages of parameters of 100,000 elements and more are in managed memory, which the driver moves between host and device: they are not in these figures"
+)
 OPTIMIZERS: dict[str, OptimizerRule] = {
     "sgd": OptimizerRule("torch.optim:SGD", {"lr": 0.1}, "sgd", "torch/optim/sgd.py"),
     "sgd-momentum": OptimizerRule("torch.optim:SGD", {"lr": 0.1, "momentum": 0.9}, "sgd", "torch/optim/sgd.py"),
@@ -64,6 +69,8 @@ OPTIMIZERS: dict[str, OptimizerRule] = {
     "adamw-8bit": OptimizerRule(
         "bsmodel.recording.optimizers:AdamW8bit", {"lr": 1e-4}, "adam", "Dettmers 2021, arXiv 2110.02861; bitsandbytes/optim/optimizer.py (block size 256)"
     ),
+    "adamw-paged": OptimizerRule("bsmodel.recording.optimizers:PagedAdamW", {"lr": 1e-4}, "adam", _PAGED, _MANAGED),
+    "adamw-paged-8bit": OptimizerRule("bsmodel.recording.optimizers:PagedAdamW8bit", {"lr": 1e-4}, "adam", _PAGED, _MANAGED),
 }
 
 

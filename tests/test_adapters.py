@@ -158,6 +158,18 @@ def test_what_is_not_quantized_stays_as_it_is_where_asked(config, a100):
     assert embedding == [8000 * 512 * 4, 8000 * 512 * 2]
 
 
+def test_paged_averages_are_where_no_allocator_sees_them(config, a100):
+    """Those of 100,000 elements and more: here of layers with 1,408 inputs or outputs, at a rank of 128."""
+    recipe = {"precision": "bf16-mixed", "lora_rank": 128}
+    plain, paged = (bsmodel.trace(adapted(config, "llama"), Training(optimizer=name, **recipe), a100) for name in ("adamw-8bit", "adamw-paged-8bit"))
+
+    def averages(tape):
+        return [int(size) for size, category in zip(tape.fixed_bytes, tape.categories, strict=True) if category == "optimizer state" and size >= 512]
+
+    assert 128 * 1408 in averages(plain) and 128 * 1408 not in averages(paged) and 128 * 512 in averages(paged)
+    assert any("managed memory" in remark for remark in paged.remarks) and not any("managed memory" in remark for remark in plain.remarks)
+
+
 def test_eight_bits_say_what_they_do_not_count(config, a100):
     pytest.importorskip("bitsandbytes")
     tape = bsmodel.trace(adapted(config, "llama"), Training(precision="bf16-mixed", weights="int8", lora_rank=8), a100)

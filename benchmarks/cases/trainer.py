@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from bsmodel import Workload
+from cases import litgpt
 
 Script = Callable[[Workload], Workload]
 
@@ -79,38 +80,6 @@ def _flux(name: str, rank: int | None = None, targets: Sequence[str] = (), image
         return ((found.float() - (noise - latents).float()) ** 2).mean(), found
 
     return Workload(_adapted(build, rank, targets) if rank else build, batch, loss)
-
-
-def _litgpt(name: str, seq_len: int, rank: int | None = None, adapted: Sequence[str] = ("query", "value"), dropout: float = 0.05) -> Workload:
-    """LitGPT's own GPT, in full or with its adapters; logits and loss in the chunks of its scripts, and in float32, as Lightning's Fabric returns them."""
-
-    def build() -> Any:
-        if rank is None:
-            plain = importlib.import_module("litgpt.model")
-            model = plain.GPT(plain.Config.from_name(name))
-        else:
-            lora = importlib.import_module("litgpt.lora")
-            chosen = {f"lora_{part}": True for part in adapted}
-            model = lora.GPT(lora.Config.from_name(name, lora_r=rank, lora_alpha=16, lora_dropout=dropout, **chosen))
-            lora.mark_only_lora_as_trainable(model)
-        model.max_seq_length = seq_len
-        return model
-
-    def batch(size: int) -> Any:
-        import torch
-
-        return {"input_ids": torch.zeros(size, seq_len, dtype=torch.long), "labels": torch.zeros(size, seq_len, dtype=torch.long)}
-
-    def loss(model: Any, batch: Any) -> Any:
-        chunked_cross_entropy = importlib.import_module("litgpt.utils").chunked_cross_entropy
-        if rank is None:
-            logits = model(batch["input_ids"]).float()
-            return chunked_cross_entropy(logits[..., :-1, :], batch["labels"][..., 1:]), logits
-        logits = [chunk.float() for chunk in model(batch["input_ids"], lm_head_chunk_size=128)]
-        logits[-1] = logits[-1][..., :-1, :]
-        return chunked_cross_entropy(logits, batch["labels"][..., 1:]), logits
-
-    return Workload(build, batch, loss)
 
 
 def _book_gpt(name: str, seq_len: int = 1024, mask: str = "buffer", classes: bool = False, flash: bool = False) -> Workload:
@@ -362,4 +331,4 @@ SCRIPTS: dict[str, Script] = {
     "fabric bf16 x4": _fabric("bf16", accumulation=4),
     "with prompts": _with_prompts,
 }
-KINDS: dict[str, Callable[..., Workload]] = {"image": _image, "lora": _lora, "flux": _flux, "litgpt": _litgpt, "book": _book_gpt}
+KINDS: dict[str, Callable[..., Workload]] = {"image": _image, "lora": _lora, "flux": _flux, "litgpt": litgpt.workload, "book": _book_gpt}

@@ -81,18 +81,39 @@ class AdamW8bit(_ParameterWise):
     quantisation maps of 256 float32; smaller parameters keep float32 averages (bitsandbytes/optim/optimizer.py).
     """
 
+    bits = 8
+
     def initial(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
-        if parameter.numel() < 4096:
-            return {"state1": torch.zeros_like(parameter, dtype=torch.float32), "state2": torch.zeros_like(parameter, dtype=torch.float32)}
+        if self.bits == 32 or parameter.numel() < 4096:
+            return {name: self.buffer(parameter, torch.float32) for name in ("state1", "state2")}
         scales = -(-parameter.numel() // 256)
         if "maps" not in self.__dict__:
             self.maps = [torch.zeros(256, device=parameter.device) for _ in range(2)]
         return {
-            "state1": torch.zeros_like(parameter, dtype=torch.uint8),
-            "state2": torch.zeros_like(parameter, dtype=torch.uint8),
+            "state1": self.buffer(parameter, torch.uint8),
+            "state2": self.buffer(parameter, torch.uint8),
             "absmax1": torch.zeros(scales, device=parameter.device),
             "absmax2": torch.zeros(scales, device=parameter.device),
         }
 
+    def buffer(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """An average of a parameter's size."""
+        return torch.zeros_like(parameter, dtype=dtype)
+
     def update(self, parameter: torch.Tensor, gradient: torch.Tensor, state: dict[str, torch.Tensor], group: dict[str, Any]) -> None:
         parameter.mul_(1 - group["lr"] * 0.01)  # the kernel updates in place, without temporaries
+
+
+class PagedAdamW8bit(AdamW8bit):
+    """The same, with the averages of 100,000 elements and more in managed memory, which no allocator of torch's sees (`get_state_buffer`)."""
+
+    def buffer(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if parameter.numel() < 100_000:
+            return super().buffer(parameter, dtype)
+        return torch.zeros((), dtype=dtype, device="cpu").expand(parameter.shape)
+
+
+class PagedAdamW(PagedAdamW8bit):
+    """Averages in float32, and these paged."""
+
+    bits = 32

@@ -23,15 +23,15 @@ def quantized(model: torch.nn.Module, training: Training, dtype: torch.dtype) ->
     What stays is in float32 where the recipe upcasts (`prepare_model_for_kbit_training` of peft). Raises `InvalidInputError` where nothing is linear.
     """
     bnb, replaced = _bitsandbytes(), importlib.import_module("transformers.integrations.bitsandbytes").replace_with_bnb_linear
-    packed = {bnb.nn.Linear4bit: _packed, bnb.nn.Linear8bitLt: _rounded}
+    formats = {bnb.nn.Linear4bit: packed, bnb.nn.Linear8bitLt: _rounded}
     replaced(model, modules_to_not_convert=_kept(model), quantization_config=_config(training))
-    layers = [module for module in model.modules() if type(module) in packed]
+    layers = [module for module in model.modules() if type(module) in formats]
     if not layers:
         raise InvalidInputError(f"weights {training.weights}: {type(model).__name__} has no linear layers")
     for layer in layers:
         for parameter in layer.parameters():
             parameter.data = parameter.data.to(dtype)
-        packed[type(layer)](bnb, layer)
+        formats[type(layer)](bnb, layer)
     setattr(model, "is_loaded_in_8bit" if training.weights == "int8" else "is_loaded_in_4bit", True)
     if training.upcast:
         importlib.import_module("peft").prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
@@ -63,7 +63,8 @@ def _kept(model: torch.nn.Module) -> list[str]:
     return found
 
 
-def _packed(bnb: Any, layer: Any) -> None:
+def packed(bnb: Any, layer: Any) -> None:
+    """Quantizes the weight of a `Linear4bit` without data."""
     weight = layer.weight
     data, state = bnb.functional.quantize_4bit(
         weight.data, blocksize=weight.blocksize, compress_statistics=weight.compress_statistics, quant_type=weight.quant_type

@@ -23,7 +23,7 @@ from bsmodel.recording.recorder import Allocation
 from bsmodel.recording.run import ComplaintError, Run, running, two_steps
 from bsmodel.recording.values import Values
 from bsmodel.tape import BLOCKS, Operations, Polynomial, Row, Tape, Term, Workspace
-from bsmodel.training import Training, require_arithmetic
+from bsmodel.training import OPTIMIZERS, Training, require_arithmetic
 from bsmodel.units import format_bytes
 from bsmodel.workloads import Workload
 
@@ -333,8 +333,16 @@ def _tape(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[i
         base_lr=run.loop.workload.base_lr if run.loop.training.optimizer_family == run.loop.workload.training.optimizer_family else None,
         base_batch=run.loop.workload.base_batch,
         own_step=run.loop.workload.step is not None,
-        remarks=(*run.loop.workload.remarks, *run.remarks, *((_NO_STEP,) if run.idle else ()), *((_PAIRED,) if _pairs_samples(sizes) else ())),
+        remarks=_remarks(run, sizes),
     )
+
+
+def _remarks(run: Run, sizes: dict[int, alignment.Size]) -> tuple[str, ...]:
+    """What an answer rests on, as far as one recording tells."""
+    optimizer = run.loop.training.optimizer
+    of_state = OPTIMIZERS[optimizer].remark if isinstance(optimizer, str) and run.loop.workload.setup is None else ""
+    said = {of_state: bool(of_state), _NO_STEP: run.idle, _PAIRED: _pairs_samples(sizes)}
+    return (*run.loop.workload.remarks, *run.remarks, *(remark for remark, applies in said.items() if applies))
 
 
 def _optimizer(run: Run) -> tuple[str, str]:
