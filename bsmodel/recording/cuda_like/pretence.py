@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import DefaultDeviceType
 
 from bsmodel.hardware import Gpu
-from bsmodel.recording.cuda_like import autocast, engine, machine, operators
+from bsmodel.recording.cuda_like import autocast, engine, machine, operators, triton
 
 CUDA = torch.device("cuda", 0)
 META = torch.device("meta")
@@ -25,13 +25,13 @@ META = torch.device("meta")
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Within this context `owner` has this under the name."""
-    original = getattr(owner, name)
+    """Within this context `owner` has this under the name, whether it had anything or not."""
+    had, original = hasattr(owner, name), getattr(owner, name, None)
     setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(owner, name, original)
+        setattr(owner, name, original) if had else delattr(owner, name)
 
 
 def is_device(device: Any) -> bool:
@@ -145,6 +145,9 @@ def pretend_cuda(gpu: Gpu, follows: Callable[[torch.Tensor], bool], note: Callab
     with ExitStack() as stack:
         for attribute, answer in machine.answers(gpu, note).items():
             stack.enter_context(replaced(torch.cuda, attribute, answer))
+        stack.enter_context(replaced(torch._C, "_cuda_getCurrentRawStream", lambda device: 0))  # of a torch built for CUDA
+        for kernels, attribute, answer in triton.launches(note):
+            stack.enter_context(replaced(kernels, attribute, answer))
         stack.enter_context(replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         stack.enter_context(replaced(torch, "clear_autocast_cache", clear_both))
         stack.enter_context(replaced(torch, "Generator", _Generator))
