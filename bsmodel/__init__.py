@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError, UntraceableError
 from bsmodel.hardware import Gpu
-from bsmodel.memory import Fit, Footprint, Peak, Settings, breakdown, fit, footprint, predict
+from bsmodel.memory import Fit, Footprint, Peak, Settings, breakdown, fit, footprint, longest, predict
 from bsmodel.planning import Plan, Price, ladder, plan
 from bsmodel.studies import Goal, Row, Study, study
-from bsmodel.tape import Envelope, ModuleRow, OperatorRow, Polynomial, Tape, by_module, by_operator
+from bsmodel.tape import Envelope, Lengths, ModuleRow, OperatorRow, Polynomial, Tape, by_module, by_operator
 from bsmodel.timing import StepTime, step_time
 from bsmodel.training import OPTIMIZERS, PRECISIONS, Training
 from bsmodel.workloads import Source, Workload
 
 if TYPE_CHECKING:
-    from bsmodel.recording import trace
+    from bsmodel.recording import trace, trace_lengths
 
 __version__ = "0.1.0"
 
@@ -30,6 +30,7 @@ __all__ = (
     "Goal",
     "Gpu",
     "InvalidInputError",
+    "Lengths",
     "ModuleRow",
     "OperatorRow",
     "Peak",
@@ -52,21 +53,23 @@ __all__ = (
     "fit",
     "footprint",
     "ladder",
+    "longest",
     "plan",
     "predict",
     "step_time",
     "study",
     "trace",
+    "trace_lengths",
 )
 
 
 if not TYPE_CHECKING:  # checkers would take any misspelt name for one of ours
 
     def __getattr__(name: str) -> Any:
-        if name == "trace":  # the only call that needs torch, which takes two seconds to import
-            from bsmodel.recording import trace
+        if name in ("trace", "trace_lengths"):  # the only calls that need torch, which takes two seconds to import
+            from bsmodel import recording
 
-            return trace
+            return getattr(recording, name)
         raise AttributeError(f"module 'bsmodel' has no attribute {name!r}")
 
 

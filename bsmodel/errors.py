@@ -38,6 +38,17 @@ class InvalidInputError(BsmodelError):
     """A value outside its range, or a file that does not follow its schema."""
 
 
+class TooLongError(InvalidInputError):
+    """A length that a model has no positions for; `most` is how many it has."""
+
+    def __init__(self, length: int, most: int) -> None:
+        super().__init__(f"seq-len {length} is beyond the model's {most} positions; give at most that")
+        self.length, self.most = length, most
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return TooLongError, (self.length, self.most)
+
+
 class UntraceableError(BsmodelError):
     """A training step that cannot be recorded, or whose sizes are no polynomials in the batch, of samples and of pairs of samples."""
 

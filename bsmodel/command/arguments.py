@@ -63,12 +63,19 @@ def size(text: str) -> int:
 # -- flags that several commands share ---------------------------------------------------------------------------------------------------
 
 
-def add_model(parser: argparse.ArgumentParser, gpus: str = f"the four defaults: {', '.join(DEFAULT_GPUS)}") -> None:
+def lengths(text: str) -> int | tuple[int, int]:
+    """Tokens a sample, or from how many to how many, `1024:131072`."""
+    low, colon, high = text.partition(":")
+    return (positive(low), positive(high)) if colon else positive(text)
+
+
+def add_model(parser: argparse.ArgumentParser, gpus: str = f"the four defaults: {', '.join(DEFAULT_GPUS)}", several_lengths: bool = False) -> None:
     """What is trained, and on which cards."""
     parser.add_argument("model", help=MODELS)
     parser.add_argument("--gpu", action="append", metavar="GPU", help=f"id or TOML file, repeatable (default: {gpus})")
     add_room(parser)
-    parser.add_argument("--seq-len", type=positive, metavar="N", help="tokens a sample (default: the model's own)")
+    of_lengths, more = (lengths, ", or N:M for a table by length and the longest context") if several_lengths else (positive, "")
+    parser.add_argument("--seq-len", type=of_lengths, metavar="N", help=f"tokens a sample{more} (default: the model's own)")
     parser.add_argument("--image-size", type=positive, metavar="N", help="pixels a side (default: the model's own)")
     attentions = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
     parser.add_argument("--attention", choices=attentions, help="how attention is computed (default: the library's choice)")

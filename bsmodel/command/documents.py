@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter
 
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Footprint, Peak
-from bsmodel.studies import SCHEMA_VERSION, Recorded, Row
+from bsmodel.studies import SCHEMA_VERSION, LengthRow, Recorded, Row
 from bsmodel.tape import ModuleRow, OperatorRow
 
 Notes = tuple[str, ...]
@@ -33,6 +33,16 @@ class PlanDocument(Document):
     workload: Recorded
     gpus: tuple[Row, ...]
     uncounted: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthsDocument(Document):
+    """`bsmodel plan --seq-len N:M`: a row for each length and GPU, and the longest sample that trains alone on each GPU, of at most `limit` tokens."""
+
+    workload: Recorded
+    rows: tuple[LengthRow, ...]
+    longest: dict[str, int]
+    limit: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +119,8 @@ class StudyDocument(Document):
     rows: tuple[Row, ...]
 
 
-DOCUMENTS: dict[str, type[Document]] = {
-    "plan": PlanDocument,
+DOCUMENTS: dict[str, Any] = {
+    "plan": PlanDocument | LengthsDocument,
     "compare": CompareDocument,
     "predict": PredictDocument,
     "explain": ExplainDocument,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from bsmodel.command import arguments
+from bsmodel.command import arguments, lengths
 from bsmodel.command.asked import foot, of_other_versions, together
 from bsmodel.command.documents import Notes, PlanDocument
 from bsmodel.command.report import Answer
@@ -20,7 +20,7 @@ from bsmodel.studies import Recorded, Row, study
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `bsmodel plan`."""
-    arguments.add_model(parser)
+    arguments.add_model(parser, several_lengths=True)
     arguments.add_recipe(parser)
     arguments.add_recording(parser)
     arguments.add_run(parser)
@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Answer:
     """A plan for each GPU; raises `InvalidInputError` where one of them cannot be answered for."""
+    if isinstance(options.seq_len, tuple):
+        return lengths.answer(options)
     found = arguments.asked(options)
     gpus, notes = arguments.gpus_asked(options, found)
     goals = (arguments.goal(options, gpus, ladder=options.json),)

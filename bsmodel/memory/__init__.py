@@ -5,6 +5,7 @@ from bsmodel.memory.allocator import CachingAllocator, OutOfMemoryError
 from bsmodel.memory.closed_form import Footprint, Moment, Share, breakdown, footprint
 from bsmodel.memory.data_parallel import buckets_bytes, data_parallel
 from bsmodel.memory.largest import LARGEST, Fit, fit
+from bsmodel.memory.longest import longest
 from bsmodel.memory.peak import Peak, predict
 from bsmodel.memory.settings import Settings
 
@@ -23,5 +24,6 @@ __all__ = (
     "data_parallel",
     "fit",
     "footprint",
+    "longest",
     "predict",
 )

@@ -64,8 +64,8 @@ def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Setting
     bound = min(form.largest(gpu.usable_bytes), most)
     replay = replays(tape, gpu, accumulation, settings)
     sure = bound if tape.worst is None else min(bound, footprint(tape.worst, accumulation, gpu).largest(gpu.sure_bytes))
-    batch = _largest(lambda candidate: survives(candidate, replay), sure)
-    likely = max(batch, _largest(lambda candidate: replay(candidate, "lenient", True) is not None, bound))
+    batch = bit_by_bit(lambda candidate: survives(candidate, replay), sure)
+    likely = max(batch, bit_by_bit(lambda candidate: replay(candidate, "lenient", True) is not None, bound))
     peak = peak_at(form, max(batch, 1), gpu, replay)
     if batch == 0:
         missing = peak.reserved_upper_bytes - gpu.sure_bytes
@@ -88,8 +88,8 @@ def _why(tape: Tape, batch: int, most: int, moment: str) -> tuple[str, str]:
     return another_path(tape), f"fits up to {batch}: {another_path(tape)}, which was not recorded"
 
 
-def _largest(survives: Callable[[int], bool], bound: int) -> int:
-    """A batch up to `bound` that survives while the next does not: the largest of few binary digits that does, then bit by bit up to the next.
+def bit_by_bit(survives: Callable[[int], bool], bound: int) -> int:
+    """A number up to `bound` that survives while the next does not: the largest of few binary digits that does, then bit by bit up to the next.
 
     What is tried does not depend on the card: where all that survives on a smaller one does so here, the batch is no smaller.
     """

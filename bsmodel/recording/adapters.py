@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bsmodel.errors import InvalidInputError, UnknownNameError
+from bsmodel.recording.quantized import silence
 from bsmodel.training import ADAPTERS, Training
 
 ALL_LINEAR, ATTENTION = "all-linear", "attention"
@@ -42,6 +43,7 @@ def adapted(model: torch.nn.Module, training: Training) -> torch.nn.Module:
 
 
 def _peft() -> Any:
+    silence()
     try:
         return importlib.import_module("peft")
     except ImportError:

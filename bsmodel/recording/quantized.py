@@ -38,8 +38,13 @@ def quantized(model: torch.nn.Module, training: Training, dtype: torch.dtype) ->
     return model
 
 
+def silence() -> None:
+    """Keeps bitsandbytes, where something imports it, from warning of kernels for CPUs, which nobody asked for."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def _bitsandbytes() -> Any:
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of kernels for CPUs, which nobody asked for
+    silence()
     try:
         importlib.import_module("transformers")
         return importlib.import_module("bitsandbytes")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many workloads, recipes, cards and device counts asked at once, on any executor."""
 
+from bsmodel.studies.by_length import ByLength, LengthRow, by_length
 from bsmodel.studies.executors import pool
 from bsmodel.studies.grid import Goal, for_card, one_of_each, require_asked_about
 from bsmodel.studies.recordings import tapes
@@ -10,12 +11,15 @@ from bsmodel.studies.tables import SCHEMA_VERSION, Study
 
 __all__ = (
     "SCHEMA_VERSION",
+    "ByLength",
     "Goal",
+    "LengthRow",
     "Progress",
     "Recorded",
     "Row",
     "Study",
     "Watch",
+    "by_length",
     "for_card",
     "one_of_each",
     "pool",

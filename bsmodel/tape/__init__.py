@@ -3,6 +3,7 @@
 
 from bsmodel.tape.agreement import require_agreement
 from bsmodel.tape.asked import another_path, micro_batches, micro_steps, require_accumulates
+from bsmodel.tape.lengths import Lengths
 from bsmodel.tape.operations import Operations, Row, fixed, joined, through
 from bsmodel.tape.polynomials import Coefficients, Envelope, Integer, Integers, Polynomial, interpolated, pairs, polynomials, upper_envelope, values
 from bsmodel.tape.saved import is_tape, load_all, save_all
@@ -17,6 +18,7 @@ __all__ = (
     "Envelope",
     "Integer",
     "Integers",
+    "Lengths",
     "ModuleRow",
     "Operations",
     "OperatorRow",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from bsmodel.errors import InvalidInputError
+from bsmodel.errors import InvalidInputError, TooLongError
 from bsmodel.training import Training
 from bsmodel.workloads.batches import denoising_loss, image_batch, own_loss, token_batch, unet_batch
 from bsmodel.workloads.libraries import diffusers_model, transformers_model_type
@@ -20,7 +20,7 @@ _MIXED = Training(precision="bf16-mixed", optimizer="adamw")
 
 def _causal_lm(model_type: str, seq_len: int, attention: str | None, positions: int, **fields: Any) -> Workload:
     if positions < seq_len:
-        raise InvalidInputError(f"seq-len {seq_len} is beyond the model's {positions} positions; give at most that")
+        raise TooLongError(seq_len, positions)
     model = transformers_model_type(model_type, "AutoModelForCausalLM", attention, **fields)
     return Workload(model, token_batch(seq_len), own_loss, training=_MIXED, tokens_per_sample=seq_len)
 

@@ -8,7 +8,7 @@ import importlib
 import inspect
 from typing import Any
 
-from bsmodel.errors import InvalidInputError
+from bsmodel.errors import InvalidInputError, TooLongError
 from bsmodel.workloads.batches import Shape, repeated
 from bsmodel.workloads.faults import said
 from bsmodel.workloads.heads.made import OWN, Asked, Made, Tensors
@@ -50,7 +50,7 @@ def speech_to_text(config: Any, cls: Any, asked: Asked) -> Made:
     most: int | None = getattr(config, "max_target_positions", None)
     length = asked.get("seq_len")
     if length is not None and most is not None and length > most:
-        raise InvalidInputError(f"seq-len {length} is beyond the model's {most} positions; give at most that")
+        raise TooLongError(length, most)
     if config.model_type == "whisper":
         sound: Shape = (config.num_mel_bins, 2 * config.max_source_positions)
         remarks = () if length else (f"{most} tokens of text a sample, the model's longest; seq-len asks for others",)

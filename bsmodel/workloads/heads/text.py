@@ -9,7 +9,7 @@ import re
 import sys
 from typing import Any
 
-from bsmodel.errors import InvalidInputError
+from bsmodel.errors import TooLongError
 from bsmodel.workloads.batches import separated
 from bsmodel.workloads.heads.made import Asked, Made, Tensors
 
@@ -34,7 +34,7 @@ def length_of(config: Any, cls: Any, asked: Asked) -> tuple[int, tuple[str, ...]
     most, length = positions(config, cls), asked.get("seq_len")
     if length is not None:
         if most is not None and length > most:
-            raise InvalidInputError(f"seq-len {length} is beyond the model's {most} positions; give at most that")
+            raise TooLongError(length, most)
         return length, ()
     if most is None:
         return 512, ("sequences of 512 tokens: the model has no longest one, and none was asked for",)
