@@ -10,9 +10,9 @@ import bsmodel
 from bsmodel.memory import CachingAllocator
 from bsmodel.tape import joined
 from bsmodel.timing import step_time
-from bsmodel.workloads import NAMED
+from bsmodel.workloads import MADE_HERE
 
-UP_TO_1B = [name for name in NAMED if name not in ("llama-3.2-1b", "llama-3-8b")] + ["llama-3.2-1b"]
+UP_TO_1B = [name for name in MADE_HERE if name not in ("llama-3.2-1b", "llama-3-8b")] + ["llama-3.2-1b"]
 
 
 @pytest.fixture(scope="module")

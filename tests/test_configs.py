@@ -217,7 +217,8 @@ def test_a_file_that_is_no_configuration_is_one_line(content, reason, config):
 @pytest.mark.parametrize(
     ("field", "reason"),
     [
-        ({"quantization_config": {"load_in_4bit": True}}, "has a quantization_config: quantized weights are not recorded"),
+        ({"quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}, "give weights nf4 and a lora_rank, for only adapters are trained"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "has a quantization_config: weights that are quantized so are not recorded"),
         ({"auto_map": {"AutoModel": "modeling_mine.Mine"}}, "has auto_map: code of the model's own repository is not run"),
         ({"trust_remote_code": True}, "has trust_remote_code: code of the model's own repository is not run"),
     ],

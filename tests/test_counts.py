@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import bsmodel
 from bsmodel.recording import counts
 from bsmodel.tape import counted
-from bsmodel.workloads import NAMED
+from bsmodel.workloads import MADE_HERE
 from tests.models import attention, convolutional, images, workload
 
 
@@ -18,7 +18,7 @@ def forward_flops(tape, batch):
     return tape.operations.column("counted_flops", batch).sum()
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", MADE_HERE)
 def test_flops_of_every_named_workload_are_those_of_torch(name, named_tape):
     pytest.importorskip("diffusers" if name == "sd15-unet" else "transformers")
     named = bsmodel.Workload.named(name)

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every named workload: its lines equal a direct recording, and its parameters are the published ones."""
 
+import json
+
 import pytest
 
 import bsmodel
-from bsmodel.workloads import NAMED
+from bsmodel.command import main
+from bsmodel.recording.placement import weights_nowhere
+from bsmodel.workloads import MADE_HERE, NAMED, PUBLISHED, Source
 from tests.strategies import same_sizes
+from tests.test_refusals import line_of
 
 pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
@@ -22,7 +27,7 @@ PARAMETERS_MILLION = {
 }
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", MADE_HERE)
 def test_the_lines_equal_a_direct_recording_to_the_byte(name, named_tape, a100):
     from bsmodel.recording.tracing import record
 
@@ -42,3 +47,41 @@ def test_fewer_than_six_lines_bind(a100):
 
     assert 1 <= len(form.moments) <= 5
     assert "optimizer step" in {str(moment) for moment in form.moments}
+
+
+@pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row.name)
+def test_a_model_has_the_parameters_that_are_published(row):
+    """To the last digit that is, which some round and some cut off."""
+    digits, unit = row.parameters.split()
+    with weights_nowhere():
+        count = sum(parameter.numel() for parameter in bsmodel.Workload.named(row.name).model().parameters()) / {"M": 1e6, "B": 1e9}[unit]
+    assert abs(count - float(digits)) < 10 ** -len(digits.partition(".")[2])
+    assert row.source and row.weights in ("float32", "float16", "bfloat16")
+
+
+SLOW = {"detr-resnet-50", "mask2former-swin-tiny"}  # half a minute and more for each family of kernels: benchmarks/coverage.py records such models
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMED) - set(MADE_HERE) - SLOW))
+def test_every_name_plans_on_the_default_cards_or_says_why_not(name):
+    cards = [bsmodel.Gpu.named(gpu) for gpu in ("rtx-3070-8gb", "rtx-4090-24gb", "a100-40gb", "h100-80gb")]
+    recorded = {gpu.kernel_family: bsmodel.trace(bsmodel.Workload.named(name), gpu=gpu) for gpu in (cards[0], cards[-1])}
+    for gpu in cards:
+        fit = bsmodel.fit(recorded[gpu.kernel_family], gpu)
+        assert fit.batch > 0 or fit.verdict.startswith(f"does not fit on {gpu.id}: one sample needs")
+        assert fit.batch == 0 or bsmodel.plan(fit, target_batch=fit.batch).split.micro_batch > 0
+
+
+def test_what_has_a_name_can_be_listed(capsys):
+    assert main(["models", "--json"]) == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    assert [row["name"] for row in models] == list(NAMED) and len(models) >= 48
+    assert main(["models"]) == 0
+    assert "moonlight-16b-a3b" in capsys.readouterr().out
+
+
+def test_a_name_takes_the_options_of_its_kind():
+    assert bsmodel.Workload.named("qwen3-0.6b", seq_len=64).tokens_per_sample == 64
+    assert bsmodel.Workload.named("qwen3-0.6b").weights == "bfloat16"
+    assert line_of(Source.of("sdxl-unet", seq_len=64).check) == "sdxl-unet has no option 'seq-len'; it takes: image-size"
+    assert "is beyond the model's 2048 positions" in line_of(bsmodel.Workload.named, "tinyllama-1.1b", seq_len=4096)

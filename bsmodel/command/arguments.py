@@ -20,9 +20,9 @@ from bsmodel.studies import Goal, for_card, one_of_each, pool, require_asked_abo
 from bsmodel.tape import Tape, is_tape, load_all, require_agreement, save_all
 from bsmodel.training import ADAPTERS, OPTIMIZERS, PRECISIONS, QUANTIZED, WEIGHTS, Training
 from bsmodel.units import MOST_COUNT, finite, format_bytes, parse_bytes, whole
-from bsmodel.workloads import LOSSES, NAMED, Source
+from bsmodel.workloads import LOSSES, MADE_HERE, NAMED, Source
 
-MODELS = f"one of {', '.join(NAMED)}; timm:NAME, torchvision:NAME, config.json, module:attr, path.py:attr, or a file written with --save"
+MODELS = f"{', '.join(MADE_HERE)} or another of `bsmodel models`; timm:NAME, torchvision:NAME, config.json, module:attr, path.py:attr, a file of --save"
 
 SHAPE = ("seq_len", "image_size", "attention", "input", "loss")  # the options of a workload that have a flag
 

@@ -13,6 +13,7 @@ from bsmodel.hardware import Gpu
 from bsmodel.memory import Footprint, Peak
 from bsmodel.studies import SCHEMA_VERSION, LengthRow, Recorded, Row
 from bsmodel.tape import ModuleRow, OperatorRow
+from bsmodel.workloads import ModelRow
 
 Notes = tuple[str, ...]
 
@@ -119,12 +120,39 @@ class StudyDocument(Document):
     rows: tuple[Row, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Advised:
+    """One recipe on one GPU: the flags that it adds, its fields, whether it is the mildest that fits there, and the plan or why there is none."""
+
+    recipe: str
+    change: dict[str, Any]
+    mildest: bool
+    row: Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdviseDocument(Document):
+    """`bsmodel advise`: recipes from mild to drastic, GPU by GPU."""
+
+    workload: Recorded
+    recipes: tuple[Advised, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsDocument(Document):
+    """`bsmodel models`: what has a name."""
+
+    models: tuple[ModelRow, ...]
+
+
 DOCUMENTS: dict[str, Any] = {
     "plan": PlanDocument | LengthsDocument,
+    "advise": AdviseDocument,
     "compare": CompareDocument,
     "predict": PredictDocument,
     "explain": ExplainDocument,
     "gpus": GpusDocument,
+    "models": ModelsDocument,
     "study": StudyDocument,
 }
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import bsmodel
-from bsmodel.command import compare, documents, explain, gpus, plan, predict, schema, study, validate
+from bsmodel.command import advise, compare, documents, explain, gpus, models, plan, predict, schema, study, validate
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import escaped, in_letters_of
 from bsmodel.errors import BsmodelError, InternalError, InvalidInputError
@@ -23,12 +23,14 @@ from bsmodel.errors import BsmodelError, InternalError, InvalidInputError
 FITS, DOES_NOT_FIT, BAD_USAGE, DEFECT, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 _COMMANDS: dict[str, tuple[Any, str]] = {
     "plan": (plan, "largest batch per GPU, and how to reach a target batch"),
+    "advise": (advise, "what to change so that a model trains on a card, each tried"),
     "compare": (compare, "GPUs ranked by what a run costs and how long it takes"),
     "predict": (predict, "the peak at one batch, and whether it fits"),
     "explain": (explain, "where the bytes go at the binding moment, by category and module"),
     "study": (study, "many models, recipes, GPUs and numbers of devices at once"),
     "validate": (validate, "predictions against a real GPU: measure, report, calibrate"),
     "gpus": (gpus, "the GPUs of the catalogue"),
+    "models": (models, "the models that have a name"),
     "schema": (schema, "the JSON schema of a command's --json"),
 }
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from bsmodel.errors import InvalidInputError, UnknownNameError
-from bsmodel.recording.quantized import silence
 from bsmodel.training import ADAPTERS, Training
+from bsmodel.workloads import silence
 
 ALL_LINEAR, ATTENTION = "all-linear", "attention"
 _ATTENTION = re.compile("attention|attn", re.IGNORECASE)

@@ -16,7 +16,7 @@ aten = torch.ops.aten
 _FACTORIES = ("aten::arange", "aten::eye", "aten::full", "aten::ones", "aten::zeros", "aten::scalar_tensor")
 _LIKE = frozenset(("aten::ones_like", "aten::zeros_like", "aten::full_like"))
 _ELEMENTWISE = frozenset((aten._to_copy.default, aten.clone.default))  # beside those that torch tags so
-_RESIZES = frozenset((aten.upsample_nearest2d.default, aten.upsample_nearest2d.vec, aten.upsample_nearest1d.default))  # of one number the same
+_RESIZES = {aten.upsample_nearest2d.default: 2, aten.upsample_nearest2d.vec: 2, aten.upsample_nearest1d.default: 1}  # by how many last dimensions
 _OF_ALL = frozenset((aten.any.default, aten.all.default, aten.max.default, aten.min.default))
 _SUMS = frozenset((aten.sum.default, aten.sum.dim_IntList))
 _MANY = 1 << 16  # elements
@@ -49,6 +49,8 @@ def on_host(func: Any, args: Any, kwargs: Any, known: Callable[[torch.Tensor], t
         return _sum_of_constant(func, *args, **kwargs)
     if _takes_one_for_all(func) or (func in _RESIZES and is_constant(args[0])):
         args, kwargs = _once(args, kwargs)
+    elif func in _RESIZES:
+        args = (_leading_once(args[0], _RESIZES[func]), *args[1:])
     if not is_view(func) and _elements(_tensors(args, kwargs)) > most:
         return None
     try:
@@ -103,6 +105,14 @@ def _once(args: Any, kwargs: Any) -> Any:
         return leaf
 
     return tree_map(once, (args, kwargs))
+
+
+def _leading_once(value: torch.Tensor, resized: int) -> torch.Tensor:
+    """A value without what it repeats along the dimensions that are not resized."""
+    for dim in range(value.dim() - resized):
+        if not value.stride(dim):
+            value = value.narrow(dim, 0, 1)
+    return value
 
 
 def is_constant(value: torch.Tensor) -> bool:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.training import Training
+from bsmodel.workloads import silence
 
 _FIELDS = ("CB", "SCB")  # of Int8Params
 
@@ -36,11 +36,6 @@ def quantized(model: torch.nn.Module, training: Training, dtype: torch.dtype) ->
     if training.upcast:
         importlib.import_module("peft").prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return model
-
-
-def silence() -> None:
-    """Keeps bitsandbytes, where something imports it, from warning of kernels for CPUs, which nobody asked for."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _bitsandbytes() -> Any:

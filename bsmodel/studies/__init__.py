@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many workloads, recipes, cards and device counts asked at once, on any executor."""
 
+from bsmodel.studies.advise import Advice, advise
 from bsmodel.studies.by_length import ByLength, LengthRow, by_length
 from bsmodel.studies.executors import pool
 from bsmodel.studies.grid import Goal, for_card, one_of_each, require_asked_about
 from bsmodel.studies.recordings import tapes
+from bsmodel.studies.remedies import written
 from bsmodel.studies.rows import Recorded, Row
 from bsmodel.studies.study import Progress, Watch, study
 from bsmodel.studies.tables import SCHEMA_VERSION, Study
 
 __all__ = (
     "SCHEMA_VERSION",
+    "Advice",
     "ByLength",
     "Goal",
     "LengthRow",
@@ -19,6 +22,7 @@ __all__ = (
     "Row",
     "Study",
     "Watch",
+    "advise",
     "by_length",
     "for_card",
     "one_of_each",
@@ -26,4 +30,5 @@ __all__ = (
     "require_asked_about",
     "study",
     "tapes",
+    "written",
 )

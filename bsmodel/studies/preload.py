@@ -2,11 +2,13 @@
 """Imported first by the server that a pool's processes are forked from."""
 
 import gc
+import logging
 import os
 import sys
 from types import TracebackType
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its remarks on configurations would stand in the middle of progress
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # so would its of kernels for CPUs
 gc.disable()  # collecting would take a tenth of the imports that follow
 
 

@@ -21,7 +21,7 @@ _MILD_TO_DRASTIC: tuple[dict[str, Any], ...] = (
     {"checkpointing": True, "precision": "bf16", "optimizer": "adamw-8bit"},
     {"checkpointing": True, "precision": "bf16", "lora_rank": 16},
 )
-_TWO_MOMENTS = ("adam", "adamw", "adamw-fused", "adamw-forloop")  # float32 ones, of the algorithm that 8 bits are known for
+TWO_MOMENTS = ("adam", "adamw", "adamw-fused", "adamw-forloop")  # float32 ones, of the algorithm that 8 bits are known for
 
 
 def remedies(cell: Cell, row: Row) -> tuple[dict[str, Any], ...]:
@@ -44,7 +44,7 @@ def _states_bytes(recorded: Recorded, change: dict[str, Any]) -> int:
     """What weights, gradients and moments take at the very least."""
     weight_bytes = 4 if PRECISIONS[change.get("precision", recorded.precision)].weights == "float32" else 2
     trained = 0 if "lora_rank" in change else recorded.trained_parameters
-    moment_bytes = 1 if "8bit" in change.get("optimizer", recorded.optimizer) else weight_bytes if recorded.optimizer in _TWO_MOMENTS else 0
+    moment_bytes = 1 if "8bit" in change.get("optimizer", recorded.optimizer) else weight_bytes if recorded.optimizer in TWO_MOMENTS else 0
     return weight_bytes * (recorded.parameters + trained) + 2 * moment_bytes * trained
 
 
@@ -53,7 +53,7 @@ def _able(recorded: Recorded, gpu: Gpu) -> set[str]:
     precision = PRECISIONS[recorded.precision]
     helps = {
         "checkpointing": not recorded.own_step and not recorded.recipe.get("checkpointing"),
-        "optimizer": recorded.optimizer in _TWO_MOMENTS,
+        "optimizer": recorded.optimizer in TWO_MOMENTS,
         "precision": not recorded.own_step and gpu.supports_bf16 and precision.weights == "float32",
         "lora_rank": not recorded.own_step and not recorded.recipe.get("lora_rank") and not recorded.recipe.get("frozen"),
     }

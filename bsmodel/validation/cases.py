@@ -12,7 +12,7 @@ from typing import Any
 
 from bsmodel.errors import BsmodelError
 from bsmodel.training import Training
-from bsmodel.workloads import NAMED, Workload
+from bsmodel.workloads import MADE_HERE, Workload
 
 PRECISIONS = ("fp32", "bf16-mixed", "fp16-mixed")
 SHARES = (Fraction(1, 2), Fraction(1), Fraction(1, 8))  # of the predicted largest batch
@@ -66,7 +66,7 @@ def recipes(own: Training, supports_bf16: bool) -> list[Training]:
 def available() -> list[str]:
     """The names whose libraries are installed; the others are said on stderr."""
     found = []
-    for name in NAMED:
+    for name in MADE_HERE:
         try:
             Workload.named(name)
             found.append(name)

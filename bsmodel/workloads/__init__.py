@@ -3,8 +3,9 @@
 
 from bsmodel.workloads.bare import LOSSES, bare_module
 from bsmodel.workloads.batches import classification_loss, denoising_loss, dit_loss, image_batch, own_loss, token_batch
-from bsmodel.workloads.libraries import transformers_config, transformers_model
-from bsmodel.workloads.named import KNOWN_RATES, LARGE_ENCODER, NAMED, vision
+from bsmodel.workloads.catalogue import ModelRow
+from bsmodel.workloads.libraries import silence, transformers_config, transformers_model
+from bsmodel.workloads.named import KNOWN_RATES, LARGE_ENCODER, MADE_HERE, NAMED, PUBLISHED, vision
 from bsmodel.workloads.sources import Source
 from bsmodel.workloads.workload import Workload
 
@@ -12,7 +13,10 @@ __all__ = (
     "KNOWN_RATES",
     "LARGE_ENCODER",
     "LOSSES",
+    "MADE_HERE",
     "NAMED",
+    "PUBLISHED",
+    "ModelRow",
     "Source",
     "Workload",
     "bare_module",
@@ -21,6 +25,7 @@ __all__ = (
     "dit_loss",
     "image_batch",
     "own_loss",
+    "silence",
     "token_batch",
     "transformers_config",
     "transformers_model",

@@ -30,15 +30,14 @@ def zeros(size: int, *shape: int, dtype: str = "float32") -> Any:
 
 
 def batch_of(**fields: Field) -> Batches:
-    """Batches of named tensors: zeros, ones, or what a function of the size gives; an `attention_mask` or `pixel_mask` of zeros masks the last."""
+    """Batches of named tensors: zeros, ones, or what a function of the size gives; an `attention_mask` of zeros masks the last."""
     return functools.partial(_named, fields)
 
 
 def _named(fields: dict[str, Field], size: int) -> dict[str, Any]:
     batch = {name: field(size) if callable(field) else _filled(size, *field) for name, field in fields.items()}
-    for name in ("attention_mask", "pixel_mask"):
-        if name in fields and not callable(fields[name]):
-            batch[name][..., :-1] = 1
+    if "attention_mask" in fields and not callable(fields["attention_mask"]):
+        batch["attention_mask"][..., :-1] = 1
     return batch
 
 
@@ -60,6 +59,13 @@ def repeated(shape: Shape, values: list[Any] | None, axis: int, size: int) -> An
 def ones(shape: Shape, size: int) -> Any:
     """A mask of (size, *shape), int64, that masks nothing."""
     return zeros(size, *shape, dtype="long") + 1
+
+
+def framed(image: tuple[int, int], size: int) -> Any:
+    """Which pixels of (size, height, width) are the image's, int64: all but the last column, in the memory of one, for there are many."""
+    mask = ones(image, 1)
+    mask[..., -1] = 0
+    return mask.expand(size, *image)
 
 
 def with_placeholders(length: int, word: int, placeholders: Shape, size: int) -> Any:

@@ -55,13 +55,22 @@ def checked_config(path: Path, options: Mapping[str, Any]) -> tuple[str, dict[st
             known = ", ".join(name.replace("_", "-") for name in _OPTIONS[family])
             raise InvalidInputError(f"{where} is of {family}, whose models have no option {option.replace('_', '-')!r}; they take: {known}")
     if fields.get("quantization_config"):
-        remedy = "without that field, the weights are as the precision says"
-        raise InvalidInputError(f"{where} has a quantization_config: quantized weights are not recorded; {remedy}")
+        raise InvalidInputError(f"{where} has a quantization_config: {_instead_of(fields['quantization_config'])}")
     for name in ("auto_map", "trust_remote_code"):
         if fields.get(name):
             reason = "code of the model's own repository is not run; without that field, transformers' own model of this type is recorded"
             raise InvalidInputError(f"{where} has {name}: {reason}, or write a Workload in a Python file")
     return family, fields
+
+
+def _instead_of(quantization: Any) -> str:
+    """How to ask for what a quantization_config says, which no recipe trains by itself."""
+    said = quantization if isinstance(quantization, dict) else {}
+    if not (said.get("load_in_4bit") or said.get("load_in_8bit")):
+        return "weights that are quantized so are not recorded; without that field, they are as the precision says"
+    weights = said.get("bnb_4bit_quant_type", "fp4") if said.get("load_in_4bit") else "int8"
+    double = ", double_quant" if said.get("bnb_4bit_use_double_quant") else ""
+    return f"it is the recipe's to say; leave that field out and give weights {weights}{double} and a lora_rank, for only adapters are trained on such weights"
 
 
 def from_config_file(path: Path, options: dict[str, Any]) -> Workload:
@@ -70,11 +79,15 @@ def from_config_file(path: Path, options: dict[str, Any]) -> Workload:
     Raises `InvalidInputError` as `checked_config` does, and for fields from which no model can be built; `UnknownNameError` for a type nobody
     knows.
     """
-    family, fields = checked_config(path, options)
-    where = repr(str(path))
-    make = diffusion.workload if family == "diffusers" else _from_transformers
+    _, fields = checked_config(path, options)
+    return replace(from_fields(fields, repr(str(path)), options), name=config_name(path))
+
+
+def from_fields(fields: dict[str, Any], where: str, options: dict[str, Any]) -> Workload:
+    """The workload of a configuration's fields, which are called `where` in what is refused; raises as `from_config_file` does."""
+    make = diffusion.workload if "_class_name" in fields else _from_transformers
     try:
-        return replace(make(fields, where, **options), name=config_name(path))
+        return make(fields, where, **options)
     except BsmodelError:
         raise
     except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,14 @@ MOST_MODULES = 100_000  # half a minute of building; switch-c with its 2048 expe
 MOST_PARAMETERS = 10**13  # ten times the largest that is published
 
 
+def silence() -> None:
+    """Keeps bitsandbytes, which other libraries import, from warning of kernels for CPUs, which nobody asked for."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def library(name: str) -> Any:
     """The library called `name`; `InvalidInputError` says what to install where it is missing, and what is wrong where it fails."""
+    silence()
     try:
         return importlib.import_module(name)
     except Exception as error:

@@ -9,7 +9,9 @@ from typing import Any
 
 from bsmodel.errors import InvalidInputError, TooLongError
 from bsmodel.training import Training
+from bsmodel.workloads import catalogue
 from bsmodel.workloads.batches import denoising_loss, image_batch, own_loss, token_batch, unet_batch
+from bsmodel.workloads.catalogue import ModelRow
 from bsmodel.workloads.libraries import diffusers_model, transformers_model_type
 from bsmodel.workloads.workload import Workload
 
@@ -84,7 +86,18 @@ KNOWN_RATES: dict[str, tuple[float, int, str]] = {
     "sd15-unet": (1e-5, 4, "diffusers examples/text_to_image, README"),
 }
 
-NAMED: dict[str, Callable[..., Workload]] = {
+PUBLISHED: tuple[ModelRow, ...] = (
+    ModelRow("resnet50", "25.6 M", "He 2015, arXiv 1512.03385, as torchvision has it", "float32"),
+    ModelRow("vit-b-16", "86.6 M", "Dosovitskiy 2020, arXiv 2010.11929, with a head of 1000 classes", "float32"),
+    ModelRow("vit-l-16", "304 M", "Dosovitskiy 2020, arXiv 2010.11929, with a head of 1000 classes", "float32"),
+    ModelRow("gpt2", "124 M", "openai-community/gpt2 on Hugging Face", "float32"),
+    ModelRow("bert-base", "109 M", "Devlin 2018, arXiv 1810.04805, with pooler and two classes", "float32"),
+    ModelRow("llama-3.2-1b", "1.24 B", "meta-llama/Llama-3.2-1B on Hugging Face", "bfloat16"),
+    ModelRow("llama-3-8b", "8.03 B", "meta-llama/Meta-Llama-3-8B on Hugging Face", "bfloat16"),
+    ModelRow("sd15-unet", "860 M", "Rombach 2021, arXiv 2112.10752, as released", "float32", "diffusers"),
+    *catalogue.rows(),
+)
+MADE_HERE: dict[str, Callable[..., Workload]] = {
     "resnet50": _resnet50,
     "vit-b-16": _vit_b,
     "vit-l-16": _vit_l,
@@ -94,3 +107,4 @@ NAMED: dict[str, Callable[..., Workload]] = {
     "llama-3-8b": _llama_8b,
     "sd15-unet": _sd15_unet,
 }
+NAMED: dict[str, Callable[..., Workload]] = {**MADE_HERE, **catalogue.builders()}

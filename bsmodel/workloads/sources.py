@@ -15,7 +15,7 @@ from bsmodel.units import shown, whole
 from bsmodel.workloads.bare import LOSSES, bare_module
 from bsmodel.workloads.configs import checked_config, config_file, config_name, from_config_file
 from bsmodel.workloads.libraries import ATTENTIONS
-from bsmodel.workloads.named import KNOWN_RATES, NAMED
+from bsmodel.workloads.named import KNOWN_RATES, MADE_HERE, NAMED, PUBLISHED
 from bsmodel.workloads.own import from_attribute
 from bsmodel.workloads.vision import timm_workload, torchvision_workload
 from bsmodel.workloads.workload import Workload
@@ -70,7 +70,9 @@ class Source:
     def check(self) -> None:
         """Raises what `workload` would, as far as that can be told without importing a library."""
         file, options = config_file(self.name), dict(self.options)
-        if self.name in NAMED or not (file or ":" in self.name or "input" in options):
+        if self.name in NAMED and self.name not in MADE_HERE and "input" not in options:
+            _require_options(NAMED[self.name], self.name, options)
+        elif self.name in NAMED or not (file or ":" in self.name or "input" in options):
             self.workload()
         elif "input" not in options and self.name.partition(":")[0] in _LIBRARIES:
             _require_options(_LIBRARIES[self.name.partition(":")[0]], self.name, options)
@@ -85,7 +87,7 @@ class Source:
             return family
         if (file := config_file(self.name)) is not None and self.name not in NAMED:
             return "diffusers" if b"_class_name" in _content(file) else "transformers"
-        return ("diffusers" if self.name == "sd15-unet" else "transformers") if self.name in NAMED else None
+        return next((row.library for row in PUBLISHED if row.name == self.name), None)
 
     def identity(self, own: bool = False) -> dict[str, Any] | None:
         """Everything that decides what the workload is, but for the versions of libraries; None where that cannot be told.

@@ -7,7 +7,7 @@ import functools
 import inspect
 from typing import Any
 
-from bsmodel.workloads.batches import class_labels, mask_labels, objects
+from bsmodel.workloads.batches import class_labels, framed, mask_labels, objects
 from bsmodel.workloads.heads.images import pixels
 from bsmodel.workloads.heads.made import Asked, Made, Tensors
 from bsmodel.workloads.libraries import library
@@ -20,7 +20,7 @@ def _pictures(config: Any, cls: Any, asked: Asked) -> tuple[Tensors, tuple[int, 
     """The images, with a mask of pixels where the model takes one, their height and width, and what is to be said of them."""
     library("scipy")  # its linear_sum_assignment pairs what is found with what is there: transformers/loss/loss_for_object_detection.py
     channels, size, remarks = pixels(config, asked)
-    mask: Tensors = {"pixel_mask": (size, "long")} if "pixel_mask" in inspect.signature(cls.forward).parameters else {}
+    mask: Tensors = {"pixel_mask": functools.partial(framed, size)} if "pixel_mask" in inspect.signature(cls.forward).parameters else {}
     return {"pixel_values": ((channels, *size), "float32"), **mask}, size, (*remarks, SAID)
 
 
