@@ -5,6 +5,7 @@ import pytest
 
 import bsmodel
 from bsmodel import Training
+from bsmodel.tape import WEIGHTS
 from tests.test_configs import built
 from tests.test_refusals import line_of
 
@@ -133,7 +134,7 @@ def test_quantized_weights_take_what_their_layout_says(config, a100, weights, do
     """On top of what is not quantized: embeddings, head and norms."""
     pytest.importorskip("bitsandbytes")
     tape = bsmodel.trace(adapted(config, "llama"), Training(precision="bf16-mixed", weights=weights, double_quant=double_quant, lora_rank=8), a100)
-    held = [int(tape.fixed_bytes[number]) for number in tape.blocks["init"] if number >= 0 and tape.categories[number] == "parameter"]
+    held = [int(tape.fixed_bytes[number]) for number in tape.blocks["init"] if number >= 0 and tape.categories[number] in WEIGHTS]
     adapters = [8 * width * 4 for layer in LAYERS for width in layer]
     others = [8000 * 512 * 4] * 2 + [512 * 4] * 9
     packed = [size for layer in LAYERS for size in (eight_bits(*layer) if weights == "int8" else four_bits(*layer, double_quant))]
@@ -156,6 +157,7 @@ def test_what_is_not_quantized_stays_as_it_is_where_asked(config, a100):
     upcast, left = (bsmodel.trace(adapted(config, "llama"), Training(**recipe, **extra), a100) for extra in ({}, {"upcast": False}))
     embedding = [next(size for size in tape.fixed_bytes if size in (8000 * 512 * 4, 8000 * 512 * 2)) for tape in (upcast, left)]
     assert embedding == [8000 * 512 * 4, 8000 * 512 * 2]
+    assert [any("prepare_model_for_kbit_training" in remark for remark in tape.remarks) for tape in (upcast, left)] == [True, False]
 
 
 def test_paged_averages_are_where_no_allocator_sees_them(config, a100):
@@ -174,3 +176,13 @@ def test_eight_bits_say_what_they_do_not_count(config, a100):
     pytest.importorskip("bitsandbytes")
     tape = bsmodel.trace(adapted(config, "llama"), Training(precision="bf16-mixed", weights="int8", lora_rank=8), a100)
     assert any("outliers" in what for what in tape.uncounted)
+
+
+def test_modules_have_the_parameters_that_were_before_they_were_packed(config, a100):
+    pytest.importorskip("bitsandbytes")
+    tape = bsmodel.trace(adapted(config, "llama"), Training(precision="bf16-mixed", weights="nf4", lora_rank=8), a100)
+    table = {row.module: row.parameters for row in bsmodel.by_module(tape, 1)}
+    assert table[""] == tape.parameter_count
+    assert table["base_model.model.model.layers.0.mlp.down_proj"] == 512 * 1408 + 8 * (512 + 1408)
+    held = {category for number, category in enumerate(tape.categories) if number in tape.blocks["init"]}
+    assert {"parameter", "packed weight", "adapter"} <= held

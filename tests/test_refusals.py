@@ -39,7 +39,7 @@ def refused(capsys, *arguments):
 
 
 def test_unknown_names_show_the_nearest(capsys):
-    assert refused(capsys, "plan", "resnet5", "--gpu", "a100-40gb") == "bsmodel: unknown model 'resnet5'; nearest: resnet50, sd15-unet"
+    assert refused(capsys, "plan", "resnet5", "--gpu", "a100-40gb") == "bsmodel: unknown model 'resnet5'; nearest: resnet50, detr-resnet-50, sdxl-unet"
     assert refused(capsys, "plan", "gpt2", "--gpu", "a100-40g").startswith("bsmodel: unknown GPU 'a100-40g'; nearest: a100-40gb")
     assert refused(capsys, "plan", "gpt2", "--optimizer", "adamW8bit").startswith("bsmodel: unknown optimizer 'adamW8bit'; nearest: adamw-8bit")
     assert refused(capsys, "plan", "gpt2", "--precision", "bf16mixed").startswith("bsmodel: unknown precision 'bf16mixed'; nearest: bf16-mixed")
@@ -166,7 +166,7 @@ def test_a_tape_of_another_version_or_none_at_all(tape, a100, tmp_path, capsys):
         json.dump({**document, "schema_version": 99}, stream)
     (tmp_path / "no.json.gz").write_text("hello")
 
-    assert "has schema version 99, this bsmodel reads 10: record it again" in refused(capsys, "plan", str(path))
+    assert "has schema version 99, this bsmodel reads 11: record it again" in refused(capsys, "plan", str(path))
     assert "cannot read the tape" in refused(capsys, "plan", str(tmp_path / "no.json.gz"))
     assert "cannot write the tape" in line_of(tape.save, tmp_path / "missing" / "tape.json.gz")
     assert "trace again with this GPU" in line_of(bsmodel.predict, tape, bsmodel.Gpu.named("h100-80gb"), 4)

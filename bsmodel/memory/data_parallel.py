@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from bsmodel.memory.closed_form import REDUCER
-from bsmodel.tape import Tape
+from bsmodel.tape import WEIGHTS, Tape
 from bsmodel.units import MiB
 
 BUCKET = "gradient bucket"
@@ -33,7 +33,7 @@ def data_parallel(tape: Tape) -> Tape:
         return tape
     gradients = _gradients(tape)
     rebuilt = _filled(gradients, FIRST_BUCKET, FURTHER_BUCKETS)
-    held = [number for number in tape.blocks["init"] if number >= 0 and tape.categories[number] in ("parameter", "buffer")]
+    held = [number for number in tape.blocks["init"] if number >= 0 and tape.categories[number] in (*WEIGHTS, "buffer")]
     copies = _filled([int(tape.fixed_bytes[number]) for number in held], BROADCAST, BROADCAST)
     orders = [4 * (len(gradients) + 1), 4 * len(rebuilt)]  # int32: the order of gradients and the sizes of buckets, agreed upon before they are rebuilt
     added = [*copies, *orders, sum(gradients), *rebuilt]

@@ -192,7 +192,15 @@ def place(model: torch.nn.Module, training: Training, recorder: Recorder) -> Non
     with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():  # what the factory left on meta is not on the device yet
         _place(model, training.channels_last, recorder, moved)
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            recorder.categorize(tensor, "parameter" if isinstance(tensor, torch.nn.Parameter) else "buffer", name.rpartition(".")[0])
+            recorder.categorize(tensor, _category(tensor, training), name.rpartition(".")[0])
+
+
+def _category(tensor: torch.Tensor, training: Training) -> str:
+    if not isinstance(tensor, torch.nn.Parameter):
+        return "buffer"
+    if quantized.is_packed(tensor):
+        return "packed weight"
+    return "adapter" if training.adapts and tensor.requires_grad else "parameter"
 
 
 def _place(module: torch.nn.Module, channels_last: bool, recorder: Recorder, moved: dict[int, torch.Tensor]) -> None:
@@ -203,7 +211,7 @@ def _place(module: torch.nn.Module, channels_last: bool, recorder: Recorder, mov
             continue
         if id(parameter) not in moved:
             device_tensor = _moved(parameter.detach(), channels_last, recorder)
-            moved[id(parameter)] = quantized.moved(parameter, device_tensor, lambda tensor: recorder.to_device(tensor, "to", "parameter"))
+            moved[id(parameter)] = quantized.moved(parameter, device_tensor, lambda tensor: recorder.to_device(tensor, "to", "packed weight"))
             moved[id(moved[id(parameter)])] = moved[id(parameter)]
             moved[-id(parameter)] = parameter  # keeps the id taken
         module._parameters[name] = moved[id(parameter)]  # type: ignore[assignment]

@@ -85,6 +85,11 @@ def elements(parameter: torch.Tensor) -> int:
     return parameter.numel() if state is None else math.prod(state.shape)
 
 
+def is_packed(parameter: torch.Tensor) -> bool:
+    """Whether a parameter is quantized."""
+    return "CB" in vars(parameter) or getattr(parameter, "quant_state", None) is not None
+
+
 def moved(parameter: torch.nn.Parameter, data: torch.Tensor, move: Callable[[torch.Tensor], torch.Tensor]) -> torch.nn.Parameter:
     """A parameter with this data on the device, of the class that it had, and with what its class keeps beside it."""
     if type(parameter) is torch.nn.Parameter:

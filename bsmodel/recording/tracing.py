@@ -23,7 +23,7 @@ from bsmodel.recording.recorder import Allocation
 from bsmodel.recording.run import ComplaintError, Run, running, two_steps
 from bsmodel.recording.values import Values
 from bsmodel.tape import BLOCKS, Operations, Polynomial, Row, Tape, Term, Workspace
-from bsmodel.training import OPTIMIZERS, Training, require_arithmetic
+from bsmodel.training import OPTIMIZERS, QUANTIZED, Training, require_arithmetic
 from bsmodel.units import format_bytes
 from bsmodel.workloads import Workload
 
@@ -31,6 +31,7 @@ BATCHES = (2, 3, 5)  # at a batch of 1 many models take other code paths; the th
 _APART = (3, 5, 7, 9)  # of steps that do something for every sample: odd, so that no alignment differs, and of one round more it is hard to tell whose it is
 FURTHER = 7  # checks that three points make a parabola, where some size is one
 _PAIRED = "samples are paired within a micro-batch: accumulation and more devices do not make the pairs of the effective batch"
+_UPCAST = "weights that are not quantized are in float32, as peft's prepare_model_for_kbit_training leaves them; without upcast they are as published"
 Recorded = tuple[Tape, Values]
 Recording = Callable[[Assumed], Recorded]
 _BY_SAMPLE = f"what the step does for every sample apart is counted as often as there are samples; recordings at batches {_APART[0]} to {_APART[-1]} agree"
@@ -333,15 +334,26 @@ def _tape(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[i
         base_lr=run.loop.workload.base_lr if run.loop.training.optimizer_family == run.loop.workload.training.optimizer_family else None,
         base_batch=run.loop.workload.base_batch,
         own_step=run.loop.workload.step is not None,
+        parameters=_parameters(run.loop.model),
         remarks=_remarks(run, sizes),
     )
+
+
+def _parameters(model: torch.nn.Module) -> dict[str, int]:
+    """How many parameters each module has itself; what several share is the first one's."""
+    found: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        module = name.rpartition(".")[0]
+        found[module] = found.get(module, 0) + elements(parameter)
+    return found
 
 
 def _remarks(run: Run, sizes: dict[int, alignment.Size]) -> tuple[str, ...]:
     """What an answer rests on, as far as one recording tells."""
     optimizer = run.loop.training.optimizer
     of_state = OPTIMIZERS[optimizer].remark if isinstance(optimizer, str) and run.loop.workload.setup is None else ""
-    said = {of_state: bool(of_state), _NO_STEP: run.idle, _PAIRED: _pairs_samples(sizes)}
+    packed = run.loop.training.weights in QUANTIZED
+    said = {of_state: bool(of_state), _UPCAST: packed and run.loop.training.upcast, _NO_STEP: run.idle, _PAIRED: _pairs_samples(sizes)}
     return (*run.loop.workload.remarks, *run.remarks, *(remark for remark, applies in said.items() if applies))
 
 

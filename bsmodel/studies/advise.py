@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from bsmodel.errors import BsmodelError
 from bsmodel.hardware import Gpu
 from bsmodel.studies import executors
-from bsmodel.studies.answering import answer, refused
+from bsmodel.studies.answering import Ask, answer, refused
 from bsmodel.studies.grid import Goal, Recipe
 from bsmodel.studies.recordings import tapes
 from bsmodel.studies.remedies import TWO_MOMENTS
@@ -32,6 +32,7 @@ RECIPES: tuple[dict[str, Any], ...] = (
 
 
 _SHORTEST = 128  # tokens
+Record = Callable[[Source, Mapping[str, Any], Sequence[Gpu]], list[Tape]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,36 +61,52 @@ def advise(
     that says why. Raises what recording the first one raises.
     """
     hands = executor or executors.pool([source.library] if source.library else [])
-    found: dict[str, list[Advice]] = {gpu.id: [] for gpu in gpus}
 
-    def tried(change: dict[str, Any], cards: Sequence[Gpu], of: Source) -> list[Tape]:
-        """Adds the rows of a recipe on some cards, and gives its recordings; none where it is refused."""
-        asked = {name: value for name, value in {**changes, **change}.items() if name != "seq_len"}
-        recorded: list[Tape] = []
-        try:
-            recorded = tapes(of, asked, cards, caching, watch, hands)
-            rows = [answer(str(of), Recipe.of(asked), tape, gpu, [(devices, goal)])[0] for tape, gpu in zip(recorded, cards, strict=True)]
-        except BsmodelError as error:
-            if not change:
-                raise
-            rows = [refused(str(of), Recipe.of(asked), gpu, (devices, goal), error) for gpu in cards]
-        for row in rows:
-            found[row.gpu].append(Advice(change=change, row=row))
-        return recorded
+    def record(of: Source, asked: Mapping[str, Any], cards: Sequence[Gpu]) -> list[Tape]:
+        return tapes(of, asked, cards, caching, watch, hands)
 
     try:
-        first = tried({}, gpus, source)
-        last: tuple[dict[str, Any], int] = ({}, first[0].tokens_per_sample)
-        for change in _distinct(changes, first[0]):
-            last = (change, last[1]) if tried(change, gpus, source) else last
-        length = last[1] // 2
-        while length >= _SHORTEST and (lacking := [gpu for gpu in gpus if not any(each.row.fits for each in found[gpu.id])]):
-            tried({**last[0], "seq_len": length}, lacking, Source.of(source.name, **{**dict(source.options), "seq_len": length}))
-            length //= 2
+        return _advice(source, changes, gpus, (devices, goal), record)
     finally:
         if executor is None:
             hands.shutdown(wait=False, cancel_futures=True)
-    return [each for gpu in gpus for each in found[gpu.id]]
+
+
+def _advice(source: Source, changes: Mapping[str, Any], gpus: Sequence[Gpu], ask: Ask, record: Record) -> list[Advice]:
+    """The advice for every card, one after the other."""
+    made, first = _tried(source, changes, {}, gpus, ask, record)
+    last: dict[str, Any] = {}
+    for change in _distinct(changes, first[0]):
+        more, recorded = _tried(source, changes, change, gpus, ask, record)
+        made, last = made + more, change if recorded else last
+    length = first[0].tokens_per_sample // 2
+    while length >= _SHORTEST and (lacking := [gpu for gpu in gpus if not any(each.row.fits for each in made if each.row.gpu == gpu.id)]):
+        made += _tried(source, changes, {**last, "seq_len": length}, lacking, ask, record)[0]
+        length //= 2
+    return [each for gpu in gpus for each in made if each.row.gpu == gpu.id]
+
+
+def _tried(
+    source: Source, changes: Mapping[str, Any], change: dict[str, Any], gpus: Sequence[Gpu], ask: Ask, record: Record
+) -> tuple[list[Advice], list[Tape]]:
+    """A recipe on some cards, and its recordings; none where it is refused."""
+    of, asked = _asked(source, changes, change)
+    recipe, label = Recipe.of(asked), str(of)
+    try:
+        recorded = record(of, asked, gpus)
+    except BsmodelError as error:
+        if not change:
+            raise
+        return [Advice(change=change, row=refused(label, recipe, gpu, ask, error)) for gpu in gpus], []
+    rows = [answer(label, recipe, tape, gpu, [ask])[0] for tape, gpu in zip(recorded, gpus, strict=True)]
+    return [Advice(change=change, row=row) for row in rows], recorded
+
+
+def _asked(source: Source, changes: Mapping[str, Any], change: dict[str, Any]) -> tuple[Source, dict[str, Any]]:
+    """The workload and the recipe that a change makes: a length is the workload's."""
+    asked = {**changes, **change}
+    length = asked.pop("seq_len", None)
+    return source if length is None else Source.of(source.name, **{**dict(source.options), "seq_len": length}), asked
 
 
 def _distinct(changes: Mapping[str, Any], first: Tape) -> list[dict[str, Any]]:

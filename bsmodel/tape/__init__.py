@@ -8,12 +8,13 @@ from bsmodel.tape.operations import Operations, Row, fixed, joined, through
 from bsmodel.tape.polynomials import Coefficients, Envelope, Integer, Integers, Polynomial, interpolated, pairs, polynomials, upper_envelope, values
 from bsmodel.tape.saved import is_tape, load_all, save_all
 from bsmodel.tape.tables import ModuleRow, OperatorRow, by_module, by_operator, counted
-from bsmodel.tape.tape import BLOCKS, CATEGORIES, Tape, Term, Workspace, require_same_kernels
+from bsmodel.tape.tape import BLOCKS, CATEGORIES, WEIGHTS, Tape, Term, Workspace, require_same_kernels
 from bsmodel.tape.workspaces import buffer_bytes
 
 __all__ = (
     "BLOCKS",
     "CATEGORIES",
+    "WEIGHTS",
     "Coefficients",
     "Envelope",
     "Integer",

@@ -18,7 +18,7 @@ from bsmodel.tape.workspaces import FORMULAS
 from bsmodel.training import PRECISIONS, Training
 from bsmodel.units import MOST_COUNT
 
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 SIZES = ("fixed_bytes", "per_sample_bytes", "per_pair_bytes")
 _EXPECTED = "expected none below zero, and none that falls, from batch 1 on"
 _PROGRAM = (("init", "first", "accumulate", "first_step", "micro", "accumulate", "step"), ("init", "first", "first_step", "micro", "step", "micro", "step"))
@@ -88,6 +88,7 @@ class SavedTape(_Checked):
     base_batch: Positive | None
     remarks: tuple[str, ...]
     own_step: bool
+    parameters: dict[str, Count]
     worst: SavedTape | None
     same_path_up_to: Positive | None
 
@@ -95,7 +96,7 @@ class SavedTape(_Checked):
 class SavedTapes(_Checked):
     """A file: the recordings of one workload and recipe, one for each family of kernels."""
 
-    schema_version: Literal[10]
+    schema_version: Literal[11]
     tapes: tuple[SavedTape, ...] = Field(min_length=1)
 
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bsmodel.tape.polynomials import Polynomial, values
-from bsmodel.tape.tape import Tape
+from bsmodel.tape.tape import WEIGHTS, Tape
 from bsmodel.units import whole
 
-_STATES = ("parameter", "buffer", "gradient", "optimizer state")
+_STATES = (*WEIGHTS, "buffer", "gradient", "optimizer state")
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,8 @@ def by_module(tape: Tape, batch: int) -> tuple[ModuleRow, ...]:
             sums.setdefault(name, [0, 0, 0, 0])[column] += amount
 
     batch = whole("batch", batch)
-    element_size = 2 if tape.precision in ("fp16", "bf16") else 4
-    for number in _allocated(tape, "init"):
-        if tape.categories[number] == "parameter":
-            add(tape.modules[number], 0, tape.fixed_bytes[number] / element_size)
+    for module, count in tape.parameters.items():
+        add(module, 0, count)
     flops, activations = (tape.operations.column(name, batch) for name in ("counted_flops", "activations"))
     for row in tape.operations.where("forward").nonzero()[0]:
         add(tape.operations.modules[row], 1, flops[row])

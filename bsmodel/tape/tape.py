@@ -19,7 +19,8 @@ from bsmodel.tape.workspaces import buffer_bytes, is_taken
 from bsmodel.units import MOST_COUNT
 
 BLOCKS = ("init", "first", "first_step", "micro", "accumulate", "step")
-CATEGORIES = ("parameter", "buffer", "gradient", "gradient bucket", "optimizer state", "batch", "saved", "temporary", "workspace")
+WEIGHTS = ("parameter", "packed weight", "adapter")  # whole, with scales and codes where they are quantized, or trained in their place
+CATEGORIES = (*WEIGHTS, "buffer", "gradient", "gradient bucket", "optimizer state", "batch", "saved", "temporary", "workspace")
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Tape:
     base_batch: int | None = None
     remarks: tuple[str, ...] = ()  # what an answer rests on that nobody asked for, a sentence each
     own_step: bool = False  # whether the workload's own step does all that a loop would
+    parameters: dict[str, int] = field(default_factory=dict)  # how many each module has itself
     worst: Tape | None = None  # the same step as it takes the most, where its values or its samples' sizes may turn out otherwise than is likely
     same_path_up_to: int | None = None  # the last batch that takes the recorded path, where a larger one was found to take another
 
