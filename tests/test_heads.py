@@ -175,6 +175,14 @@ def test_an_image_of_one_value_has_its_bytes_on_the_device(config, a100):
     assert 3 * 32 * 32 * 4 in batch
 
 
+def test_images_and_texts_are_held_against_one_another(config, a100):
+    parts = {"vision_config": {**SIGHT, "image_size": 32}, "text_config": {**SIGHT, "vocab_size": 100, "max_position_embeddings": 16, "eos_token_id": 2}}
+    workload, model, batch = built(config({"model_type": "clip", **parts, "architectures": ["CLIPModel"], "projection_dim": 32}))
+    assert batch["pixel_values"].shape == (2, 3, 32, 32) and batch["input_ids"].shape == (2, 16) and batch["return_loss"] is True
+    workload.loss(cpu(model), batch)[0].backward()
+    assert bsmodel.trace(workload, gpu=a100).per_pair_bytes.any()
+
+
 def test_a_sample_has_room_for_its_image(config):
     folder = config(LLAVA)
 

@@ -162,6 +162,23 @@ def denoising_loss(model: Any, batch: Any) -> Any:
     return torch.nn.functional.mse_loss(outputs.float(), noise.float()), outputs
 
 
+def flow_loss(model: Any, batch: Any) -> Any:
+    """Mean squared error of the velocity from latents to noise, which flow matching learns (Lipman 2022, arXiv 2210.02747), of a diffusers transformer."""
+    import torch
+
+    latents = batch["hidden_states"]
+    noise = torch.randn_like(latents)
+    outputs = model(**{**batch, "hidden_states": 0.5 * latents + 0.5 * noise}).sample
+    return torch.nn.functional.mse_loss(outputs.float(), (noise - latents).float()), outputs
+
+
+def positions(shape: Shape, size: int) -> Any:
+    """Positions of tokens in an image or a text, float32 of this shape: the same for all samples."""
+    import torch
+
+    return torch.zeros(shape)
+
+
 def dit_loss(model: Any, batch: Any) -> Any:
     """Mean squared error of a diffusers DiT; the channels of a learned variance are left out."""
     import torch

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,8 +64,7 @@ def _workload(name: str, options: dict[str, Any]) -> Workload:
     row = _table()[name]
     usual: dict[str, Any] = {option: row[option] for option in ("seq_len", "image_size") if option in row}
     asked = {option: value for option, value in options.items() if value is not None}
-    fields = {**_with_nothing(row["config"]), **({"dtype": row["weights"]} if _library(row) == "transformers" else {})}
-    return from_fields(fields, name, {**usual, **asked})
+    return replace(from_fields(_with_nothing(row["config"]), name, {**usual, **asked}), weights=row["weights"])
 
 
 def _with_nothing(fields: dict[str, Any]) -> dict[str, Any]:

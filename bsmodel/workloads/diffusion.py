@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -10,14 +11,16 @@ from typing import Any
 from bsmodel.errors import InvalidInputError, UnknownNameError
 from bsmodel.training import Training
 from bsmodel.units import shown, whole
-from bsmodel.workloads.batches import Shape, batch_of, denoising_loss, dit_loss
+from bsmodel.workloads.batches import Field, batch_of, denoising_loss, dit_loss, flow_loss, positions
 from bsmodel.workloads.fields import UNKNOWN, require_sizes, zeros_among
 from bsmodel.workloads.libraries import diffusers_model, library
 from bsmodel.workloads.workload import Workload
 
 _CONTEXT = 77  # tokens that CLIP's text encoder gives; diffusers examples/text_to_image
+_FLUX_CONTEXT = 512  # of T5; diffusers examples/dreambooth/train_dreambooth_flux.py
+_WAN_CONTEXT, _WAN_FRAMES, _WAN_PIXELS = 512, 81, (480, 832)  # of UMT5; diffusers pipelines/wan/pipeline_wan.py
 _PIXELS_A_LATENT = 8  # of the autoencoders of Stable Diffusion and DiT
-Tensors = dict[str, tuple[Shape, str]]
+Tensors = dict[str, Field]
 
 
 def _side(fields: dict[str, Any], where: str, image_size: int | None, pixels: int, divisor: int) -> int:
@@ -64,10 +67,58 @@ def _dit(fields: dict[str, Any], where: str, image_size: int | None) -> tuple[Te
     return {"hidden_states": (shape, "float32"), "timestep": ((), "long"), "class_labels": ((), "long")}, (f"latents of {side} x {side}",)
 
 
+def _sd3(fields: dict[str, Any], where: str, image_size: int | None) -> tuple[Tensors, tuple[str, ...]]:
+    side = _side(fields, where, image_size, _PIXELS_A_LATENT, fields["patch_size"])
+    tensors: Tensors = {
+        "hidden_states": ((fields["in_channels"], side, side), "float32"),
+        "encoder_hidden_states": ((2 * _CONTEXT, fields["joint_attention_dim"]), "float32"),
+        "pooled_projections": ((fields["pooled_projection_dim"],), "float32"),
+        "timestep": ((), "float32"),
+    }
+    return tensors, (f"latents of {side} x {side} and contexts of {2 * _CONTEXT} tokens",)
+
+
+def _flux(fields: dict[str, Any], where: str, image_size: int | None) -> tuple[Tensors, tuple[str, ...]]:
+    pixels = image_size or 1024
+    if pixels % (2 * _PIXELS_A_LATENT):
+        nearest = max(1, round(pixels / (2 * _PIXELS_A_LATENT))) * 2 * _PIXELS_A_LATENT
+        raise InvalidInputError(f"image-size {pixels} does not divide by {2 * _PIXELS_A_LATENT}, as FluxTransformer2DModel needs; nearest: {nearest}")
+    count = (pixels // (2 * _PIXELS_A_LATENT)) ** 2
+    guided: Tensors = {"guidance": ((), "float32")} if fields["guidance_embeds"] else {}
+    tensors: Tensors = {
+        "hidden_states": ((count, fields["in_channels"]), "float32"),
+        "encoder_hidden_states": ((_FLUX_CONTEXT, fields["joint_attention_dim"]), "float32"),
+        "pooled_projections": ((fields["pooled_projection_dim"],), "float32"),
+        "timestep": ((), "float32"),
+        "img_ids": functools.partial(positions, (count, 3)),
+        "txt_ids": functools.partial(positions, (_FLUX_CONTEXT, 3)),
+        **guided,
+    }
+    return tensors, (f"{count:,} patches of latents of an image of {pixels} x {pixels} and contexts of {_FLUX_CONTEXT} tokens",)
+
+
+def _wan(fields: dict[str, Any], where: str, image_size: int | None) -> tuple[Tensors, tuple[str, ...]]:
+    height, width = (image_size, image_size) if image_size else _WAN_PIXELS
+    divisor = _PIXELS_A_LATENT * fields["patch_size"][-1]
+    if height % divisor:
+        nearest = max(1, round(height / divisor)) * divisor
+        raise InvalidInputError(f"image-size {height} does not divide by {divisor}, as WanTransformer3DModel needs; nearest: {nearest}")
+    shape = (fields["in_channels"], 1 + (_WAN_FRAMES - 1) // 4, height // _PIXELS_A_LATENT, width // _PIXELS_A_LATENT)
+    tensors: Tensors = {
+        "hidden_states": (shape, "float32"),
+        "encoder_hidden_states": ((_WAN_CONTEXT, fields["text_dim"]), "float32"),
+        "timestep": ((), "long"),
+    }
+    return tensors, (f"videos of {_WAN_FRAMES} frames of {height} x {width}, latents of {' x '.join(map(str, shape[1:]))}, contexts of {_WAN_CONTEXT} tokens",)
+
+
 _NETWORKS: dict[str, tuple[Callable[[dict[str, Any], str, int | None], tuple[Tensors, tuple[str, ...]]], Callable[[Any, Any], Any]]] = {
     "UNet2DConditionModel": (_unet, denoising_loss),
     "UNet2DModel": (_plain_unet, denoising_loss),
     "DiTTransformer2DModel": (_dit, dit_loss),
+    "SD3Transformer2DModel": (_sd3, flow_loss),
+    "FluxTransformer2DModel": (_flux, flow_loss),
+    "WanTransformer3DModel": (_wan, flow_loss),
 }
 
 
@@ -86,9 +137,11 @@ def workload(fields: dict[str, Any], where: str, image_size: int | None = None) 
     defaults = {name: given.default for name, given in inspect.signature(getattr(diffusers, name).__init__).parameters.items() if name != "self"}
     require_sizes(fields, lambda field: defaults.get(field, UNKNOWN), where)
     given = {**defaults, **{field: value for field, value in fields.items() if field in defaults}}
-    given["sample_size"] = 64 if given["sample_size"] is None else given["sample_size"]
+    if "sample_size" in given and given["sample_size"] is None:
+        given["sample_size"] = 64
     make, loss = _NETWORKS[name]
     tensors, remarks = make({"_class_name": name, **given}, where, image_size)
-    sized = {**fields, "sample_size": tensors[next(iter(tensors))][0][-1]}
+    sized = {**fields, "sample_size": tensors[next(iter(tensors))][0][-1]} if "sample_size" in given else fields  # type: ignore[index]
     model = diffusers_model(name, f", from {where}{zeros_among(fields, lambda field: defaults.get(field, UNKNOWN))}", **sized)
-    return Workload(model, batch_of(**tensors), loss, training=Training(precision="fp16-mixed", optimizer="adamw"), remarks=remarks)
+    precision = "bf16-mixed" if loss is flow_loss else "fp16-mixed"  # as diffusers' examples train them
+    return Workload(model, batch_of(**tensors), loss, training=Training(precision=precision, optimizer="adamw"), remarks=remarks)

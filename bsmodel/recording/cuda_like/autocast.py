@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,9 @@ logsumexp upsample_nearest1d _upsample_nearest_exact1d upsample_nearest2d _upsam
 _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d _upsample_bilinear2d_aa upsample_trilinear3d upsample_bicubic2d
 _upsample_bicubic2d_aa rms_norm
 """.split()
+
+_HEADER = Path(torch.__file__).parent / "include" / "ATen" / "autocast_mode.h"
+CASTS_RMS_NORM = not _HEADER.is_file() or "_(rms_norm)" in _HEADER.read_text()  # which torch 2.11 does not
 
 # Operators that compute in float32 by an output dtype, unless one is given (AT_FORALL_FP32_SET_OPT_DTYPE).
 FLOAT32_OUTPUT = """

@@ -139,7 +139,7 @@ def _softmax(name: str) -> Callable[..., Any]:
 
 def _rms_norm(tensor: torch.Tensor, normalized_shape: list[int], weight: torch.Tensor | None = None, eps: float | None = None) -> Any:
     """One fused kernel on CUDA where input and weight agree in dtype (aten/src/ATen/native/layer_norm.cpp)."""
-    if autocast.is_active():
+    if autocast.is_active() and autocast.CASTS_RMS_NORM:
         tensor, weight = (autocast.cached_cast(value, torch.float32) for value in (tensor, weight))
     if autocast.on_device(tensor) and (weight is None or weight.dtype is tensor.dtype):
         with torch._C._ExcludeDispatchKeyGuard(autocast.KEYS):

@@ -48,6 +48,16 @@ def classified(config: Any, cls: Any, asked: Asked) -> Made:
     return Made({**_processed(config, cls, (height, width)), **classes(config)}, (remark,))
 
 
+def contrasted(config: Any, cls: Any, asked: Asked) -> Made:
+    """Images, and texts that go with them: each is held against all others of the batch."""
+    channels, size, remarks = pixels(config, {name: value for name, value in asked.items() if name == "image_size"})
+    length, more = length_of(config, cls, {name: value for name, value in asked.items() if name == "seq_len"})
+    text: Tensors = {"input_ids": ((length,), "long"), "return_loss": lambda count: True}
+    if "attention_mask" in inspect.signature(cls.forward).parameters:
+        text["attention_mask"] = ((length,), "long")
+    return Made({"pixel_values": ((channels, *size), "float32"), **text}, (*remarks, *more), length)
+
+
 def described(config: Any, cls: Any, asked: Asked) -> Made:
     """Text with one image: its pixels as transformers' image processor of the model gives them, and tokens that stand for them."""
     if config.model_type == "vision-encoder-decoder":

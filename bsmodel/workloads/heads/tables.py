@@ -65,6 +65,7 @@ HEADS = (
     Head("next sentence prediction", "NEXT_SENTENCE_PREDICTION", ("seq_len",), text.followed),
     Head("masked image modelling", "MASKED_IMAGE_MODELING", ("image_size",), images.masked),
     Head("video classification", "VIDEO_CLASSIFICATION", ("image_size",), images.filmed),
+    Head("images and texts", "ZERO_SHOT_IMAGE_CLASSIFICATION", ("seq_len", "image_size"), pictured.contrasted),
     Head("pretraining", "PRETRAINING", ("seq_len", "image_size"), _pretraining),
 )
 
