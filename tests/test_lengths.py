@@ -9,8 +9,10 @@ import pytest
 
 import bsmodel
 from bsmodel import Training
+from bsmodel.command import main
 from bsmodel.memory import longest
 from bsmodel.recording.checks import same_memory
+from bsmodel.studies.padded import longest_of
 from bsmodel.tape import Lengths
 from tests.test_adapters import GPT2, LLAMA
 from tests.test_configs import BERT, built
@@ -87,8 +89,6 @@ def test_a_size_that_is_no_polynomial_is_named(lengths, a100, recorded):
 
 
 def test_a_table_by_length_says_where_positions_and_the_formula_end(config, capsys):
-    from bsmodel.command import main
-
     folder = config({**GPT2, "architectures": ["GPT2LMHeadModel"]})
     code = main(["plan", folder, "--seq-len", "256:4096", "--gpu", "rtx-3070-8gb", "--json", "--no-cache"])
     answer = json.loads(capsys.readouterr().out)
@@ -108,3 +108,25 @@ def test_the_front_door_records_at_several_lengths(a100, config):
     found = bsmodel.trace_lengths(lambda tokens: built(folder, seq_len=tokens)[0], Training(precision="fp32"), a100, (128, 256, 384, 1024))
     assert bsmodel.longest(found, a100) == 1024
     assert bsmodel.predict(found.at(640), a100, 2) == bsmodel.predict(bsmodel.trace(built(folder, seq_len=640)[0], Training(precision="fp32"), a100), a100, 2)
+
+
+def test_real_lengths_are_padded_to_the_longest_of_a_batch(config, capsys, tmp_path):
+    """Half of the samples have 256 tokens, half 512: of one sample the longest has 384 on average, of very many 512."""
+    ordered = np.array([256] * 50 + [512] * 50)
+    assert [longest_of(ordered, batch) for batch in (1, 2, 64)] == pytest.approx([384, 448, 512])
+    folder, file = config({**GPT2, "architectures": ["GPT2LMHeadModel"]}), tmp_path / "lengths.txt"
+    file.write_text("\n".join(map(str, ordered)))
+    command = ["plan", folder, "--gpu", "rtx-3070-8gb", "--no-cache", "--json"]
+    assert main([*command, "--lengths", str(file)]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    (row,) = answer["gpus"]
+    assert main([*command, "--seq-len", "512"]) == 0
+    assert row["largest_batch"] == json.loads(capsys.readouterr().out)["gpus"][0]["largest_batch"] <= row["likely_batch"]
+    assert row["padded_len"] == 512 and row["useful"] == pytest.approx(384 / 512, rel=0.01) and answer["mean_len"] == 384
+
+    file.write_text("12\nmany\n")
+    assert main(["plan", folder, "--lengths", str(file)]) == 2
+    assert "lengths.txt, line 2 is 'many'; expected a whole number of at least 1" in capsys.readouterr().err
+    file.write_text("5000\n")
+    assert main(["plan", folder, "--lengths", str(file), "--gpu", "rtx-3070-8gb"]) == 2
+    assert "the longest sample has 5,000 tokens; the model has 1,024 positions" in capsys.readouterr().err

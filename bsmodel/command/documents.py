@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter
 
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Footprint, Peak
-from bsmodel.studies import SCHEMA_VERSION, LengthRow, Recorded, Row
+from bsmodel.studies import SCHEMA_VERSION, LengthRow, PaddedRow, Recorded, Row
 from bsmodel.tape import ModuleRow, OperatorRow
 from bsmodel.workloads import ModelRow
 
@@ -44,6 +44,17 @@ class LengthsDocument(Document):
     rows: tuple[LengthRow, ...]
     longest: dict[str, int]
     limit: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddedDocument(Document):
+    """`bsmodel plan --lengths FILE`: a row for each GPU, of batches of samples of these lengths."""
+
+    workload: Recorded
+    gpus: tuple[PaddedRow, ...]
+    samples: int
+    mean_len: float
+    longest: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +157,7 @@ class ModelsDocument(Document):
 
 
 DOCUMENTS: dict[str, Any] = {
-    "plan": PlanDocument | LengthsDocument,
+    "plan": PlanDocument | LengthsDocument | PaddedDocument,
     "advise": AdviseDocument,
     "compare": CompareDocument,
     "predict": PredictDocument,

@@ -5,6 +5,7 @@ from bsmodel.studies.advise import Advice, advise
 from bsmodel.studies.by_length import ByLength, LengthRow, by_length
 from bsmodel.studies.executors import pool
 from bsmodel.studies.grid import Goal, for_card, one_of_each, require_asked_about
+from bsmodel.studies.padded import Padded, PaddedRow, padded
 from bsmodel.studies.recordings import tapes
 from bsmodel.studies.remedies import written
 from bsmodel.studies.rows import Recorded, Row
@@ -17,6 +18,8 @@ __all__ = (
     "ByLength",
     "Goal",
     "LengthRow",
+    "Padded",
+    "PaddedRow",
     "Progress",
     "Recorded",
     "Row",
@@ -26,6 +29,7 @@ __all__ = (
     "by_length",
     "for_card",
     "one_of_each",
+    "padded",
     "pool",
     "require_asked_about",
     "study",

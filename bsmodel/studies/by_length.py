@@ -19,7 +19,7 @@ from bsmodel.tape import Lengths, Tape
 from bsmodel.timing import step_time
 from bsmodel.workloads import Source
 
-_STEP = 128  # tokens, which all lengths are multiples of: kernels of attention round up to as many
+STEP = 128  # tokens, which all lengths are multiples of: kernels of attention round up to as many
 _RECORDED = {1024: (256, 384, 512), 512: (128, 256, 384)}  # by the shortest last length: shorter samples may take other kernels
 
 
@@ -61,12 +61,35 @@ def by_length(
     Raises `InvalidInputError` for lengths that are no multiples of what the recordings are apart, and what recording raises. Where the model has positions
     for less, or the step does something else from some length on, rows end there and a note says so.
     """
+    checked, notes = recorded_lengths(source, changes, gpus, low, high, caching, watch, executor)
+    limit = checked[0].most
+    rows = [_row(lengths, gpu, length) for length in _doublings(low, limit) for lengths, gpu in zip(checked, gpus, strict=True)]
+    found = {gpu.id: longest(lengths, gpu) for lengths, gpu in zip(checked, gpus, strict=True)}
+    return ByLength(recorded=heads_of(checked), rows=tuple(rows), longest=found, limit=limit, notes=notes)
+
+
+def heads_of(checked: Sequence[Lengths]) -> tuple[Recorded, ...]:
+    """What was recorded, for each family of kernels."""
+    return tuple({lengths.tapes[0].gpu.kernel_family: Recorded.of(lengths.tapes[0]) for lengths in checked}.values())
+
+
+def recorded_lengths(
+    source: Source,
+    changes: Mapping[str, Any],
+    gpus: Sequence[Gpu],
+    low: int,
+    high: int,
+    caching: bool | None,
+    watch: Watch,
+    executor: Executor | None,
+) -> tuple[list[Lengths], tuple[str, ...]]:
+    """For each GPU the recordings that tell every length up to `high`, or as far as they do, and notes of why no farther; raises as `by_length`."""
     notes: list[str] = []
     try:
         Source.of(source.name, **{**dict(source.options), "seq_len": high}).workload()
     except TooLongError as error:
         notes.append(f"the model has {error.most:,} positions: no longer samples than these")
-        high = error.most // _STEP * _STEP
+        high = error.most // STEP * STEP
     base = _base(low, high)
     wanted = [length for length in _doublings(low, high) if length > base[-1]]
     hands = executor or executors.pool([source.library] if source.library else [])
@@ -79,13 +102,9 @@ def by_length(
     finally:
         if executor is None:
             hands.shutdown(wait=False, cancel_futures=True)
-    limit = checked[0].most
     if reason:
-        notes.append(f"samples longer than {limit:,} tokens are not answered for: {reason}")
-    rows = [_row(lengths, gpu, length) for length in _doublings(low, limit) for lengths, gpu in zip(checked, gpus, strict=True)]
-    heads = tuple({lengths.tapes[0].gpu.kernel_family: Recorded.of(lengths.at(base[0])) for lengths in checked}.values())
-    found = {gpu.id: longest(lengths, gpu) for lengths, gpu in zip(checked, gpus, strict=True)}
-    return ByLength(recorded=heads, rows=tuple(rows), longest=found, limit=limit, notes=tuple(notes))
+        notes.append(f"samples longer than {checked[0].most:,} tokens are not answered for: {reason}")
+    return checked, tuple(notes)
 
 
 def _base(low: int, high: int) -> tuple[int, ...]:
@@ -93,8 +112,8 @@ def _base(low: int, high: int) -> tuple[int, ...]:
     if low > high:
         raise InvalidInputError(f"seq-len goes from {low} to {high}; expected the shorter first")
     for what, length in (("begins", low), ("ends", high)):
-        if length % _STEP:
-            raise InvalidInputError(f"seq-len {what} at {length}; expected a multiple of {_STEP}, such as {max(1, round(length / _STEP)) * _STEP}")
+        if length % STEP:
+            raise InvalidInputError(f"seq-len {what} at {length}; expected a multiple of {STEP}, such as {max(1, round(length / STEP)) * STEP}")
     found = next((lengths for least, lengths in _RECORDED.items() if high >= least), None)
     if found is None:
         raise InvalidInputError(f"seq-len ends at {high}; expected at least {min(_RECORDED)}, or one length at a time")

@@ -21,6 +21,7 @@ _MILD_TO_DRASTIC: tuple[dict[str, Any], ...] = (
     {"checkpointing": True, "precision": "bf16", "optimizer": "adamw-8bit"},
     {"checkpointing": True, "precision": "bf16", "lora_rank": 16},
 )
+_LEAST_BYTES = {"fp16": 2, "bf16": 2, "int8": 1, "nf4": 0, "fp4": 0}  # of a weight in a format, in whole ones
 TWO_MOMENTS = ("adam", "adamw", "adamw-fused", "adamw-forloop")  # float32 ones, of the algorithm that 8 bits are known for
 
 
@@ -43,6 +44,8 @@ def _hopeless(cell: Cell, row: Row, change: dict[str, Any]) -> bool:
 def _states_bytes(recorded: Recorded, change: dict[str, Any]) -> int:
     """What weights, gradients and moments take at the very least."""
     weight_bytes = 4 if PRECISIONS[change.get("precision", recorded.precision)].weights == "float32" else 2
+    if (held := recorded.recipe.get("weights")) is not None:
+        weight_bytes = _LEAST_BYTES.get(held, weight_bytes)
     trained = 0 if "lora_rank" in change else recorded.trained_parameters
     moment_bytes = 1 if "8bit" in change.get("optimizer", recorded.optimizer) else weight_bytes if recorded.optimizer in TWO_MOMENTS else 0
     return weight_bytes * (recorded.parameters + trained) + 2 * moment_bytes * trained
