@@ -178,6 +178,13 @@ def test_eight_bits_say_what_they_do_not_count(config, a100):
     assert any("outliers" in what for what in tape.uncounted)
 
 
+def test_experts_that_are_one_tensor_are_not_quantized_and_that_is_said(config, a100):
+    pytest.importorskip("bitsandbytes")
+    tape = bsmodel.trace(adapted(config, "moe"), Training(precision="bf16-mixed", weights="nf4", lora_rank=8, lora_targets="attention"), a100)
+    experts, embeddings, norms, routers = 3 * 8 * 3 * 128 * 256, 2 * 8000 * 256, 256 * 7 + 3 * 2 * 32, 3 * 8 * 256
+    assert any(f"{experts + embeddings + norms + routers:,} parameters are not quantized" in remark for remark in tape.remarks)
+
+
 def test_modules_have_the_parameters_that_were_before_they_were_packed(config, a100):
     pytest.importorskip("bitsandbytes")
     tape = bsmodel.trace(adapted(config, "llama"), Training(precision="bf16-mixed", weights="nf4", lora_rank=8), a100)

@@ -18,7 +18,7 @@ from bsmodel.hardware import Gpu
 from bsmodel.recording import alignment, checks, loop, samples
 from bsmodel.recording.assumed import ALL, CHANCE, EVENLY, Assumed
 from bsmodel.recording.leftovers import CachedError
-from bsmodel.recording.quantized import elements
+from bsmodel.recording.quantized import elements, is_packed
 from bsmodel.recording.recorder import Allocation
 from bsmodel.recording.run import ComplaintError, Run, running, two_steps
 from bsmodel.recording.values import Values
@@ -31,6 +31,7 @@ BATCHES = (2, 3, 5)  # at a batch of 1 many models take other code paths; the th
 _APART = (3, 5, 7, 9)  # of steps that do something for every sample: odd, so that no alignment differs, and of one round more it is hard to tell whose it is
 FURTHER = 7  # checks that three points make a parabola, where some size is one
 _PAIRED = "samples are paired within a micro-batch: accumulation and more devices do not make the pairs of the effective batch"
+_LEFT = "{:,} parameters are not quantized, being no linear layers: embeddings, norms, experts that are one tensor; nor is the head"
 _UPCAST = "weights that are not quantized are in float32, as peft's prepare_model_for_kbit_training leaves them; without upcast they are as published"
 Recorded = tuple[Tape, Values]
 Recording = Callable[[Assumed], Recorded]
@@ -353,7 +354,8 @@ def _remarks(run: Run, sizes: dict[int, alignment.Size]) -> tuple[str, ...]:
     optimizer = run.loop.training.optimizer
     of_state = OPTIMIZERS[optimizer].remark if isinstance(optimizer, str) and run.loop.workload.setup is None else ""
     packed = run.loop.training.weights in QUANTIZED
-    said = {of_state: bool(of_state), _UPCAST: packed and run.loop.training.upcast, _NO_STEP: run.idle, _PAIRED: _pairs_samples(sizes)}
+    whole = _LEFT.format(sum(p.numel() for p in run.loop.model.parameters() if not (p.requires_grad or is_packed(p)))) if packed else ""
+    said = {of_state: bool(of_state), whole: packed, _UPCAST: packed and run.loop.training.upcast, _NO_STEP: run.idle, _PAIRED: _pairs_samples(sizes)}
     return (*run.loop.workload.remarks, *run.remarks, *(remark for remark, applies in said.items() if applies))
 
 
