@@ -7,6 +7,8 @@ import difflib
 import traceback
 from collections.abc import Iterable
 
+_SHOWN = 24  # names, where none is near: what can be asked about is more than a line holds
+
 
 class BsmodelError(ValueError):
     """Base of every error a user can cause: the message is one line that says what was wrong and what to do."""
@@ -19,7 +21,8 @@ class UnknownNameError(BsmodelError):
         choices = sorted(known)
         folded = {choice.lower(): choice for choice in choices}
         nearest = [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.4)]
-        hint = f"nearest: {', '.join(nearest)}" if nearest else f"known: {', '.join(choices)}"
+        more = f" and {len(choices) - _SHOWN} more" if len(choices) > _SHOWN else ""
+        hint = f"nearest: {', '.join(nearest)}" if nearest else f"known: {', '.join(choices[:_SHOWN])}{more}"
         super().__init__(f"unknown {kind} {name!r}; {hint}")
         self.nearest = tuple(nearest)
 

@@ -249,3 +249,5 @@ def require_arithmetic(training: Training, gpu: Gpu) -> None:
     """Raises `InvalidInputError` where the recipe needs arithmetic that the GPU has not, with the precision to use instead."""
     if training.numerics.needs_bf16 and not gpu.supports_bf16:
         raise InvalidInputError(f"{gpu.id} has no bf16 arithmetic (compute capability 8.0 is needed); use precision fp16-mixed")
+    if training.weights == "bf16" and not gpu.supports_bf16:
+        raise InvalidInputError(f"{gpu.id} has no bf16 arithmetic (compute capability 8.0 is needed); use weights fp16")

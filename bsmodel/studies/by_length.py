@@ -111,9 +111,9 @@ def _base(low: int, high: int) -> tuple[int, ...]:
     """The lengths of which recordings give the polynomials. Raises `InvalidInputError` for a range that has no such table."""
     if low > high:
         raise InvalidInputError(f"seq-len goes from {low} to {high}; expected the shorter first")
-    for what, length in (("begins", low), ("ends", high)):
+    for what, length, steps in (("begins", low, -(-low // STEP)), ("ends", high, max(1, high // STEP))):
         if length % STEP:
-            raise InvalidInputError(f"seq-len {what} at {length}; expected a multiple of {STEP}, such as {max(1, round(length / STEP)) * STEP}")
+            raise InvalidInputError(f"seq-len {what} at {length}; expected a multiple of {STEP}, such as {steps * STEP}")
     found = next((lengths for least, lengths in _RECORDED.items() if high >= least), None)
     if found is None:
         raise InvalidInputError(f"seq-len ends at {high}; expected at least {min(_RECORDED)}, or one length at a time")
