@@ -14,8 +14,6 @@ from bsmodel.errors import InvalidInputError
 from bsmodel.training import Training
 from bsmodel.workloads import silence
 
-_FIELDS = ("CB", "SCB")  # of Int8Params
-
 
 def quantized(model: torch.nn.Module, training: Training, dtype: torch.dtype) -> torch.nn.Module:
     """The model, of this dtype, with its linear layers in the format of the recipe, but for its head, as transformers has them (quantizer_bnb_4bit.py).
