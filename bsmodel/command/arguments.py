@@ -44,6 +44,12 @@ def positive(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1 (and at most {MOST_COUNT})") from None
 
 
+def lengths(text: str) -> int | tuple[int, int]:
+    """Tokens a sample, or from how many to how many, `1024:131072`."""
+    low, colon, high = text.partition(":")
+    return (positive(low), positive(high)) if colon else positive(text)
+
+
 def amount(text: str) -> float:
     """A finite number above 0."""
     try:
@@ -61,12 +67,6 @@ def size(text: str) -> int:
 
 
 # -- flags that several commands share ---------------------------------------------------------------------------------------------------
-
-
-def lengths(text: str) -> int | tuple[int, int]:
-    """Tokens a sample, or from how many to how many, `1024:131072`."""
-    low, colon, high = text.partition(":")
-    return (positive(low), positive(high)) if colon else positive(text)
 
 
 def add_model(parser: argparse.ArgumentParser, gpus: str = f"the four defaults: {', '.join(DEFAULT_GPUS)}", several_lengths: bool = False) -> None:
