@@ -12,7 +12,7 @@ from torch import nn
 
 import bsmodel
 from bsmodel import Training
-from bsmodel.recording.tracing import record
+from bsmodel.recording.recordings import record
 from bsmodel.tape import Operations
 from bsmodel.timing import step_time
 from tests.models import workload

@@ -284,7 +284,7 @@ def test_accumulation_never_lowers_the_peak(tape):
 @pytest.mark.parametrize("precision", bsmodel.PRECISIONS)
 @pytest.mark.parametrize("make", [workload, attention, paired(clip), paired(simclr)])
 def test_a_recording_at_another_batch_is_what_the_polynomials_say(make, precision, a100):
-    from bsmodel.recording.tracing import record
+    from bsmodel.recording.recordings import record
     from tests.strategies import same_sizes
 
     training = bsmodel.Training(precision=precision, optimizer="adamw")

@@ -13,79 +13,123 @@ from bsmodel.command import main
 from bsmodel.memory import longest
 from bsmodel.recording.checks import same_memory
 from bsmodel.studies.padded import longest_of
-from bsmodel.tape import Lengths
-from tests.test_adapters import GPT2, LLAMA
+from bsmodel.tape import load_all, load_lengths, piece_from, save_lengths
+from tests.test_adapters import GPT2, LLAMA, MOE
 from tests.test_configs import BERT, built
 from tests.test_refusals import line_of
 
 pytest.importorskip("transformers")
 
-BASE = (128, 256, 384, 1024)
 MODELS = {
     "llama": ({**LLAMA, "architectures": ["LlamaForCausalLM"]}, Training(precision="bf16-mixed")),
     "llama checkpointed": ({**LLAMA, "architectures": ["LlamaForCausalLM"]}, Training(precision="bf16", checkpointing=True)),
     "llama eager": ({**LLAMA, "architectures": ["LlamaForCausalLM"], "attn_implementation": "eager"}, Training(precision="fp32")),
     "gpt2": ({**GPT2, "architectures": ["GPT2LMHeadModel"]}, Training(precision="fp32", optimizer="sgd")),
+    "experts": ({**MOE, "architectures": ["Qwen3MoeForCausalLM"]}, Training(precision="bf16")),
     "bert": ({**BERT, "max_position_embeddings": 1024, "architectures": ["BertForMaskedLM"]}, Training(precision="bf16-mixed")),
 }
 
 
 @pytest.fixture(scope="module")
-def recorded():
-    """Recordings of a configuration at these lengths."""
-    import tempfile
-    from pathlib import Path
+def workload(tmp_path_factory):
+    """A configuration at any length, as a function of the length."""
 
-    def record(fields, training, lengths, gpu):
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "config.json"
-            file.write_text(json.dumps(fields))
-            return [bsmodel.trace(built(str(file), seq_len=length)[0], training, gpu) for length in lengths]
+    def of(fields):
+        file = tmp_path_factory.mktemp("model") / "config.json"
+        file.write_text(json.dumps(fields))
+        return lambda length: built(str(file), seq_len=length)[0]
 
-    return record
+    return of
+
+
+def same(told, direct):
+    """Whether two tapes are of the same memory and the same work, at their worst, too."""
+    parts = ("fixed", "per_sample", "per_pair")
+    work = all(np.array_equal(getattr(told.operations, part), getattr(direct.operations, part)) for part in parts)
+    worst = (told.worst is None and direct.worst is None) or same(told.worst, direct.worst)
+    return work and worst and same_memory(told, direct) and told.tokens_per_sample == direct.tokens_per_sample
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_length_is_what_a_recording_of_it_is(name, recorded, a100):
+def test_every_length_is_what_a_recording_of_it_is(name, workload, a100):
     fields, training = MODELS[name]
-    lengths = Lengths.through(recorded(fields, training, BASE, a100), BASE)
-    others = (512, 640, 768, 896)
-    for length, direct in zip(others, recorded(fields, training, others, a100), strict=True):
-        told = lengths.at(length)
-        assert same_memory(told, direct) and told.tokens_per_sample == direct.tokens_per_sample == length
-        assert all(np.array_equal(getattr(told.operations, part), getattr(direct.operations, part)) for part in ("fixed", "per_sample", "per_pair"))
+    lengths = bsmodel.trace_lengths(workload(fields), training, a100, 128, 1024)
+    for length in (128, 384, 640, 896):
+        told, direct = lengths.at(length), bsmodel.trace(workload(fields)(length), training, a100)
+        assert same(told, direct) and told.remarks == direct.remarks
         assert bsmodel.predict(told, a100, 3) == bsmodel.predict(direct, a100, 3)
 
 
+@pytest.mark.parametrize("name", ["bert", "experts"])
+def test_one_run_gives_what_runs_for_each_length_give(name, workload, a100, monkeypatch):
+    fields, training = MODELS[name]
+    at_once = bsmodel.trace_lengths(workload(fields), training, a100, 128, 1024)
+    monkeypatch.setattr("bsmodel.recording.lengths._together", lambda *asked: None)
+    apart = bsmodel.trace_lengths(workload(fields), training, a100, 128, 1024)
+    assert at_once.pieces[0].lengths == apart.pieces[0].lengths and at_once.most == apart.most == 1024
+    assert all(same(*pair) for pair in zip(at_once.pieces[0].tapes, apart.pieces[0].tapes, strict=True))
+
+
+def test_where_a_window_ends_another_piece_begins(workload, a100):
+    """Below 1,024 tokens the attention of Mistral needs no mask, from there on one of a row for every token."""
+    fields = {**LLAMA, "model_type": "mistral", "sliding_window": 1024, "max_position_embeddings": 1 << 16, "architectures": ["MistralForCausalLM"]}
+    lengths = bsmodel.trace_lengths(workload(fields), Training(precision="bf16"), a100, 128, 4096)
+    assert [(piece.lengths[0], piece.most) for piece in lengths.pieces] == [(128, 896), (1024, 4096)] and not lengths.ends
+    assert "takes another path" in lengths.pieces[0].ends
+    for length in (896, 1024, 1920):
+        assert same(lengths.at(length), bsmodel.trace(workload(fields)(length), Training(precision="bf16"), a100))
+
+
 @pytest.fixture(scope="module")
-def lengths(recorded, a100):
+def lengths(workload, a100):
     fields, training = MODELS["llama checkpointed"]
-    base = (256, 384, 512, 2048)
-    return Lengths.through(recorded({**fields, "max_position_embeddings": 1 << 20}, training, base, a100), base)
+    return bsmodel.trace_lengths(workload({**fields, "max_position_embeddings": 1 << 20}), training, a100, 256, 1 << 17)
 
 
 def test_the_longest_context_and_the_largest_batch_are_inverse(lengths, a100):
-    lengths = replace(lengths, most=1 << 20)
     for batch in (1, 3, 17):
         tokens = longest(lengths, a100, batch)
         assert tokens % lengths.step == 0 and bsmodel.fit(lengths.at(tokens), a100).batch >= batch
-        assert bsmodel.fit(lengths.at(tokens + lengths.step), a100).batch < batch
+        assert tokens == lengths.most or bsmodel.fit(lengths.at(tokens + lengths.step), a100).batch < batch
     assert longest(lengths, a100, 1 << 19) == 0
 
 
-def test_what_was_not_recorded_is_refused(lengths):
+def test_what_was_not_recorded_is_refused(lengths, workload, a100):
     assert line_of(lengths.at, 1000) == "length is 1000; expected a multiple of 128, such as 1024"
-    assert "length is 4096; expected a whole number from 1 to 2048" in line_of(lengths.at, 4096)
-    assert "expected 3 multiples" in line_of(Lengths.through, lengths.tapes, (256, 300, 512))
+    assert "length is 262144; expected a whole number from 256 to 131072" in line_of(lengths.at, 1 << 18)
+    assert "length is 128; expected a whole number from 256 to 131072" in line_of(lengths.at, 128)
+    of = workload(MODELS["gpt2"][0])
+    assert line_of(bsmodel.trace_lengths, of, None, a100, 200) == "shortest is 200; expected a multiple of 128, such as 256"
+    assert line_of(bsmodel.trace_lengths, of, None, a100, 512, 256) == "lengths go from 512 to 256; expected the shorter first"
 
 
-def test_a_size_that_is_no_polynomial_is_named(lengths, a100, recorded):
-    odd = replace(lengths.tapes[2], fixed_bytes=lengths.tapes[2].fixed_bytes + np.arange(len(lengths.tapes[2].fixed_bytes)))
-    tapes = [*lengths.tapes, replace(odd, options={})]
-    assert "no polynomial of degree 2; ask for one at a time" in line_of(Lengths.through, tapes, (256, 384, 512, 640))
-    fields, training = MODELS["llama"]
-    other = recorded(fields, training, [512], a100)
-    assert "takes another path at length 512 than at length 256" in line_of(Lengths.through, [*lengths.tapes[:2], *other], (256, 384, 512))
+def test_a_size_that_is_no_polynomial_ends_its_piece(lengths):
+    """From 1,280 tokens on something takes a byte more for every token beyond: lengths below are answered, and why no others is said."""
+
+    def recorded(length):
+        tape = lengths.at(length)
+        return replace(tape, fixed_bytes=tape.fixed_bytes + max(0, length - 1152))
+
+    piece = piece_from(recorded, 256, 4096, 128)
+    assert piece.most == 1152 and "no polynomial of degree 2; ask for one at a time" in piece.ends
+    odd = piece_from(lambda length: replace(lengths.at(length), fixed_bytes=lengths.at(length).fixed_bytes + length % 3), 256, 4096, 128)
+    assert odd.lengths == (256,) and odd.most == 256 and odd.ends
+
+
+def test_recordings_of_several_lengths_are_a_file(lengths, a100, tmp_path, capsys):
+    file = str(tmp_path / "llama.json.gz")
+    save_lengths([lengths], file)
+    (read,) = load_lengths(file)
+    assert read.most == lengths.most and all(same(*pair) for pair in zip(read.pieces[0].tapes, lengths.pieces[0].tapes, strict=True))
+    assert "holds recordings of several lengths; say which with seq_len" in line_of(load_all, file)
+
+    assert main(["plan", file, "--seq-len", "256:1024:256", "--gpu", "a100-40gb", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["seq_len"] for row in rows] == [256, 512, 768, 1024]
+    assert main(["plan", file, "--seq-len", "768", "--gpu", "a100-40gb", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gpus"][0]["largest_batch"] == rows[2]["largest_batch"]
+    assert main(["plan", file, "--seq-len", "1000"]) == 2
+    assert "length is 1000; expected a multiple of 128, such as 1024" in capsys.readouterr().err
 
 
 def test_a_table_by_length_says_where_positions_and_the_formula_end(config, capsys):
@@ -101,13 +145,6 @@ def test_a_table_by_length_says_where_positions_and_the_formula_end(config, caps
     assert "seq-len begins at 1000; expected a multiple of 128, such as 1024" in capsys.readouterr().err
     assert main(["plan", folder, "--seq-len", "256:1024", "--target-batch", "64"]) == 2
     assert "--target-batch goes with one length" in capsys.readouterr().err
-
-
-def test_the_front_door_records_at_several_lengths(a100, config):
-    folder = config({**GPT2, "architectures": ["GPT2LMHeadModel"]})
-    found = bsmodel.trace_lengths(lambda tokens: built(folder, seq_len=tokens)[0], Training(precision="fp32"), a100, (128, 256, 384, 1024))
-    assert bsmodel.longest(found, a100) == 1024
-    assert bsmodel.predict(found.at(640), a100, 2) == bsmodel.predict(bsmodel.trace(built(folder, seq_len=640)[0], Training(precision="fp32"), a100), a100, 2)
 
 
 def test_real_lengths_are_padded_to_the_longest_of_a_batch(config, capsys, tmp_path):

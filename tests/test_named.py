@@ -29,7 +29,7 @@ PARAMETERS_MILLION = {
 
 @pytest.mark.parametrize("name", MADE_HERE)
 def test_the_lines_equal_a_direct_recording_to_the_byte(name, named_tape, a100):
-    from bsmodel.recording.tracing import record
+    from bsmodel.recording.recordings import record
 
     workload = bsmodel.Workload.named(name)
     traced = named_tape(name)

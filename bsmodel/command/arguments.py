@@ -17,7 +17,7 @@ from bsmodel.files import require_writable
 from bsmodel.hardware import DEFAULT_GPUS, Gpu, defaults
 from bsmodel.planning import Price
 from bsmodel.studies import Goal, for_card, one_of_each, pool, require_asked_about, tapes
-from bsmodel.tape import Tape, is_tape, load_all, require_agreement, save_all
+from bsmodel.tape import Tape, is_tape, load_all, load_lengths, require_agreement, save_all
 from bsmodel.training import ADAPTERS, OPTIMIZERS, PRECISIONS, QUANTIZED, WEIGHTS, Training
 from bsmodel.units import MOST_COUNT, finite, format_bytes, parse_bytes, whole
 from bsmodel.workloads import LOSSES, MADE_HERE, NAMED, Source
@@ -44,10 +44,12 @@ def positive(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1 (and at most {MOST_COUNT})") from None
 
 
-def lengths(text: str) -> int | tuple[int, int]:
-    """Tokens a sample, or from how many to how many, `1024:131072`."""
-    low, colon, high = text.partition(":")
-    return (positive(low), positive(high)) if colon else positive(text)
+def lengths(text: str) -> int | tuple[int, ...]:
+    """Tokens a sample, or from how many to how many, `1024:131072`, in doublings or in steps, `1024:16384:256`."""
+    found = tuple(positive(part) for part in text.split(":"))
+    if len(found) > 3:
+        raise argparse.ArgumentTypeError(f"{text!r} is no length, and no range of lengths; expected N, N:M or N:M:STEP")
+    return found if len(found) > 1 else found[0]
 
 
 def amount(text: str) -> float:
@@ -74,7 +76,7 @@ def add_model(parser: argparse.ArgumentParser, gpus: str = f"the four defaults: 
     parser.add_argument("model", help=MODELS)
     parser.add_argument("--gpu", action="append", metavar="GPU", help=f"id or TOML file, repeatable (default: {gpus})")
     add_room(parser)
-    of_lengths, more = (lengths, ", or N:M for a table by length and the longest context") if several_lengths else (positive, "")
+    of_lengths, more = (lengths, ", or N:M or N:M:STEP for a table by length and the longest context") if several_lengths else (positive, "")
     parser.add_argument("--seq-len", type=of_lengths, metavar="N", help=f"tokens a sample{more} (default: the model's own)")
     parser.add_argument("--image-size", type=positive, metavar="N", help="pixels a side (default: the model's own)")
     attentions = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
@@ -165,12 +167,13 @@ def asked(options: argparse.Namespace) -> Asked:
 
 
 def subject(name: str, **options: Any) -> Asked:
-    """A workload by name and options, of which None is none; or the recordings in a file, made with just these options."""
+    """A workload by name and options, of which None is none; or the recordings in a file, made with just these options, or at the length among them."""
     if name in NAMED or not (is_tape(name) or name.endswith(".gz")):
         if name not in NAMED and Path(name).is_file() and not name.endswith(".json"):
             raise InvalidInputError(f"no saved tape: {name!r}; expected a file written with --save, a config.json, or path.py:attr")
         return Source.of(name, **options)
-    found = load_all(name)
+    length = options.get("seq_len")
+    found = (length and tuple(each.at(length) for each in load_lengths(name))) or load_all(name)
     for tape in found:
         require_agreement(tape, {}, {option: value for option, value in options.items() if value is not None})
     return found

@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import Executor
 from pathlib import Path
+from typing import NamedTuple
 
 from bsmodel.command import arguments
 from bsmodel.command.asked import foot, together
@@ -14,24 +18,35 @@ from bsmodel.command.terminal import Cell, Part, render, table
 from bsmodel.command.watching import watching
 from bsmodel.command.wording import title
 from bsmodel.errors import InvalidInputError
+from bsmodel.files import require_writable
 from bsmodel.hardware import Gpu
-from bsmodel.studies import ByLength, LengthRow, PaddedRow, by_length, padded
+from bsmodel.studies import ByLength, LengthRow, PaddedRow, by_length, doublings, for_card, padded, pool, recorded_lengths, require_range, whole_steps
+from bsmodel.tape import STEP, Lengths, is_tape, load_lengths, require_agreement, require_same_kernels, save_lengths
 from bsmodel.units import whole
 from bsmodel.workloads import Source
 
-_OF_A_RUN = ("target_batch", "samples", "epochs", "base_lr", "base_batch", "save")
+_OF_A_RUN = ("target_batch", "samples", "epochs", "base_lr", "base_batch")
+
+
+class _Found(NamedTuple):
+    """The recordings for each card that is asked about, the cards, and what is to be said of them."""
+
+    lengths: list[Lengths]
+    gpus: list[Gpu]
+    notes: tuple[str, ...]
 
 
 def answer(options: argparse.Namespace) -> Answer:
-    """The table; raises `InvalidInputError` for what has one length only: a saved recording, a target batch, several devices."""
-    low, high = options.seq_len
-    found, gpus, notes = _asked(options)
-    with watching("recordings") as watch, arguments.hands([found]) as executor:
-        made = by_length(found, arguments.changes_of(found, options), gpus, low, high, options.cache, watch, executor)
+    """The table; raises `InvalidInputError` for what has one length only: a recording of one, a target batch, several devices."""
+    low, high, *steps = options.seq_len
+    require_range(low, high, *steps)
+    with _hands(options) as executor:
+        found = _found(options, low, high, executor)
+        wanted = [*range(low, high + 1, steps[0])] if steps else doublings(low, high)
+        made = by_length(found.lengths, found.gpus, wanted, found.notes, executor)
     recorded = together(made.recorded)
-    notes = (*notes, *made.notes)
-    document = LengthsDocument(command="plan", notes=notes, workload=recorded, rows=made.rows, longest=made.longest, limit=made.limit)
-    parts: list[Part] = [title(recorded), "", *_tables(made), "", *foot(recorded, notes)]
+    document = LengthsDocument(command="plan", notes=made.notes, workload=recorded, rows=made.rows, longest=made.longest, limit=made.limit)
+    parts: list[Part] = [title(recorded), "", *_tables(made), "", *foot(recorded, made.notes)]
     return Answer(document, render(*parts), fits=any(made.longest.values()))
 
 
@@ -39,34 +54,71 @@ def of_a_file(options: argparse.Namespace) -> Answer:
     """What batches of samples of the lengths in a file take; raises `InvalidInputError` as `answer` does, and for a file that is none."""
     if options.seq_len is not None:
         raise InvalidInputError("--lengths and --seq-len both say how long samples are; give one")
-    found, gpus, notes = _asked(options)
-    with watching("recordings") as watch, arguments.hands([found]) as executor:
-        made = padded(found, arguments.changes_of(found, options), gpus, _read(Path(options.lengths)), options.cache, watch, executor)
+    tokens = _read(Path(options.lengths))
+    with _hands(options) as executor:
+        found = _found(options, STEP, whole_steps(max(tokens)), executor)
+    made = padded(found.lengths, found.gpus, tokens, found.notes)
     recorded = together(made.recorded)
-    notes = (*notes, *made.notes)
     document = PaddedDocument(
-        command="plan", notes=notes, workload=recorded, gpus=made.rows, samples=made.samples, mean_len=made.mean_len, longest=made.longest
+        command="plan", notes=made.notes, workload=recorded, gpus=made.rows, samples=made.samples, mean_len=made.mean_len, longest=made.longest
     )
     said = f"{made.samples:,} samples of {made.mean_len:,.0f} tokens on average, {made.longest:,} at most, each batch padded to its longest"
     right = ("largest", "likely", "padded to", "useful", "useful tokens per s")
     columns = (("GPU", ""), *((heading, "right") for heading in right))
     shown = table(*columns, rows=[_padded_cells(row) for row in made.rows])
-    return Answer(document, render(title(recorded), "", said, "", shown, "", *foot(recorded, notes)), fits=any(row.largest_batch for row in made.rows))
+    return Answer(document, render(title(recorded), "", said, "", shown, "", *foot(recorded, made.notes)), fits=any(row.largest_batch for row in made.rows))
 
 
-def _asked(options: argparse.Namespace) -> tuple[Source, list[Gpu], tuple[str, ...]]:
-    """The model without a length, the cards and what is to be said of them."""
+@contextlib.contextmanager
+def _hands(options: argparse.Namespace) -> Iterator[Executor | None]:
+    """Who records, and answers for many lengths: other processes, but where all is in a file."""
+    if is_tape(options.model):
+        yield None
+        return
+    executor = pool(filter(None, [Source.of(options.model).library]))
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _found(options: argparse.Namespace, low: int, high: int, executor: Executor | None) -> _Found:
+    """The recordings, of the model that is asked about or in a file, written where `--save` says."""
     options.seq_len = None
     for name in _OF_A_RUN:
         if getattr(options, name) is not None:
             raise InvalidInputError(f"--{name.replace('_', '-')} goes with one length; give --seq-len N")
     if options.devices > 1:
         raise InvalidInputError("--devices goes with one length; give --seq-len N")
-    found = arguments.asked(options)
-    if not isinstance(found, Source):
+    found = _of_recordings(options) if is_tape(options.model) else _of_model(options, low, high, executor)
+    if options.save:
+        save_lengths({each.first.gpu.kernel_family: each for each in found.lengths}.values(), options.save)
+    return found
+
+
+def _of_model(options: argparse.Namespace, low: int, high: int, executor: Executor | None) -> _Found:
+    if options.save:
+        require_writable(options.save, "the tape")  # not found out after the work
+    source = arguments.asked(options)
+    assert isinstance(source, Source), "files of recordings are told apart before"
+    gpus, notes = arguments.gpus_asked(options, source)
+    with watching("recordings") as watch:
+        lengths, more = recorded_lengths(source, arguments.changes_of(source, options), gpus, low, high, options.cache, watch, executor)
+    return _Found(lengths, gpus, (*notes, *more))
+
+
+def _of_recordings(options: argparse.Namespace) -> _Found:
+    several = load_lengths(options.model)
+    if not several:
         raise InvalidInputError(f"{options.model} holds recordings of one length; name the model to ask about several")
-    gpus, notes = arguments.gpus_asked(options, found)
-    return found, gpus, tuple(notes)
+    firsts = tuple(each.first for each in several)
+    for tape in firsts:
+        require_agreement(tape, arguments.changes(options), {name: value for name in arguments.SHAPE if (value := getattr(options, name)) is not None})
+    gpus, notes = arguments.gpus_asked(options, firsts)
+    by_family = {each.first.gpu.kernel_family: each for each in several}
+    for gpu in gpus:
+        require_same_kernels(for_card(firsts, gpu), gpu)
+    return _Found([by_family[gpu.kernel_family] for gpu in gpus], gpus, tuple(notes))
 
 
 def _read(path: Path) -> list[int]:
@@ -75,6 +127,8 @@ def _read(path: Path) -> list[int]:
         lines = path.read_text().split()
     except (OSError, ValueError) as error:
         raise InvalidInputError(f"cannot read the lengths {str(path)!r}: {error}") from None
+    if not lines:
+        raise InvalidInputError(f"the lengths {str(path)!r} are none; expected one for each sample, in tokens")
     return [whole(f"{path.name}, line {number}", int(line) if line.isdigit() else line) for number, line in enumerate(lines, 1)]
 
 

@@ -6,19 +6,50 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from bsmodel.recording.cache import cache_folder, keep, kept_as, kept_tape, key_of, new_tape, recorded, tape_path, versions, with_torch
+from bsmodel.recording.cache import (
+    cache_folder,
+    keep,
+    kept_as,
+    kept_lengths,
+    kept_tape,
+    key_of,
+    lengths_path,
+    new_tape,
+    recorded,
+    recorded_lengths,
+    tape_path,
+    versions,
+    with_torch,
+)
 
 if TYPE_CHECKING:
     from bsmodel.recording.lengths import trace_lengths
-    from bsmodel.recording.tracing import record, trace
+    from bsmodel.recording.recordings import record
+    from bsmodel.recording.tracing import trace
 
-__all__ = ("cache_folder", "keep", "kept_as", "kept_tape", "key_of", "new_tape", "record", "recorded", "tape_path", "trace", "trace_lengths", "versions")
+__all__ = (
+    "cache_folder",
+    "keep",
+    "kept_as",
+    "kept_lengths",
+    "kept_tape",
+    "key_of",
+    "lengths_path",
+    "new_tape",
+    "record",
+    "recorded",
+    "recorded_lengths",
+    "tape_path",
+    "trace",
+    "trace_lengths",
+    "versions",
+)
+
+_WITH_TORCH = {"trace": "tracing", "record": "recordings", "trace_lengths": "lengths"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("record", "trace"):  # these need torch
-        return getattr(with_torch(), name)
-    if name == "trace_lengths":
-        with_torch()
-        return importlib.import_module("bsmodel.recording.lengths").trace_lengths
+    if name in _WITH_TORCH:
+        with_torch()  # said where it is not installed
+        return getattr(importlib.import_module(f"bsmodel.recording.{_WITH_TORCH[name]}"), name)
     raise AttributeError(f"module 'bsmodel.recording' has no attribute {name!r}")

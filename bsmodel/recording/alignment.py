@@ -130,16 +130,18 @@ def _same_path(first: Allocated, other: Allocated, low: int, high: int, workload
     )
 
 
-def sizes_of_steps(steps: Sequence[Allocated], released: set[int], batches: Sequence[int], workload: str) -> dict[int, Size] | None:
-    """Sizes from micro-steps of one run, each at another batch, when they allocate the same in the same order.
+Group = list[tuple[int, tuple[int, Any]]]  # the same allocation of several micro-steps: (batch, (number, allocation)), that of the steady one first
 
-    What one of them lacks (a gradient that is added in place instead of cloned) is a line through the other two. What one of them
-    alone allocates and never gives back (library workspaces, caches) is fixed. Returns None where something else differs: then every
-    step has to be recorded at every batch.
+
+def grouped(steps: Sequence[Allocated], released: set[int], batches: Sequence[int]) -> list[Group] | None:
+    """Allocations of micro-steps of one run, each at another batch, that are the same one, when they allocate the same in the same order.
+
+    A group lacks a step that adds a gradient in place instead of cloning it. What one step alone allocates and never gives back (library workspaces,
+    caches) is in none. Returns None where something else differs: then every step has to be recorded at every batch.
     """
     middle = len(steps) // 2
     tokens = [_token(allocation) for _, allocation in steps[middle]]
-    partners: list[list[tuple[int, tuple[int, Any]]]] = [[(batches[middle], pair)] for pair in steps[middle]]
+    groups: list[Group] = [[(batches[middle], pair)] for pair in steps[middle]]
     for step, batch in zip(steps, batches, strict=True):
         if step is steps[middle]:
             continue
@@ -147,16 +149,20 @@ def sizes_of_steps(steps: Sequence[Allocated], released: set[int], batches: Sequ
         for tag, low, high, start, end in difflib.SequenceMatcher(None, tokens, others, autojunk=False).get_opcodes():
             if tag == "equal":
                 for offset in range(high - low):
-                    partners[low + offset].append((batch, step[start + offset]))
+                    groups[low + offset].append((batch, step[start + offset]))
             elif any(number in released for number, _ in step[start:end]) or any(a.category != "gradient" for _, a in steps[middle][low:high]):
                 return None
+    if any(len(group) == 1 and group[0][1][0] in released for group in groups):
+        return None
+    return [group for group in groups if len(group) > 1]
+
+
+def sizes_of_groups(groups: Sequence[Group], workload: str) -> dict[int, Size]:
+    """Sizes of what is the same in several micro-steps of one run; raises `UntraceableError` as `sizes` does."""
     found: dict[int, Size] = {}
-    for same in partners:
-        if len(same) > 1:
-            ordered = sorted(same, key=lambda pair: pair[0])
-            found |= sizes([[pair] for _, pair in ordered], [batch for batch, _ in ordered], workload)
-        elif same[0][1][0] in released:
-            return None
+    for group in groups:
+        ordered = sorted(group, key=lambda pair: pair[0])
+        found |= sizes([[pair] for _, pair in ordered], [batch for batch, _ in ordered], workload)
     return found
 
 

@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import platformdirs
 from bsmodel.errors import InvalidInputError
 from bsmodel.files import write_whole
 from bsmodel.hardware import Gpu
-from bsmodel.tape import Tape
+from bsmodel.tape import Lengths, Tape, load_lengths, save_lengths
 from bsmodel.training import Training
 from bsmodel.workloads import Source, Workload
 
@@ -71,13 +71,13 @@ def kept_as(source: Source, changes: Mapping[str, Any], caching: bool | None) ->
     return None if caching is False or callable(changes.get("optimizer")) else source.identity(own=bool(caching))
 
 
-def tape_path(source: Source, changes: Mapping[str, Any], family: tuple[int, int], caching: bool | None = None) -> Path | None:
-    """Where the recording of this recipe on this family of cards is kept; None where it must not be."""
+def tape_path(source: Source, changes: Mapping[str, Any], family: tuple[int, int], caching: bool | None = None, **along: Any) -> Path | None:
+    """Where the recording of this recipe on this family of cards is kept, or its recordings at several lengths; None where it must not be."""
     identity = kept_as(source, changes, caching)
     if identity is None:
         return None
     capability = f"{family[0]}.{family[1]}"
-    key = key_of(workload=identity, recipe=dict(changes), capability=capability)
+    key = key_of(workload=identity, recipe=dict(changes), capability=capability, **along)
     name = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in identity["name"].rpartition("/")[2])
     return cache_folder() / "recordings" / f"{name}-{capability}-{key}.json.gz"
 
@@ -88,6 +88,16 @@ def kept_tape(path: Path | None) -> Tape | None:
         return None
     try:
         return Tape.load(path)
+    except InvalidInputError:
+        return None
+
+
+def kept_lengths(path: Path | None) -> Lengths | None:
+    """The recordings at several lengths kept there; None where there are none, or some that cannot be read."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        return next(iter(load_lengths(path)), None)
     except InvalidInputError:
         return None
 
@@ -105,10 +115,30 @@ def with_torch() -> Any:
 
 def new_tape(workload: Workload, changes: Mapping[str, Any], gpu: Gpu) -> Tape:
     """A recording for the family of kernels of this card, with other values in some fields of the workload's recipe."""
-    major, minor = gpu.kernel_family
-    training = Training(**{**dict(workload.training), **changes})
-    tape: Tape = with_torch().trace(workload, training, gpu.model_copy(update={"compute_capability": f"{major}.{minor}"}))
+    tape: Tape = with_torch().trace(workload, _recipe(workload, changes), _for_family(gpu))
     return replace(tape, gpu=gpu)  # the card itself, whose buffers may have other sizes than those of the one that stands for its family
+
+
+def _recipe(workload: Workload, changes: Mapping[str, Any]) -> Training:
+    return Training(**{**dict(workload.training), **changes})
+
+
+def _for_family(gpu: Gpu) -> Gpu:
+    major, minor = gpu.kernel_family
+    return gpu.model_copy(update={"compute_capability": f"{major}.{minor}"})
+
+
+def _workload(source: Source) -> Workload:
+    with_torch()  # said before what else is missing
+    with importlib.import_module("bsmodel.recording.cuda_like.flash").pretended():  # a file of the user's own may import it
+        return source.workload()
+
+
+def _keep(save: Callable[[Path], None], path: Path | None) -> None:
+    if path is not None:
+        with contextlib.suppress(OSError, InvalidInputError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save(path)
 
 
 def recorded(source: Source, changes: Mapping[str, Any], gpu: Gpu, caching: bool | None = None) -> Tape:
@@ -119,12 +149,30 @@ def recorded(source: Source, changes: Mapping[str, Any], gpu: Gpu, caching: bool
     path = tape_path(source, changes, gpu.kernel_family, caching)
     tape = kept_tape(path)
     if tape is None:
-        with_torch()  # said before what else is missing
-        with importlib.import_module("bsmodel.recording.cuda_like.flash").pretended():  # a file of the user's own may import it
-            workload = source.workload()
-        tape = replace(new_tape(workload, changes, gpu), options=dict(source.options))
-        if path is not None:
-            with contextlib.suppress(OSError, InvalidInputError):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                tape.save(path)
+        tape = replace(new_tape(_workload(source), changes, gpu), options=dict(source.options))
+        _keep(tape.save, path)
     return tape
+
+
+def lengths_path(source: Source, changes: Mapping[str, Any], family: tuple[int, int], span: tuple[int, int], caching: bool | None = None) -> Path | None:
+    """Where the recordings of this recipe at several lengths are kept; None where they must not be."""
+    return tape_path(source, changes, family, caching, lengths=span)
+
+
+def recorded_lengths(source: Source, changes: Mapping[str, Any], gpu: Gpu, span: tuple[int, int], caching: bool | None = None) -> Lengths:
+    """The recordings of a named workload from a number of tokens to another: those that are kept, else new ones; raises what `trace_lengths` raises."""
+    path = lengths_path(source, changes, gpu.kernel_family, span, caching)
+    found = kept_lengths(path)
+    if found is None:
+        with_torch()
+
+        def workload(length: int) -> Workload:
+            return _workload(Source.of(source.name, **{**dict(source.options), "seq_len": length}))
+
+        trace_lengths = importlib.import_module("bsmodel.recording.lengths").trace_lengths
+        made: Lengths = trace_lengths(workload, _recipe(workload(span[1]), changes), _for_family(gpu), *span)
+        found = Lengths(
+            tuple(replace(piece, tapes=tuple(replace(tape, gpu=gpu, options=dict(source.options)) for tape in piece.tapes)) for piece in made.pieces)
+        )
+        _keep(lambda path: save_lengths([found], path), path)
+    return found

@@ -116,14 +116,14 @@ def _run(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> 
         recorder = Recorder(gpu.capability, assumed)
         try:
             with pretend_cuda(gpu, recorder.follows, recorder.uncounted.add), offload.followed(recorder.follows), decided(recorder.values.decided), recorder:
-                run = _prepared(recorder, model, _left_to_chance(workload, recorder.values), training, remarks)
+                run = _prepared(recorder, model, left_to_chance(workload, recorder.values), training, remarks)
                 with _optimizers_of(run):
                     yield run
         finally:
             recorder.retire()
 
 
-def _left_to_chance(workload: Workload, values: Values) -> Workload:
+def left_to_chance(workload: Workload, values: Values) -> Workload:
     """The workload, in whose batches nothing is decided, and whose samples are counted."""
 
     def batch(size: int) -> Any:

@@ -2,10 +2,10 @@
 """Many workloads, recipes, cards and device counts asked at once, on any executor."""
 
 from bsmodel.studies.advise import Advice, advise
-from bsmodel.studies.by_length import ByLength, LengthRow, by_length
+from bsmodel.studies.by_length import ByLength, LengthRow, by_length, doublings, recorded_lengths, require_range
 from bsmodel.studies.executors import pool
 from bsmodel.studies.grid import Goal, for_card, one_of_each, require_asked_about
-from bsmodel.studies.padded import Padded, PaddedRow, padded
+from bsmodel.studies.padded import Padded, PaddedRow, padded, whole_steps
 from bsmodel.studies.recordings import tapes
 from bsmodel.studies.remedies import written
 from bsmodel.studies.rows import Recorded, Row
@@ -27,12 +27,16 @@ __all__ = (
     "Watch",
     "advise",
     "by_length",
+    "doublings",
     "for_card",
     "one_of_each",
     "padded",
     "pool",
+    "recorded_lengths",
     "require_asked_about",
+    "require_range",
     "study",
     "tapes",
+    "whole_steps",
     "written",
 )

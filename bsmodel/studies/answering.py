@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +12,10 @@ from bsmodel.errors import BsmodelError, InternalError, UnreachableTargetError
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Fit, data_parallel, fit, footprint
 from bsmodel.planning import ladder, plan, trains_in_part
-from bsmodel.recording import new_tape, recorded
+from bsmodel.recording import new_tape, recorded, recorded_lengths
 from bsmodel.studies.grid import Goal, Recipe
 from bsmodel.studies.rows import Recorded, Row, of_fit, of_plan
-from bsmodel.tape import Tape, require_agreement
+from bsmodel.tape import Lengths, Tape, require_agreement
 from bsmodel.workloads import Source, Workload
 
 Ask = tuple[int, Goal]  # a number of devices, and what is to be reached on them
@@ -22,10 +23,21 @@ Ask = tuple[int, Goal]  # a number of devices, and what is to be reached on them
 
 def record(subject: Source | Workload, changes: Mapping[str, Any], gpu: Gpu, caching: bool | None) -> Tape:
     """The recording of a workload for the kernels of this card, kept where it may be. Every error can be sent to another process."""
+    with _can_be_sent():
+        return recorded(subject, changes, gpu, caching) if isinstance(subject, Source) else new_tape(subject, changes, gpu)
+
+
+def record_lengths(source: Source, changes: Mapping[str, Any], gpu: Gpu, span: tuple[int, int], caching: bool | None) -> Lengths:
+    """The recordings of a workload from a number of tokens to another, kept where they may be. Every error can be sent to another process."""
+    with _can_be_sent():
+        return recorded_lengths(source, changes, gpu, span, caching)
+
+
+@contextlib.contextmanager
+def _can_be_sent() -> Iterator[None]:
+    """Errors of libraries become such of this one, which another process can read."""
     try:
-        if isinstance(subject, Source):
-            return recorded(subject, changes, gpu, caching)
-        return new_tape(subject, changes, gpu)
+        yield
     except BsmodelError:
         raise
     except Exception as error:

@@ -3,24 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
-from bsmodel.errors import InvalidInputError, TooLongError, UntraceableError
+from bsmodel.errors import InvalidInputError, TooLongError
 from bsmodel.hardware import Gpu
 from bsmodel.memory import fit, longest
 from bsmodel.studies import executors
-from bsmodel.studies.recordings import tapes
+from bsmodel.studies.recordings import lengths
 from bsmodel.studies.rows import Recorded
 from bsmodel.studies.study import Watch, in_silence
-from bsmodel.tape import Lengths, Tape
+from bsmodel.tape import STEP, Lengths
 from bsmodel.timing import step_time
 from bsmodel.workloads import Source
 
-STEP = 128  # tokens, which all lengths are multiples of: kernels of attention round up to as many
-_RECORDED = {1024: (256, 384, 512), 512: (128, 256, 384)}  # by the shortest last length: shorter samples may take other kernels
+_SHORTEST = 256  # recordings begin here, or at the shortest that is asked about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,7 @@ class ByLength:
     notes: tuple[str, ...]
 
 
-def by_length(
+def recorded_lengths(
     source: Source,
     changes: Mapping[str, Any],
     gpus: Sequence[Gpu],
@@ -55,87 +54,62 @@ def by_length(
     caching: bool | None = None,
     watch: Watch = in_silence,
     executor: Executor | None = None,
-) -> ByLength:
-    """From `low` tokens to `high` in doublings, on each GPU.
-
-    Raises `InvalidInputError` for lengths that are no multiples of what the recordings are apart, and what recording raises. Where the model has positions
-    for less, or the step does something else from some length on, rows end there and a note says so.
-    """
-    checked, notes = recorded_lengths(source, changes, gpus, low, high, caching, watch, executor)
-    limit = checked[0].most
-    rows = [_row(lengths, gpu, length) for length in _doublings(low, limit) for lengths, gpu in zip(checked, gpus, strict=True)]
-    found = {gpu.id: longest(lengths, gpu) for lengths, gpu in zip(checked, gpus, strict=True)}
-    return ByLength(recorded=heads_of(checked), rows=tuple(rows), longest=found, limit=limit, notes=notes)
-
-
-def heads_of(checked: Sequence[Lengths]) -> tuple[Recorded, ...]:
-    """What was recorded, for each family of kernels."""
-    return tuple({lengths.tapes[0].gpu.kernel_family: Recorded.of(lengths.tapes[0]) for lengths in checked}.values())
-
-
-def recorded_lengths(
-    source: Source,
-    changes: Mapping[str, Any],
-    gpus: Sequence[Gpu],
-    low: int,
-    high: int,
-    caching: bool | None,
-    watch: Watch,
-    executor: Executor | None,
 ) -> tuple[list[Lengths], tuple[str, ...]]:
-    """For each GPU the recordings that tell every length up to `high`, or as far as they do, and notes of why no farther; raises as `by_length`."""
-    notes: list[str] = []
+    """For each GPU the recordings that tell every length from `low` tokens to `high`, or to the last that the model has positions for, which a note says.
+
+    Raises `InvalidInputError` for lengths that are no multiples of 128, and what recording raises.
+    """
+    require_range(low, high)
     try:
-        Source.of(source.name, **{**dict(source.options), "seq_len": high}).workload()
+        return lengths(source, changes, gpus, (min(low, _SHORTEST), high), caching, watch, executor), ()
     except TooLongError as error:
-        notes.append(f"the model has {error.most:,} positions: no longer samples than these")
-        high = error.most // STEP * STEP
-    base = _base(low, high)
-    wanted = [length for length in _doublings(low, high) if length > base[-1]]
-    hands = executor or executors.pool([source.library] if source.library else [])
-
-    def recorded(length: int) -> list[Tape]:
-        return tapes(Source.of(source.name, **{**dict(source.options), "seq_len": length}), changes, gpus, caching, watch, hands)
-
-    try:
-        checked, reason = _checked(base, wanted, recorded)
-    finally:
-        if executor is None:
-            hands.shutdown(wait=False, cancel_futures=True)
-    if reason:
-        notes.append(f"samples longer than {checked[0].most:,} tokens are not answered for: {reason}")
-    return checked, tuple(notes)
+        most = error.most // STEP * STEP
+        if most < low:
+            raise
+        note = f"the model has {error.most:,} positions: no longer samples than these"
+        return lengths(source, changes, gpus, (min(low, _SHORTEST), most), caching, watch, executor), (note,)
 
 
-def _base(low: int, high: int) -> tuple[int, ...]:
-    """The lengths of which recordings give the polynomials. Raises `InvalidInputError` for a range that has no such table."""
+def require_range(low: int, high: int, step: int = STEP) -> None:
+    """Raises `InvalidInputError` for lengths that go backwards, or are no multiples of 128."""
     if low > high:
         raise InvalidInputError(f"seq-len goes from {low} to {high}; expected the shorter first")
-    for what, length, steps in (("begins", low, -(-low // STEP)), ("ends", high, max(1, high // STEP))):
+    up, down = -(-low // STEP) * STEP, max(1, high // STEP) * STEP
+    for what, length, nearest in (("begins at", low, up), ("ends at", high, down), ("goes in steps of", step, -(-step // STEP) * STEP)):
         if length % STEP:
-            raise InvalidInputError(f"seq-len {what} at {length}; expected a multiple of {STEP}, such as {steps * STEP}")
-    found = next((lengths for least, lengths in _RECORDED.items() if high >= least), None)
-    if found is None:
-        raise InvalidInputError(f"seq-len ends at {high}; expected at least {min(_RECORDED)}, or one length at a time")
-    return found
+            raise InvalidInputError(f"seq-len {what} {length}; expected a multiple of {STEP}, such as {nearest}")
 
 
-def _doublings(low: int, high: int) -> list[int]:
-    lengths = [low]
-    while 2 * lengths[-1] <= high:
-        lengths.append(2 * lengths[-1])
-    return lengths if lengths[-1] == high or low > high else [*lengths, high]
+def by_length(found: Sequence[Lengths], gpus: Sequence[Gpu], wanted: Sequence[int], notes: Sequence[str] = (), executor: Executor | None = None) -> ByLength:
+    """A row for each of these lengths on each GPU, of its recordings, and the longest sample on each; where recordings end, rows end, and a note says why."""
+    limit = min(each.most for each in found)
+    ends = [f"samples longer than {limit:,} tokens are not answered for: {each.ends}" for each in found if each.most == limit and each.ends]
+    answered, hands = [length for length in wanted if length <= limit], executor or executors.Here()
+    parts = [answered[first :: executors.processors()] for first in range(min(len(answered), executors.processors()))]
+    cards = list(zip(found, gpus, strict=True))
+    alone = [hands.submit(longest, each, gpu) for each, gpu in cards]
+    begun = [hands.submit(_rows, each, gpu, part) for each, gpu in cards for part in parts]
+    rows = {(row.seq_len, row.gpu): row for future in begun for row in future.result()}
+    ordered = tuple(rows[length, gpu.id] for length in answered for gpu in gpus)
+    longest_of = {gpu.id: future.result() for gpu, future in zip(gpus, alone, strict=True)}
+    return ByLength(recorded=heads_of(found), rows=ordered, longest=longest_of, limit=limit, notes=(*notes, *ends[:1]))
 
 
-def _checked(base: Sequence[int], wanted: list[int], recorded: Callable[[int], list[Tape]]) -> tuple[list[Lengths], str]:
-    """Polynomials for each GPU, checked at the longest of the lengths at which they hold, and why at no longer one."""
-    first, reason = [recorded(length) for length in base], ""
-    for length in reversed(wanted):
-        try:
-            return [Lengths.through(several, [*base, length]) for several in zip(*first, recorded(length), strict=True)], reason
-        except UntraceableError as error:
-            reason = reason or str(error)
-    return [Lengths.through(several, base) for several in zip(*first, strict=True)], reason
+def heads_of(found: Sequence[Lengths]) -> tuple[Recorded, ...]:
+    """What was recorded, for each family of kernels."""
+    return tuple({each.first.gpu.kernel_family: Recorded.of(each.first) for each in found}.values())
+
+
+def doublings(low: int, high: int) -> list[int]:
+    """From one length to another, each twice the one before, and the last."""
+    found = [low]
+    while 2 * found[-1] < high:
+        found.append(2 * found[-1])
+    return [*found, high] if high > low else found
+
+
+def _rows(lengths: Lengths, gpu: Gpu, wanted: Sequence[int]) -> list[LengthRow]:
+    return [_row(lengths, gpu, length) for length in wanted]
 
 
 def _row(lengths: Lengths, gpu: Gpu, length: int) -> LengthRow:

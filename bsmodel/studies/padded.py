@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +12,10 @@ from numpy.typing import NDArray
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.memory import fit
-from bsmodel.studies.by_length import STEP, heads_of, recorded_lengths
+from bsmodel.studies.by_length import heads_of
 from bsmodel.studies.rows import Recorded
-from bsmodel.studies.study import Watch, in_silence
-from bsmodel.tape import Lengths
+from bsmodel.tape import STEP, Lengths
 from bsmodel.timing import step_time
-from bsmodel.workloads import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,29 +45,17 @@ class Padded:
     notes: tuple[str, ...]
 
 
-def padded(
-    source: Source,
-    changes: Mapping[str, Any],
-    gpus: Sequence[Gpu],
-    lengths: Sequence[int],
-    caching: bool | None = None,
-    watch: Watch = in_silence,
-    executor: Executor | None = None,
-) -> Padded:
+def padded(found: Sequence[Lengths], gpus: Sequence[Gpu], lengths: Sequence[int], notes: Sequence[str] = ()) -> Padded:
     """What batches of samples of these lengths take, drawn at random and padded to the longest of each batch, in whole steps of 128 tokens.
 
-    Raises `InvalidInputError` where there are none, or a model has no positions for the longest, and what recording raises.
+    `found`: the recordings for each GPU. Raises `InvalidInputError` where they end before the longest sample.
     """
-    if not len(lengths):
-        raise InvalidInputError("there are no lengths; expected one for each sample, in tokens")
     ordered = np.sort(np.asarray(lengths, np.int64))
-    most = max(512, _whole_steps(float(ordered[-1])))
-    found, notes = recorded_lengths(source, changes, gpus, STEP, most, caching, watch, executor)
-    if found[0].most < _whole_steps(float(ordered[-1])):
-        raise InvalidInputError(f"the longest sample has {ordered[-1]:,} tokens; {'; '.join(notes)}")
+    if min(each.most for each in found) < whole_steps(float(ordered[-1])):
+        raise InvalidInputError(f"the longest sample has {ordered[-1]:,} tokens; {'; '.join([*notes, *(each.ends for each in found[:1])])}")
     rows = tuple(_row(each, gpu, ordered) for each, gpu in zip(found, gpus, strict=True))
     mean = float(ordered.mean())
-    return Padded(recorded=heads_of(found), rows=rows, samples=len(ordered), mean_len=mean, longest=int(ordered[-1]), notes=notes)
+    return Padded(recorded=heads_of(found), rows=rows, samples=len(ordered), mean_len=mean, longest=int(ordered[-1]), notes=tuple(notes))
 
 
 def longest_of(ordered: NDArray[np.int64], batch: int) -> float:
@@ -80,28 +64,29 @@ def longest_of(ordered: NDArray[np.int64], batch: int) -> float:
     return float(np.diff(below) @ ordered)
 
 
-def _whole_steps(length: float) -> int:
+def whole_steps(length: float) -> int:
+    """The next length that the recordings tell."""
     return max(1, -int(-length // STEP)) * STEP
 
 
 def _row(lengths: Lengths, gpu: Gpu, ordered: NDArray[np.int64]) -> PaddedRow:
-    safe = fit(lengths.at(_whole_steps(float(ordered[-1]))), gpu).batch
+    safe = fit(lengths.at(whole_steps(float(ordered[-1]))), gpu).batch
     likely = max(safe, _likely(lengths, gpu, ordered))
     if not likely:
-        return PaddedRow(gpu=gpu.id, largest_batch=0, likely_batch=0, padded_len=_whole_steps(float(ordered[-1])), useful=None, useful_tokens_per_s=None)
+        return PaddedRow(gpu=gpu.id, largest_batch=0, likely_batch=0, padded_len=whole_steps(float(ordered[-1])), useful=None, useful_tokens_per_s=None)
     longest = longest_of(ordered, likely)
-    tape = lengths.at(_whole_steps(longest))
+    tape = lengths.at(whole_steps(longest))
     text = float(ordered.mean()) * likely
     speed = text / step_time(tape, gpu, likely).seconds
     share = float(ordered.mean()) / longest
-    return PaddedRow(gpu=gpu.id, largest_batch=safe, likely_batch=likely, padded_len=_whole_steps(longest), useful=share, useful_tokens_per_s=speed)
+    return PaddedRow(gpu=gpu.id, largest_batch=safe, likely_batch=likely, padded_len=whole_steps(longest), useful=share, useful_tokens_per_s=speed)
 
 
 def _likely(lengths: Lengths, gpu: Gpu, ordered: NDArray[np.int64]) -> int:
     """The largest batch that likely trains, padded as such batches are on average: the larger it is, the longer."""
 
     def room(batch: int) -> int:
-        return fit(lengths.at(_whole_steps(longest_of(ordered, batch))), gpu).likely_batch
+        return fit(lengths.at(whole_steps(longest_of(ordered, batch))), gpu).likely_batch
 
     low, high = 0, room(1)
     while low < high:

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recordings of one workload and recipe for several cards, side by side."""
+"""The recordings of one workload and recipe for several cards, of one length or of many, side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future
+from typing import Any, TypeVar
 
 from bsmodel.errors import UntraceableError
 from bsmodel.hardware import Gpu
-from bsmodel.recording import kept_tape, tape_path
+from bsmodel.recording import kept_lengths, kept_tape, lengths_path, tape_path
 from bsmodel.studies import executors
-from bsmodel.studies.answering import record
+from bsmodel.studies.answering import record, record_lengths
 from bsmodel.studies.study import Progress, Watch, in_silence
-from bsmodel.tape import Tape
+from bsmodel.tape import Lengths, Tape
 from bsmodel.workloads import Source
+
+Found = TypeVar("Found")
 
 
 def tapes(
@@ -29,21 +31,60 @@ def tapes(
 
     Raises what recording raises, and `UntraceableError` where the process that records ends.
     """
-    found: dict[tuple[int, int], Tape] = {}
+
+    def kept(family: tuple[int, int]) -> Tape | None:
+        return kept_tape(tape_path(source, changes, family, caching))
+
+    def tell(done: int, total: int, tape: Tape) -> None:
+        watch(Progress(done, total, tape))
+
+    return _by_family(kept, lambda hands, gpu: hands.submit(record, source, changes, gpu, caching), gpus, source, tell, executor)
+
+
+def lengths(
+    source: Source,
+    changes: Mapping[str, Any],
+    gpus: Sequence[Gpu],
+    span: tuple[int, int],
+    caching: bool | None = None,
+    watch: Watch = in_silence,
+    executor: Executor | None = None,
+) -> list[Lengths]:
+    """The recordings for each card from a number of tokens to another, as `tapes`; raises as it does, and `TooLongError` where positions end before."""
+
+    def kept(family: tuple[int, int]) -> Lengths | None:
+        return kept_lengths(lengths_path(source, changes, family, span, caching))
+
+    def tell(done: int, total: int, found: Lengths) -> None:
+        watch(Progress(done, total, found.first))
+
+    return _by_family(kept, lambda hands, gpu: hands.submit(record_lengths, source, changes, gpu, span, caching), gpus, source, tell, executor)
+
+
+def _by_family(
+    kept: Callable[[tuple[int, int]], Found | None],
+    begin: Callable[[Executor, Gpu], Future[Found]],
+    gpus: Sequence[Gpu],
+    source: Source,
+    tell: Callable[[int, int, Found], None],
+    executor: Executor | None,
+) -> list[Found]:
+    """For each card what is kept, or recorded, for its family of kernels."""
+    found: dict[tuple[int, int], Found] = {}
     missing: dict[tuple[int, int], Gpu] = {}
     for gpu in gpus:
-        tape = None if gpu.kernel_family in found else kept_tape(tape_path(source, changes, gpu.kernel_family, caching))
-        if tape is not None:
-            found[gpu.kernel_family] = tape
+        known = None if gpu.kernel_family in found else kept(gpu.kernel_family)
+        if known is not None:
+            found[gpu.kernel_family] = known
         elif gpu.kernel_family not in found:
             missing.setdefault(gpu.kernel_family, gpu)
     libraries = [source.library] if source.library else []
     hands: Executor = executor or (executors.pool(libraries) if executors.pays(len(missing), 0) else executors.Here())
     try:
-        begun = {family: hands.submit(record, source, changes, gpu, caching) for family, gpu in missing.items()}
+        begun = {family: begin(hands, gpu) for family, gpu in missing.items()}
         for family, future in begun.items():
             found[family] = future.result()
-            watch(Progress(len(found), len(found) + len(missing), found[family]))
+            tell(len(found), len(found) + len(missing), found[family])
     except BrokenExecutor:
         raise UntraceableError(executors.LOST) from None
     finally:

@@ -3,10 +3,10 @@
 
 from bsmodel.tape.agreement import require_agreement
 from bsmodel.tape.asked import another_path, micro_batches, micro_steps, require_accumulates
-from bsmodel.tape.lengths import Lengths
+from bsmodel.tape.lengths import STEP, Lengths, Piece, piece_from, pieces_from
 from bsmodel.tape.operations import Operations, Row, fixed, joined, through
 from bsmodel.tape.polynomials import Coefficients, Envelope, Integer, Integers, Polynomial, interpolated, pairs, polynomials, upper_envelope, values
-from bsmodel.tape.saved import is_tape, load_all, save_all
+from bsmodel.tape.saved import is_tape, load_all, load_lengths, save_all, save_lengths
 from bsmodel.tape.tables import ModuleRow, OperatorRow, by_module, by_operator, counted
 from bsmodel.tape.tape import BLOCKS, CATEGORIES, WEIGHTS, Tape, Term, Workspace, require_same_kernels
 from bsmodel.tape.workspaces import buffer_bytes
@@ -14,6 +14,7 @@ from bsmodel.tape.workspaces import buffer_bytes
 __all__ = (
     "BLOCKS",
     "CATEGORIES",
+    "STEP",
     "WEIGHTS",
     "Coefficients",
     "Envelope",
@@ -23,6 +24,7 @@ __all__ = (
     "ModuleRow",
     "Operations",
     "OperatorRow",
+    "Piece",
     "Polynomial",
     "Row",
     "Tape",
@@ -38,14 +40,18 @@ __all__ = (
     "is_tape",
     "joined",
     "load_all",
+    "load_lengths",
     "micro_batches",
     "micro_steps",
     "pairs",
+    "piece_from",
+    "pieces_from",
     "polynomials",
     "require_accumulates",
     "require_agreement",
     "require_same_kernels",
     "save_all",
+    "save_lengths",
     "through",
     "upper_envelope",
     "values",

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -22,52 +22,29 @@ _SAME = ("blocks", "operators", "modules", "phases", "categories", "gpu", "recip
 _WORDS = ("operators", "modules", "phases", "kinds", "dtypes")
 
 
+STEP = 128  # tokens, which all lengths are multiples of: kernels of attention round up to as many
+MOST_PIECES = 6  # a step that is another one from length to length is answered for as far as these reach
+
+
 @dataclass(frozen=True)
-class Lengths:
-    """A step at any length that is a multiple of `step`, up to `most`: `at(s)` is an ordinary tape.
+class Piece:
+    """A step between two lengths at which it does the same: `at(s)` is an ordinary tape for every multiple of `step` from `lengths[0]` to `most`.
 
     Every coefficient c of a size `f + p b` (and of what pairs samples) is a polynomial in the length s: for a text of the second degree, what is there
     anyway, for every token, and for every token with every other; for the side of an image of the fourth. As many recordings as it has coefficients, at
     lengths `step` apart, give it in whole numbers, `c(s) = sum_j binomial(k, j) D^j c` with `k = (s - s0) / step` and Newton's forward differences
-    `D^j`; others check it (`Lengths.through`).
+    `D^j`; others check it (`piece_from`). A piece of one recording is that one.
     """
 
     option: str
     tapes: tuple[Tape, ...]
     lengths: tuple[int, ...]
     most: int
-
-    @staticmethod
-    def through(tapes: Sequence[Tape], lengths: Sequence[int], option: str = "seq_len") -> Lengths:
-        """From recordings at lengths equally far apart, as many as `option` has coefficients, and further ones, which check them.
-
-        Raises `UntraceableError` where the step allocates otherwise at one length than at another, or some size is no such polynomial, naming it;
-        `InvalidInputError` for lengths that give none.
-        """
-        count = DEGREES[option] + 1
-        apart = {high - low for low, high in pairwise(lengths[:count])}
-        if len(apart) != 1 or lengths[0] % min(apart) or len(tapes) < count:
-            raise InvalidInputError(f"lengths are {', '.join(map(str, lengths))}; expected {count} multiples of what they are apart, and more to check them")
-        found = Lengths(option, tuple(tapes[:count]), tuple(lengths[:count]), lengths[-1])
-        for tape, length in zip(tapes[1:], lengths[1:], strict=True):
-            _require_same(tapes[0], tape, lengths[0], length)
-        for tape, length in zip(tapes[count:], lengths[count:], strict=True):
-            _require_through(found, tape, length)
-        return found
-
-    @property
-    def step(self) -> int:
-        """What every length is a multiple of."""
-        return self.lengths[1] - self.lengths[0]
+    step: int
+    ends: str = ""  # why it goes no farther, where more was asked for
 
     def at(self, length: int) -> Tape:
-        """The recording at a length; `InvalidInputError` for one that is no multiple of `step`, or beyond `most`."""
-        length = whole("length", length, most=self.most)
-        if length % self.step:
-            raise InvalidInputError(f"length is {length}; expected a multiple of {self.step}, such as {max(1, round(length / self.step)) * self.step}")
-        return self._at(length)
-
-    def _at(self, length: int) -> Tape:
+        """The tape at a length, which is not checked."""
         first = self.tapes[0]
         sizes = {name: self._through(length, [getattr(tape, name) for tape in self.tapes]) for name in SIZES}
         operations = [self._through(length, [getattr(tape.operations, name) for tape in self.tapes]) for name in COEFFICIENTS]
@@ -80,7 +57,7 @@ class Lengths:
             operations=Operations(*(getattr(first.operations, name) for name in _WORDS), *operations),
             tokens_per_sample=int(self._through(length, [np.array(tape.tokens_per_sample) for tape in self.tapes])),
             options={**first.options, self.option: length},
-            worst=replace(self, tapes=worst)._at(length) if worst else None,
+            worst=replace(self, tapes=worst).at(length) if worst else None,
         )
 
     def _term(self, length: int, number: int) -> Term:
@@ -104,7 +81,91 @@ class Lengths:
         return found
 
 
-def _require_same(first: Tape, other: Tape, length: int, another: int) -> None:
+@dataclass(frozen=True)
+class Lengths:
+    """A step at any length that is a multiple of `step`, from the shortest recorded to `most`: `at(s)` is an ordinary tape.
+
+    It goes from piece to piece where the step does something else from some length on, as that of a model does whose attention looks back through a window.
+    """
+
+    pieces: tuple[Piece, ...]
+
+    @property
+    def step(self) -> int:
+        """What every length is a multiple of."""
+        return self.pieces[0].step
+
+    @property
+    def least(self) -> int:
+        """The shortest length."""
+        return self.pieces[0].lengths[0]
+
+    @property
+    def most(self) -> int:
+        """The longest length that the recordings are known to hold at."""
+        return self.pieces[-1].most
+
+    @property
+    def ends(self) -> str:
+        """Why they hold at no longer one, where more was asked for."""
+        return self.pieces[-1].ends
+
+    @property
+    def first(self) -> Tape:
+        """The recording at the shortest length."""
+        return self.pieces[0].tapes[0]
+
+    def at(self, length: int) -> Tape:
+        """The recording at a length; `InvalidInputError` for one that is no multiple of `step`, below `least` or beyond `most`."""
+        length = whole("length", length, least=self.least, most=self.most)
+        if length % self.step:
+            raise InvalidInputError(f"length is {length}; expected a multiple of {self.step}, such as {max(1, round(length / self.step)) * self.step}")
+        return next(piece for piece in self.pieces if length <= piece.most).at(length)
+
+
+def piece_from(recorded: Callable[[int], Tape], start: int, longest: int, step: int, option: str = "seq_len") -> Piece:
+    """The piece that begins at a length, as far as it holds, at most up to `longest`; all of them multiples of `step`.
+
+    As many recordings as there are coefficients give it, and one at `longest` checks it; where that differs, further ones find the last length at which
+    none does. Where not even the next one agrees, the piece is the first recording alone. Raises what recording that one raises.
+    """
+    first, lengths = recorded(start), tuple(range(start, start + (DEGREES[option] + 1) * step, step))
+    alone = Piece(option, (first,), (start,), start, step)
+    if lengths[-1] + step > longest:
+        return alone
+    try:
+        tapes = (first, *map(recorded, lengths[1:]))
+        for tape, length in zip(tapes[1:], lengths[1:], strict=True):
+            require_same_step(first, tape, start, length)
+    except UntraceableError as error:
+        return replace(alone, ends=str(error))
+    found = Piece(option, tapes, lengths, longest, step)
+
+    def disagrees(length: int) -> str:
+        try:
+            require_through(found, recorded(length), length)
+        except UntraceableError as error:
+            return str(error)
+        return ""
+
+    ends = disagrees(longest)
+    low, high = lengths[-1], longest
+    while ends and high - low > step:
+        middle = (low + high) // (2 * step) * step
+        reason = disagrees(middle)
+        low, high, ends = (low, middle, reason) if reason else (middle, high, ends)
+    return found if not ends else replace(found, most=low, ends=ends) if low > lengths[-1] else replace(alone, ends=ends)
+
+
+def pieces_from(piece: Callable[[int], Piece], start: int, longest: int) -> Lengths:
+    """All lengths from `start` on, up to `longest` or as far as a few pieces reach; `piece` gives the one that begins at a length."""
+    pieces = [piece(start)]
+    while pieces[-1].most < longest and len(pieces) < MOST_PIECES:
+        pieces.append(piece(pieces[-1].most + pieces[-1].step))
+    return Lengths(tuple(pieces))
+
+
+def require_same_step(first: Tape, other: Tape, length: int, another: int) -> None:
     """Raises `UntraceableError` where two recordings do not allocate and compute the same in the same order."""
     same = all(getattr(first, name) == getattr(other, name) for name in _SAME)
     kinds = [[(number, term.formula) for number, term in tape.terms.items()] for tape in (first, other)]
@@ -115,15 +176,18 @@ def _require_same(first: Tape, other: Tape, length: int, another: int) -> None:
         raise UntraceableError(f"{first.name} takes another path at length {another} than at length {length} ({operator}); ask for one at a time")
 
 
-def _require_through(lengths: Lengths, tape: Tape, length: int) -> None:
-    """Raises `UntraceableError` where the polynomial through some lengths is not what was recorded at another."""
-    told = lengths._at(length)
-    at = ", ".join(map(str, (*lengths.lengths, length)))
+def require_through(piece: Piece, tape: Tape, length: int) -> None:
+    """Raises `UntraceableError` where the step of a piece is not what was recorded at another length, or a size not what its polynomials say."""
+    require_same_step(piece.tapes[0], tape, piece.lengths[0], length)
+    told = piece.at(length)
+    at = ", ".join(map(str, (*piece.lengths, length)))
     for name in SIZES:
         other = np.flatnonzero(getattr(told, name) != getattr(tape, name))
         if other.size:
             where = f"{tape.operators[other[0]]} in module {tape.modules[other[0]] or 'model'}"
-            values = ", ".join(f"{int(getattr(each, name)[other[0]]):,}" for each in (*lengths.tapes, tape))
-            raise UntraceableError(f"{where} takes {values} bytes at lengths {at}: no polynomial of degree {DEGREES[lengths.option]}; ask for one at a time")
+            values = ", ".join(f"{int(getattr(each, name)[other[0]]):,}" for each in (*piece.tapes, tape))
+            raise UntraceableError(f"{where} takes {values} bytes at lengths {at}: no polynomial of degree {DEGREES[piece.option]}; ask for one at a time")
+    if piece.tapes[0].worst is not None and tape.worst is not None:
+        require_through(replace(piece, tapes=tuple(each.worst for each in piece.tapes if each.worst is not None)), tape.worst, length)
     if told.terms != tape.terms or told.workspaces != tape.workspaces:
         raise UntraceableError(f"buffers inside of kernels of {tape.name} are no polynomials in the length, by lengths {at}; ask for one at a time")

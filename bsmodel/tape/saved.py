@@ -16,9 +16,10 @@ from pydantic import ValidationError
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.files import write_whole
+from bsmodel.tape.lengths import Lengths, Piece
 from bsmodel.tape.operations import Operations
 from bsmodel.tape.polynomials import Polynomial
-from bsmodel.tape.schema import SCHEMA_VERSION, SIZES, SavedTape, SavedTapes, require_sound
+from bsmodel.tape.schema import SCHEMA_VERSION, SIZES, SavedPiece, SavedTape, SavedTapes, require_pieces, require_sound
 from bsmodel.tape.tape import Tape, Term, Workspace
 from bsmodel.units import MiB, shown
 
@@ -35,17 +36,51 @@ def save_all(tapes: Iterable[Tape], path: str | Path) -> None:
     """
     kept = list(tapes)
     _require_one_workload(kept, "the tapes")
-    document = {"schema_version": SCHEMA_VERSION, "tapes": [_document(tape) for tape in kept]}
-    content = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
-    write_whole(path, gzip.compress(content, compresslevel=6, mtime=0), "the tape")
+    _write(kept, (), path)
+
+
+def save_lengths(several: Iterable[Lengths], path: str | Path) -> None:
+    """Write recordings of one workload and recipe at several lengths, for one or more families of kernels; raises as `save_all` does."""
+    kept = list(several)
+    _require_one_workload([lengths.first for lengths in kept], "the recordings")
+    pieces = [piece for lengths in kept for piece in lengths.pieces]
+    _write([tape for piece in pieces for tape in piece.tapes], pieces, path)
 
 
 def load_all(path: str | Path) -> tuple[Tape, ...]:
     """Read the recordings in a file, one for each family of kernels.
 
     Raises `InvalidInputError`, one line that names the field, for a file that is no tape, has another schema version, holds more than
-    `LIMIT_BYTES` of JSON, or breaks the schema.
+    `LIMIT_BYTES` of JSON, breaks the schema, or holds recordings of several lengths.
     """
+    pieces, found = _read(path)
+    if pieces:
+        raise InvalidInputError(f"the tape {str(path)!r} holds recordings of several lengths; say which with seq_len, or read it with load_lengths")
+    _require_one_workload(found, f"the tape {str(path)!r}")
+    return found
+
+
+def load_lengths(path: str | Path) -> tuple[Lengths, ...]:
+    """Read what `save_lengths` wrote; none where the file holds recordings of one length. Raises `InvalidInputError` for a file that is no tape."""
+    pieces, tapes = _read(path)
+    families: dict[tuple[int, int], list[Piece]] = {}
+    for saved in pieces:
+        own, tapes = tapes[: len(saved.lengths)], tapes[len(saved.lengths) :]
+        families.setdefault(own[0].gpu.kernel_family, []).append(Piece(tapes=own, **dict(saved)))
+    found = tuple(Lengths(tuple(several)) for several in families.values())
+    if found:
+        _require_one_workload([lengths.first for lengths in found], f"the tape {str(path)!r}")
+    return found
+
+
+def _write(tapes: Sequence[Tape], pieces: Sequence[Piece], path: str | Path) -> None:
+    along = [{name: getattr(piece, name) for name in SavedPiece.model_fields} for piece in pieces]
+    document = {"schema_version": SCHEMA_VERSION, "tapes": [_document(tape) for tape in tapes], **({"pieces": along} if along else {})}
+    content = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    write_whole(path, gzip.compress(content, compresslevel=6, mtime=0), "the tape")
+
+
+def _read(path: str | Path) -> tuple[tuple[SavedPiece, ...], tuple[Tape, ...]]:
     where = f"the tape {str(path)!r}"
     content = _content(path)
     try:
@@ -54,9 +89,9 @@ def load_all(path: str | Path) -> tuple[Tape, ...]:
         raise InvalidInputError(_reason(error, content, str(path))) from None
     for number, document in enumerate(saved.tapes):
         require_sound(document, where if len(saved.tapes) == 1 else f"{where}: tapes.{number}")
-    found = tuple(_tape(document) for document in saved.tapes)
-    _require_one_workload(found, where)
-    return found
+    if saved.pieces:
+        require_pieces(saved, where)
+    return saved.pieces, tuple(_tape(document) for document in saved.tapes)
 
 
 def is_tape(path: str | Path) -> bool:

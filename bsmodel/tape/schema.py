@@ -93,17 +93,40 @@ class SavedTape(_Checked):
     same_path_up_to: Positive | None
 
 
+class SavedPiece(_Checked):
+    """`Piece`, but for its tapes: as many of the file's as it has lengths, after those of the piece before."""
+
+    option: Literal["seq_len", "image_size"]
+    lengths: tuple[Positive, ...] = Field(min_length=1)
+    most: Positive
+    step: Positive
+    ends: str
+
+
 class SavedTapes(_Checked):
-    """A file: the recordings of one workload and recipe, one for each family of kernels."""
+    """A file: the recordings of one workload and recipe, one for each family of kernels, or pieces of several lengths for each."""
 
     schema_version: Literal[11]
     tapes: tuple[SavedTape, ...] = Field(min_length=1)
+    pieces: tuple[SavedPiece, ...] = ()
 
 
 def require_sound(saved: SavedTape, where: str) -> None:
     """Raises `InvalidInputError`, one line that names the field, where fields contradict one another or name what is not known."""
     for field, problem in _problems(saved):
         raise InvalidInputError(f"{where}: {field} {problem}")
+
+
+def require_pieces(saved: SavedTapes, where: str) -> None:
+    """Raises `InvalidInputError` where the pieces of several lengths are not those of the tapes, or of a polynomial."""
+    if sum(len(piece.lengths) for piece in saved.pieces) != len(saved.tapes):
+        raise InvalidInputError(f"{where}: pieces have {sum(len(piece.lengths) for piece in saved.pieces)} lengths and there are {len(saved.tapes)} tapes")
+    for number, piece in enumerate(saved.pieces):
+        expected = [piece.lengths[0] + piece.step * index for index in range(len(piece.lengths))]
+        if [*piece.lengths] != expected or piece.most < piece.lengths[-1] or any(length % piece.step for length in (*piece.lengths, piece.most)):
+            raise InvalidInputError(
+                f"{where}: pieces.{number} has lengths {piece.lengths} up to {piece.most}; expected multiples of {piece.step}, next to next"
+            )
 
 
 Problems = Iterator[tuple[str, str]]

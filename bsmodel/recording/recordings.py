@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One recording, under what is assumed of values that nobody knows: of one run with three micro-steps, of a run for each batch, or sample by sample."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from bsmodel import tape as tapes
+from bsmodel.errors import UntraceableError
+from bsmodel.hardware import Gpu
+from bsmodel.recording import alignment, checks, samples
+from bsmodel.recording.assumed import Assumed
+from bsmodel.recording.quantized import elements, is_packed
+from bsmodel.recording.recorder import Allocation
+from bsmodel.recording.run import Run, running, two_steps
+from bsmodel.recording.values import Values
+from bsmodel.tape import BLOCKS, Operations, Polynomial, Row, Tape, Term, Workspace
+from bsmodel.training import OPTIMIZERS, QUANTIZED, Training
+from bsmodel.workloads import Workload
+
+BATCHES = (2, 3, 5)  # at a batch of 1 many models take other code paths; the third size checks that two points make a line
+_APART = (3, 5, 7, 9)  # of steps that do something for every sample: odd, so that no alignment differs, and of one round more it is hard to tell whose it is
+FURTHER = 7  # checks that three points make a parabola, where some size is one
+_PAIRED = "samples are paired within a micro-batch: accumulation and more devices do not make the pairs of the effective batch"
+_LEFT = "{:,} parameters are not quantized, being no linear layers: embeddings, norms, experts that are one tensor; nor is the head"
+_UPCAST = "weights that are not quantized are in float32, as peft's prepare_model_for_kbit_training leaves them; without upcast they are as published"
+Recorded = tuple[Tape, Values]
+_BY_SAMPLE = f"what the step does for every sample apart is counted as often as there are samples; recordings at batches {_APART[0]} to {_APART[-1]} agree"
+_NEARLY = "sizes that are rounded up to whole rows are taken for the polynomial above them, at most a hundredth larger"
+_MICRO_STEPS = ("first", "micro", "accumulate")
+_NO_STEP = "a call of step came by in which no optimizer made a step, whose state may then lack; one call is to be a whole optimizer step"
+
+
+class OneRun(NamedTuple):
+    """What two steps of one run say of every batch: which allocations are the same one, their sizes, and the kernels of a micro-step."""
+
+    groups: list[alignment.Group]
+    sizes: dict[int, alignment.Size]
+    batches: tuple[int, ...]
+    work: Operations
+
+
+def recording_of(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> tuple[Tape, Values]:
+    """A tape, and what it was recorded to hold."""
+    with running(workload, training, gpu, assumed) as run:
+        made = in_one_run(run)
+        if made is not None:
+            return checked(run, tape_of(run, gpu, made.sizes, made.batches, made.work), made.sizes, gpu), run.recorder.values
+    try:
+        return _traced_in_full(workload, training, gpu, assumed)
+    except alignment.OtherPathError as refusal:
+        found = _traced_by_sample(workload, training, gpu, assumed)
+        if found is None:
+            raise refusal from None
+        return found
+
+
+def in_one_run(run: Run) -> OneRun | None:
+    """Two steps at three batches, or four, and what they say of every batch; None where the first step differs from later ones, or the third disagrees."""
+    checks.require_sized(run.loop.workload)
+    two_steps(run, BATCHES)
+    name, sizes = run.loop.workload.name, None
+    groups = alignment.grouped([run.allocated(block) for block in _MICRO_STEPS], run.released(), BATCHES)
+    with contextlib.suppress(UntraceableError):  # said by those that record each batch apart, if it is so there
+        sizes = None if groups is None else alignment.sizes_of_groups(groups, name)
+    if groups is None or sizes is None:
+        return None
+    blocks, batches = tuple[str, ...](_MICRO_STEPS), tuple[int, ...](BATCHES)
+    if _pairs_samples(sizes):
+        if not checks.Agreement(run, sizes)(FURTHER):
+            return None
+        blocks, batches = (*blocks, "check"), (*batches, FURTHER)
+    work = tapes.through([apart(run.rows[block])[0] for block in blocks], batches)
+    return None if work is None else OneRun(groups, sizes, batches, work)
+
+
+def _traced_in_full(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> tuple[Tape, Values]:
+    """For models whose first step differs from later ones: record every step at every batch."""
+    recordings = []
+    for batches in ((2,), (2, 3), BATCHES, (*BATCHES, FURTHER)):
+        with running(workload, training, gpu, assumed) as run:
+            recordings.append(_all_steps(run, batches[-1]))
+            if len(batches) < len(BATCHES):
+                continue
+            sizes = alignment.sizes([allocated for allocated, _ in recordings], batches, workload.name)
+            if batches == BATCHES and _pairs_samples(sizes):
+                continue
+            work = tapes.through([rows for _, rows in recordings], batches)
+            assert work is not None, "allocations agree and operations do not"
+            return checked(run, tape_of(run, gpu, sizes, batches, work), sizes, gpu), run.recorder.values
+    raise AssertionError("four batches decide")
+
+
+def _traced_by_sample(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> tuple[Tape, Values] | None:
+    """For steps that do something for every sample apart: the structure of the smallest batch, with what larger ones do more often."""
+    batches = _APART
+    runs: list[Run] = []
+    for batch in (BATCHES[0], *reversed(batches)):
+        with running(workload, training, gpu, assumed) as run:
+            two_steps(run, (batch,) * 3)
+            runs.insert(0, run)
+    if not samples.same_kinds(runs.pop().recorder.allocations, runs[0].recorder.allocations):
+        return None
+    refusal = None
+    for by_size in (False, True):
+        rows = samples.works([apart(run.rows["micro"])[0] for run in runs], batches, by_size)
+        steps = _by_sample(runs, batches, by_size)
+        work = None if rows is None else tapes.through(rows, batches)
+        if steps is None or work is None:
+            continue
+        for fit, remark in ((alignment.exactly, ()), (alignment.nearly, (_NEARLY,))):
+            try:
+                tape = tape_of(runs[0], gpu, alignment.sizes(steps, batches, workload.name, fit), batches, work)
+            except UntraceableError as error:
+                refusal = error
+                continue
+            if checks.same_peak(tape, runs[-1], batches[-1]):
+                return replace(tape, remarks=(*tape.remarks, _BY_SAMPLE, *remark)), run.recorder.values
+    if isinstance(refusal, alignment.NoClosedFormError):
+        raise refusal
+    return None
+
+
+def _by_sample(runs: list[Run], batches: tuple[int, ...], by_size: bool) -> list[list[tuple[int, Allocation]]] | None:
+    """What is allocated at every batch in the structure of the first, block by block; what is repeated told apart by its size, or not."""
+    steps: list[list[tuple[int, Allocation]]] = [[] for _ in batches]
+    for block in BLOCKS:
+        parts = samples.structured([run.allocated(block) for run in runs], [run.recorder.events for run in runs], batches, by_size)
+        if parts is None:
+            return None
+        steps = [[*step, *part] for step, part in zip(steps, parts, strict=True)]
+    return steps
+
+
+def _pairs_samples(sizes: Mapping[int, alignment.Size]) -> bool:
+    return any(size.pairs_samples for size in sizes.values())
+
+
+def _all_steps(run: Run, batch: int) -> tuple[list[tuple[int, Allocation]], list[Row]]:
+    """All that is allocated in two steps at a batch, and the kernels of a micro-step."""
+    two_steps(run, (batch,) * 3)
+    return list(enumerate(run.recorder.allocations)), apart(run.rows["micro"])[0]
+
+
+def checked(run: Run, tape: Tape, sizes: dict[int, alignment.Size], gpu: Gpu) -> Tape:
+    """The tape with what a recording near the largest batch says of it."""
+    up_to, remark = checks.same_path(run, tape, sizes, gpu)
+    return replace(tape, same_path_up_to=up_to, remarks=(*tape.remarks, *([remark] if remark else [])))
+
+
+def apart(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows that every micro-step has, and those that keep or add up gradients."""
+    return [row for row in rows if row.phase != "gradient"], [row for row in rows if row.phase == "gradient"]
+
+
+def record(workload: Workload, training: Training, gpu: Gpu, batch: int) -> Tape:
+    """Record the same run directly at `batch`; every size is then fixed. The laws compare this with `trace`."""
+    with running(workload, training, gpu, Assumed()) as run:
+        allocated, rows = _all_steps(run, batch)
+        return tape_of(run, gpu, alignment.sizes([allocated], (batch,), workload.name), (batch,), tapes.fixed(rows))
+
+
+def _all_operations(run: Run, micro_step: Operations) -> Operations:
+    """A micro-step, what keeps or adds up its gradients, and the optimizer step."""
+    added = [replace(row, phase="accumulation") for row in apart(run.rows["accumulate"])[1]]
+    return tapes.joined([micro_step, tapes.fixed(apart(run.rows["micro"])[1] + added + run.rows["step"])])
+
+
+def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[int, ...], micro_step: Operations) -> Tape:
+    recorded = run.recorder.allocations
+    period = alignment.periodic({name: run.events(name) for name in BLOCKS}, recorded)
+    checks.require_steady(period, sizes, recorded, run.loop.workload.name)
+    allocations = [recorded[number] for number in period.kept]
+    found = [sizes.get(number, alignment.Size(Polynomial(recorded[number].size_bytes, 0))) for number in period.kept]
+    parameters = list(run.loop.model.parameters())
+    optimizer, family = _optimizer(run)
+    return Tape(
+        name=run.loop.workload.name,
+        precision=run.loop.training.precision,
+        optimizer=optimizer,
+        optimizer_family=family,
+        gpu=gpu,
+        accumulation=run.loop.training.accumulation,
+        versions=_versions(run.loop.model),
+        recorded_batches=batches,
+        parameter_count=sum(map(elements, parameters)),
+        trained_parameter_count=sum(p.numel() for p in parameters if p.requires_grad),
+        tokens_per_sample=run.loop.workload.tokens_per_sample,
+        fixed_bytes=np.array([size.bytes.fixed for size in found], np.int64),
+        per_sample_bytes=np.array([size.bytes.per_sample for size in found], np.int64),
+        per_pair_bytes=np.array([size.bytes.per_pair for size in found], np.int64),
+        operators=tuple(a.operator for a in allocations),
+        modules=tuple(a.owner or a.module for a in allocations),
+        phases=tuple(a.phase for a in allocations),
+        categories=tuple(a.category for a in allocations),
+        terms={index: Term(size.formula, size.parameters) for index, size in enumerate(found) if size.formula},
+        workspaces={index: Workspace(size.kind, size.excess) for index, size in enumerate(found) if size.kind},
+        blocks=period.blocks,
+        operations=_all_operations(run, micro_step),
+        uncounted_operators=tuple(sorted(run.recorder.uncounted_operators)),
+        uncounted=tuple(sorted(run.recorder.uncounted)),
+        recipe=run.loop.training.model_dump(mode="json", exclude={"optimizer"}),
+        base_lr=run.loop.workload.base_lr if run.loop.training.optimizer_family == run.loop.workload.training.optimizer_family else None,
+        base_batch=run.loop.workload.base_batch,
+        own_step=run.loop.workload.step is not None,
+        parameters=_parameters(run.loop.model),
+        remarks=_remarks(run, sizes),
+    )
+
+
+def _parameters(model: torch.nn.Module) -> dict[str, int]:
+    """How many parameters each module has itself; what several share is the first one's."""
+    found: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        module = name.rpartition(".")[0]
+        found[module] = found.get(module, 0) + elements(parameter)
+    return found
+
+
+def _remarks(run: Run, sizes: dict[int, alignment.Size]) -> tuple[str, ...]:
+    """What an answer rests on, as far as one recording tells."""
+    optimizer = run.loop.training.optimizer
+    of_state = OPTIMIZERS[optimizer].remark if isinstance(optimizer, str) and run.loop.workload.setup is None else ""
+    packed = run.loop.training.weights in QUANTIZED
+    whole = _LEFT.format(sum(p.numel() for p in run.loop.model.parameters() if not (p.requires_grad or is_packed(p)))) if packed else ""
+    said = {of_state: bool(of_state), whole: packed, _UPCAST: packed and run.loop.training.upcast, _NO_STEP: run.idle, _PAIRED: _pairs_samples(sizes)}
+    return (*run.loop.workload.remarks, *run.remarks, *(remark for remark, applies in said.items() if applies))
+
+
+def _optimizer(run: Run) -> tuple[str, str]:
+    """The optimizer as printed and its family: the recipe's, or where the user's own step calls others, those that make steps."""
+    if run.loop.workload.setup is None and (not run.stepped or type(run.loop.optimizer) in run.stepped):
+        return run.loop.training.optimizer_name, run.loop.training.optimizer_family
+    names = [found.__name__ for found in run.stepped]
+    return " and ".join(names) or "no optimizer", "sgd" if names and all("sgd" in name.lower() for name in names) else "adam"
+
+
+def _versions(model: torch.nn.Module) -> dict[str, str]:
+    """Versions of torch and of the libraries that the model's modules come from: their code decides what is allocated."""
+    found = {"torch": torch.__version__.split("+")[0]}
+    for root in sorted({type(module).__module__.partition(".")[0] for module in model.modules()} - {"torch"}):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[root] = importlib.metadata.version(root)
+    return found
