@@ -89,15 +89,15 @@ def lengths(workload, a100):
 def test_the_longest_context_and_the_largest_batch_are_inverse(lengths, a100):
     for batch in (1, 3, 17):
         tokens = longest(lengths, a100, batch)
-        assert tokens % lengths.step == 0 and bsmodel.fit(lengths.at(tokens), a100).batch >= batch
-        assert tokens == lengths.most or bsmodel.fit(lengths.at(tokens + lengths.step), a100).batch < batch
+        assert tokens in lengths.known and bsmodel.fit(lengths.at(tokens), a100).batch >= batch
+        assert tokens == lengths.most or bsmodel.fit(lengths.at(tokens + 128), a100).batch < batch
     assert longest(lengths, a100, 1 << 19) == 0
 
 
 def test_what_was_not_recorded_is_refused(lengths, workload, a100):
-    assert line_of(lengths.at, 1000) == "length is 1000; expected a multiple of 128, such as 1024"
-    assert "length is 262144; expected a whole number from 256 to 131072" in line_of(lengths.at, 1 << 18)
-    assert "length is 128; expected a whole number from 256 to 131072" in line_of(lengths.at, 128)
+    assert line_of(lengths.at, 1000) == "seq-len is 1000; expected a multiple of 128, such as 1024"
+    assert "seq-len is 262144; expected a whole number from 256 to 131072" in line_of(lengths.at, 1 << 18)
+    assert "seq-len is 128; expected a whole number from 256 to 131072" in line_of(lengths.at, 128)
     of = workload(MODELS["gpt2"][0])
     assert line_of(bsmodel.trace_lengths, of, None, a100, 200) == "shortest is 200; expected a multiple of 128, such as 256"
     assert line_of(bsmodel.trace_lengths, of, None, a100, 512, 256) == "lengths go from 512 to 256; expected the shorter first"
@@ -129,14 +129,14 @@ def test_recordings_of_several_lengths_are_a_file(lengths, a100, tmp_path, capsy
     assert main(["plan", file, "--seq-len", "768", "--gpu", "a100-40gb", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["gpus"][0]["largest_batch"] == rows[2]["largest_batch"]
     assert main(["plan", file, "--seq-len", "1000"]) == 2
-    assert "length is 1000; expected a multiple of 128, such as 1024" in capsys.readouterr().err
+    assert "seq-len is 1000; expected a multiple of 128, such as 1024" in capsys.readouterr().err
 
 
 def test_a_table_by_length_says_where_positions_and_the_formula_end(config, capsys):
     folder = config({**GPT2, "architectures": ["GPT2LMHeadModel"]})
     code = main(["plan", folder, "--seq-len", "256:4096", "--gpu", "rtx-3070-8gb", "--json", "--no-cache"])
     answer = json.loads(capsys.readouterr().out)
-    assert code == 0 and answer["limit"] == 1024 and "the model has 1,024 positions: no longer samples than these" in answer["notes"]
+    assert code == 0 and answer["limit"] == 1024 and "samples longer than 1,024 tokens are not answered for: the model has 1,024 positions" in answer["notes"]
     assert [row["seq_len"] for row in answer["rows"]] == [256, 512, 1024] and answer["longest"] == {"rtx-3070-8gb": 1024}
     batches = [row["largest_batch"] for row in answer["rows"]]
     assert batches == sorted(batches, reverse=True) and batches[-1] > 0
@@ -145,6 +145,27 @@ def test_a_table_by_length_says_where_positions_and_the_formula_end(config, caps
     assert "seq-len begins at 1000; expected a multiple of 128, such as 1024" in capsys.readouterr().err
     assert main(["plan", folder, "--seq-len", "256:1024", "--target-batch", "64"]) == 2
     assert "--target-batch goes with one length" in capsys.readouterr().err
+
+
+def test_a_table_by_side_of_images_is_of_recordings_at_each(config, capsys, tmp_path):
+    """Convolutions have other kernels at other sizes, so nothing is told between two sides."""
+    fields = {"model_type": "resnet", "embedding_size": 32, "hidden_sizes": [32, 64, 128, 256], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+    folder, file = config({**fields, "architectures": ["ResNetForImageClassification"]}), str(tmp_path / "resnet.json.gz")
+    command = ["--gpu", "rtx-3070-8gb", "--json"]
+    assert main(["plan", folder, "--image-size", "64:192:64", "--no-cache", "--save", file, *command]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["option"] == "image_size" and answer["longest"] == {"rtx-3070-8gb": 192}
+    rows = {row["image_size"]: row for row in answer["rows"]}
+    assert [*rows] == [64, 128, 192] and all(row["samples_per_s"] and row["tokens_per_s"] is None for row in rows.values())
+    assert main(["plan", folder, "--image-size", "128", "--no-cache", *command]) == 0
+    assert json.loads(capsys.readouterr().out)["gpus"][0]["largest_batch"] == rows[128]["largest_batch"]
+
+    assert main(["plan", file, "--image-size", "100", *command]) == 2
+    assert "image-size is 100; expected one that was recorded, such as 128" in capsys.readouterr().err
+    assert main(["plan", file, "--seq-len", "128:256"]) == 2
+    assert "holds no recordings by seq-len; name the model to ask about several" in capsys.readouterr().err
+    assert main(["plan", folder, "--seq-len", "128:256", "--image-size", "64:128"]) == 2
+    assert "--seq-len and --image-size both give a range; give one" in capsys.readouterr().err
 
 
 def test_real_lengths_are_padded_to_the_longest_of_a_batch(config, capsys, tmp_path):

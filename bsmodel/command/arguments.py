@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from bsmodel.files import require_writable
 from bsmodel.hardware import DEFAULT_GPUS, Gpu, defaults
 from bsmodel.planning import Price
 from bsmodel.studies import Goal, for_card, one_of_each, pool, require_asked_about, tapes
-from bsmodel.tape import Tape, is_tape, load_all, load_lengths, require_agreement, save_all
+from bsmodel.tape import Lengths, Tape, is_tape, load_all, load_lengths, require_agreement, save_all
 from bsmodel.training import ADAPTERS, OPTIMIZERS, PRECISIONS, QUANTIZED, WEIGHTS, Training
 from bsmodel.units import MOST_COUNT, finite, format_bytes, parse_bytes, whole
 from bsmodel.workloads import LOSSES, MADE_HERE, NAMED, Source
@@ -45,7 +45,7 @@ def positive(text: str) -> int:
 
 
 def lengths(text: str) -> int | tuple[int, ...]:
-    """Tokens a sample, or from how many to how many, `1024:131072`, in doublings or in steps, `1024:16384:256`."""
+    """Tokens a sample or pixels a side, or from how many to how many, `1024:131072`, in doublings or in steps, `1024:16384:256`."""
     found = tuple(positive(part) for part in text.split(":"))
     if len(found) > 3:
         raise argparse.ArgumentTypeError(f"{text!r} is no length, and no range of lengths; expected N, N:M or N:M:STEP")
@@ -76,9 +76,10 @@ def add_model(parser: argparse.ArgumentParser, gpus: str = f"the four defaults: 
     parser.add_argument("model", help=MODELS)
     parser.add_argument("--gpu", action="append", metavar="GPU", help=f"id or TOML file, repeatable (default: {gpus})")
     add_room(parser)
-    of_lengths, more = (lengths, ", or N:M or N:M:STEP for a table by length and the longest context") if several_lengths else (positive, "")
-    parser.add_argument("--seq-len", type=of_lengths, metavar="N", help=f"tokens a sample{more} (default: the model's own)")
-    parser.add_argument("--image-size", type=positive, metavar="N", help="pixels a side (default: the model's own)")
+    of_lengths, more = (lengths, ", or N:M or N:M:STEP for a table") if several_lengths else (positive, "")
+    longest = " with the longest context" if several_lengths else ""
+    parser.add_argument("--seq-len", type=of_lengths, metavar="N", help=f"tokens a sample{more}{longest} (default: the model's own)")
+    parser.add_argument("--image-size", type=of_lengths, metavar="N", help=f"pixels a side{more} (default: the model's own)")
     attentions = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
     parser.add_argument("--attention", choices=attentions, help="how attention is computed (default: the library's choice)")
     parser.add_argument("--input", metavar="SHAPE", help="one sample of a bare nn.Module, e.g. 3x224x224, 128:long for tokens (default: it is a Workload)")
@@ -172,11 +173,15 @@ def subject(name: str, **options: Any) -> Asked:
         if name not in NAMED and Path(name).is_file() and not name.endswith(".json"):
             raise InvalidInputError(f"no saved tape: {name!r}; expected a file written with --save, a config.json, or path.py:attr")
         return Source.of(name, **options)
-    length = options.get("seq_len")
-    found = (length and tuple(each.at(length) for each in load_lengths(name))) or load_all(name)
+    found = _at_length(load_lengths(name), options) or load_all(name)
     for tape in found:
         require_agreement(tape, {}, {option: value for option, value in options.items() if value is not None})
     return found
+
+
+def _at_length(several: Sequence[Lengths], options: Mapping[str, Any]) -> tuple[Tape, ...]:
+    """Recordings of several lengths at the one that is asked about; none where none is."""
+    return tuple(each.at(length) for each in several if (length := options.get(each.option)) is not None)
 
 
 def gpus_asked(options: argparse.Namespace, found: Asked, otherwise: tuple[Gpu, ...] | None = None) -> tuple[list[Gpu], list[str]]:

@@ -38,9 +38,10 @@ class PlanDocument(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class LengthsDocument(Document):
-    """`bsmodel plan --seq-len N:M`: a row for each length and GPU, and the longest sample that trains alone on each GPU, of at most `limit` tokens."""
+    """`bsmodel plan --seq-len N:M` or `--image-size N:M`: a row for each length and GPU, and the longest that trains alone on each GPU, up to `limit`."""
 
     workload: Recorded
+    option: str
     rows: tuple[LengthRow, ...]
     longest: dict[str, int]
     limit: int

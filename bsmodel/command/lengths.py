@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`bsmodel plan --seq-len N:M`: the largest batch and throughput by length, and the longest context; `--lengths FILE`: batches of real lengths."""
+"""`bsmodel plan --seq-len N:M`: the largest batch and throughput by length, and the longest context; by side of images; batches of real lengths."""
 
 from __future__ import annotations
 
@@ -20,12 +20,20 @@ from bsmodel.command.wording import title
 from bsmodel.errors import InvalidInputError
 from bsmodel.files import require_writable
 from bsmodel.hardware import Gpu
-from bsmodel.studies import ByLength, LengthRow, PaddedRow, by_length, doublings, for_card, padded, pool, recorded_lengths, require_range, whole_steps
+from bsmodel.studies import ByLength, LengthRow, PaddedRow, by_length, doublings, for_card, lengths, padded, pool, require_range, sides, whole_steps
 from bsmodel.tape import STEP, Lengths, is_tape, load_lengths, require_agreement, require_same_kernels, save_lengths
 from bsmodel.units import whole
 from bsmodel.workloads import Source
 
+LONG = ("seq_len", "image_size")  # the options of which a range may be given
 _OF_A_RUN = ("target_batch", "samples", "epochs", "base_lr", "base_batch")
+
+
+class _Asked(NamedTuple):
+    """What is long, and the lengths that are asked about."""
+
+    option: str
+    wanted: list[int]
 
 
 class _Found(NamedTuple):
@@ -38,14 +46,18 @@ class _Found(NamedTuple):
 
 def answer(options: argparse.Namespace) -> Answer:
     """The table; raises `InvalidInputError` for what has one length only: a recording of one, a target batch, several devices."""
-    low, high, *steps = options.seq_len
-    require_range(low, high, *steps)
+    ranges = [name for name in LONG if isinstance(getattr(options, name), tuple)]
+    if len(ranges) > 1:
+        raise InvalidInputError("--seq-len and --image-size both give a range; give one, and one length of the other")
+    (option,) = ranges
+    low, high, *steps = getattr(options, option)
+    require_range(option, low, high, *steps)
+    asked = _Asked(option, [*range(low, high + 1, steps[0])] if steps else doublings(low, high))
     with _hands(options) as executor:
-        found = _found(options, low, high, executor)
-        wanted = [*range(low, high + 1, steps[0])] if steps else doublings(low, high)
-        made = by_length(found.lengths, found.gpus, wanted, found.notes, executor)
+        found = _found(options, asked, executor)
+        made = by_length(found.lengths, found.gpus, asked.wanted, found.notes, executor)
     recorded = together(made.recorded)
-    document = LengthsDocument(command="plan", notes=made.notes, workload=recorded, rows=made.rows, longest=made.longest, limit=made.limit)
+    document = LengthsDocument(command="plan", notes=made.notes, workload=recorded, option=option, rows=made.rows, longest=made.longest, limit=made.limit)
     parts: list[Part] = [title(recorded), "", *_tables(made), "", *foot(recorded, made.notes)]
     return Answer(document, render(*parts), fits=any(made.longest.values()))
 
@@ -56,7 +68,7 @@ def of_a_file(options: argparse.Namespace) -> Answer:
         raise InvalidInputError("--lengths and --seq-len both say how long samples are; give one")
     tokens = _read(Path(options.lengths))
     with _hands(options) as executor:
-        found = _found(options, STEP, whole_steps(max(tokens)), executor)
+        found = _found(options, _Asked("seq_len", [STEP, whole_steps(max(tokens))]), executor)
     made = padded(found.lengths, found.gpus, tokens, found.notes)
     recorded = together(made.recorded)
     document = PaddedDocument(
@@ -82,35 +94,38 @@ def _hands(options: argparse.Namespace) -> Iterator[Executor | None]:
         executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _found(options: argparse.Namespace, low: int, high: int, executor: Executor | None) -> _Found:
+def _found(options: argparse.Namespace, asked: _Asked, executor: Executor | None) -> _Found:
     """The recordings, of the model that is asked about or in a file, written where `--save` says."""
-    options.seq_len = None
+    setattr(options, asked.option, None)
     for name in _OF_A_RUN:
         if getattr(options, name) is not None:
-            raise InvalidInputError(f"--{name.replace('_', '-')} goes with one length; give --seq-len N")
+            raise InvalidInputError(f"--{name.replace('_', '-')} goes with one length; give --{asked.option.replace('_', '-')} N")
     if options.devices > 1:
-        raise InvalidInputError("--devices goes with one length; give --seq-len N")
-    found = _of_recordings(options) if is_tape(options.model) else _of_model(options, low, high, executor)
+        raise InvalidInputError(f"--devices goes with one length; give --{asked.option.replace('_', '-')} N")
+    found = _of_recordings(options, asked) if is_tape(options.model) else _of_model(options, asked, executor)
     if options.save:
         save_lengths({each.first.gpu.kernel_family: each for each in found.lengths}.values(), options.save)
     return found
 
 
-def _of_model(options: argparse.Namespace, low: int, high: int, executor: Executor | None) -> _Found:
+def _of_model(options: argparse.Namespace, asked: _Asked, executor: Executor | None) -> _Found:
     if options.save:
         require_writable(options.save, "the tape")  # not found out after the work
     source = arguments.asked(options)
     assert isinstance(source, Source), "files of recordings are told apart before"
     gpus, notes = arguments.gpus_asked(options, source)
+    changes = arguments.changes_of(source, options)
     with watching("recordings") as watch:
-        lengths, more = recorded_lengths(source, arguments.changes_of(source, options), gpus, low, high, options.cache, watch, executor)
-    return _Found(lengths, gpus, (*notes, *more))
+        if asked.option == "image_size":
+            return _Found(sides(source, changes, gpus, asked.wanted, options.cache, watch, executor), gpus, tuple(notes))
+        span = asked.wanted[0], asked.wanted[-1]
+        return _Found(lengths(source, changes, gpus, span, options.cache, watch, executor), gpus, tuple(notes))
 
 
-def _of_recordings(options: argparse.Namespace) -> _Found:
+def _of_recordings(options: argparse.Namespace, asked: _Asked) -> _Found:
     several = load_lengths(options.model)
-    if not several:
-        raise InvalidInputError(f"{options.model} holds recordings of one length; name the model to ask about several")
+    if not several or several[0].option != asked.option:
+        raise InvalidInputError(f"{options.model} holds no recordings by {asked.option.replace('_', '-')}; name the model to ask about several")
     firsts = tuple(each.first for each in several)
     for tape in firsts:
         require_agreement(tape, arguments.changes(options), {name: value for name in arguments.SHAPE if (value := getattr(options, name)) is not None})
@@ -139,14 +154,16 @@ def _padded_cells(row: PaddedRow) -> list[Cell]:
 
 
 def _tables(made: ByLength) -> list[Part]:
-    """The largest batch by length, a column for each GPU, with the longest sample that trains alone; and tokens a second."""
-    names, lengths = list(made.longest), list(dict.fromkeys(row.seq_len for row in made.rows))
-    of = {(row.gpu, row.seq_len): row for row in made.rows}
-    columns = (("tokens a sample", "right"), *((name, "right") for name in names))
+    """The largest batch by length, a column for each GPU, with the longest sample that trains alone; and how fast that is."""
+    of_images = made.option == "image_size"
+    unit, longest, speed = ("pixels a side", "largest, alone", "Samples") if of_images else ("tokens a sample", "longest, alone", "Tokens")
+    names, lengths = list(made.longest), list(dict.fromkeys(row.image_size or row.seq_len or 0 for row in made.rows))
+    of = {(row.gpu, row.image_size or row.seq_len): row for row in made.rows}
+    columns = ((unit, "right"), *((name, "right") for name in names))
     batches: list[list[Cell]] = [[f"{length:,}", *(_batch(of[name, length]) for name in names)] for length in lengths]
     speeds: list[list[Cell]] = [[f"{length:,}", *(_speed(of[name, length]) for name in names)] for length in lengths]
-    longest: list[Cell] = ["longest, alone", *(_longest(made, name) for name in names)]
-    return ["Largest batch", table(*columns, rows=[*batches, longest]), "", "Tokens a second at that batch", table(*columns, rows=speeds)]
+    alone: list[Cell] = [longest, *(_longest(made, name) for name in names)]
+    return ["Largest batch", table(*columns, rows=[*batches, alone]), "", f"{speed} a second at that batch", table(*columns, rows=speeds)]
 
 
 def _batch(row: LengthRow) -> str:
@@ -155,9 +172,11 @@ def _batch(row: LengthRow) -> str:
 
 
 def _speed(row: LengthRow) -> str:
-    return "-" if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f}"
+    if row.samples_per_s is None:
+        return "-"
+    return f"{row.samples_per_s:,.1f}" if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f}"
 
 
 def _longest(made: ByLength, gpu: str) -> str:
-    tokens = made.longest[gpu]
-    return f"{tokens:,} or more" if tokens == made.limit else f"{tokens:,}" if tokens else "none"
+    length = made.longest[gpu]
+    return f"{length:,} or more" if length == made.limit else f"{length:,}" if length else "none"

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> Answer:
     """A plan for each GPU; raises `InvalidInputError` where one of them cannot be answered for."""
     if options.lengths is not None:
         return lengths.of_a_file(options)
-    if isinstance(options.seq_len, tuple):
+    if any(isinstance(getattr(options, name), tuple) for name in lengths.LONG):
         return lengths.answer(options)
     found = arguments.asked(options)
     gpus, notes = arguments.gpus_asked(options, found)

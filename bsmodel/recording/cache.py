@@ -26,6 +26,7 @@ from bsmodel.training import Training
 from bsmodel.workloads import Source, Workload
 
 FOLDER_VARIABLE = "BSMODEL_CACHE_DIR"
+_SHORTEST = 256  # tokens: recordings at several lengths begin here, or at the shortest that is asked about
 _LIBRARIES = ("torch", "fvcore", "transformers", "diffusers", "accelerate", "peft", "timm", "torchvision")
 
 
@@ -119,6 +120,10 @@ def new_tape(workload: Workload, changes: Mapping[str, Any], gpu: Gpu) -> Tape:
     return replace(tape, gpu=gpu)  # the card itself, whose buffers may have other sizes than those of the one that stands for its family
 
 
+def _named(tape: Tape, source: Source, gpu: Gpu) -> Tape:
+    return replace(tape, gpu=gpu, options=dict(source.options))
+
+
 def _recipe(workload: Workload, changes: Mapping[str, Any]) -> Training:
     return Training(**{**dict(workload.training), **changes})
 
@@ -149,7 +154,7 @@ def recorded(source: Source, changes: Mapping[str, Any], gpu: Gpu, caching: bool
     path = tape_path(source, changes, gpu.kernel_family, caching)
     tape = kept_tape(path)
     if tape is None:
-        tape = replace(new_tape(_workload(source), changes, gpu), options=dict(source.options))
+        tape = _named(new_tape(_workload(source), changes, gpu), source, gpu)
         _keep(tape.save, path)
     return tape
 
@@ -169,10 +174,11 @@ def recorded_lengths(source: Source, changes: Mapping[str, Any], gpu: Gpu, span:
         def workload(length: int) -> Workload:
             return _workload(Source.of(source.name, **{**dict(source.options), "seq_len": length}))
 
+        low, high = span
+        first = workload(low)
+        start = min(low, _SHORTEST) if first.tokens_per_sample == low else low  # sound has a length that is not one of tokens
         trace_lengths = importlib.import_module("bsmodel.recording.lengths").trace_lengths
-        made: Lengths = trace_lengths(workload, _recipe(workload(span[1]), changes), _for_family(gpu), *span)
-        found = Lengths(
-            tuple(replace(piece, tapes=tuple(replace(tape, gpu=gpu, options=dict(source.options)) for tape in piece.tapes)) for piece in made.pieces)
-        )
+        made: Lengths = trace_lengths(workload, _recipe(first, changes), _for_family(gpu), start, high)
+        found = Lengths(tuple(replace(piece, tapes=tuple(_named(tape, source, gpu) for tape in piece.tapes)) for piece in made.pieces))
         _keep(lambda path: save_lengths([found], path), path)
     return found

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from bsmodel import tape as tapes
-from bsmodel.errors import InvalidInputError, UntraceableError
+from bsmodel.errors import InvalidInputError, TooLongError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.recording import alignment, loop, placement
 from bsmodel.recording.assumed import EVENLY, Assumed
@@ -38,8 +38,8 @@ def trace_lengths(
     """Record a workload at a few lengths, and tell every other: `trace_lengths(...).at(1920)` is an ordinary tape.
 
     `workload(s)` is the workload with samples of s tokens, recorded from `shortest` to `longest`, all of them multiples of `step`. Where the step is another
-    from some length on, further recordings tell what lies beyond; `Lengths.most` is as far as they do. Raises what `trace` raises, and `InvalidInputError`
-    for lengths that are none.
+    from some length on, further recordings tell what lies beyond; `Lengths.most` is as far as they do, or as the model has positions, and `Lengths.ends`
+    says why that is not `longest`. Raises what `trace` raises, and `InvalidInputError` for lengths that are none.
     """
     for name, length in (("shortest", shortest), ("longest", longest)):
         if whole(name, length) % step:
@@ -49,13 +49,24 @@ def trace_lengths(
     first = workload(shortest)
     found, card = training or first.training, gpu or Gpu.named("a100-40gb")
     require_arithmetic(found, card)
+    most, ends = _within_positions(workload, longest, step)
 
     def piece(start: int) -> Piece:
-        along = partial(piece_from, start=start, longest=longest, step=step, option=option)
-        at_once = _together(workload, (start, longest), found, card, along)
+        along = partial(piece_from, start=start, longest=most, step=step, option=option)
+        at_once = _together(workload, (start, most), found, card, along)
         return at_once or along(lambda length: trace(workload(length), found, card))
 
-    return pieces_from(piece, shortest, longest)
+    pieces = pieces_from(piece, shortest, most).pieces
+    return Lengths((*pieces[:-1], replace(pieces[-1], ends=ends)) if ends and pieces[-1].most == most else pieces)
+
+
+def _within_positions(workload: Callable[[int], Workload], longest: int, step: int) -> tuple[int, str]:
+    """The longest length that the model has positions for, and, where that is below what is asked, why it is no longer."""
+    try:
+        workload(longest)
+    except TooLongError as error:
+        return error.most // step * step, f"the model has {error.most:,} positions"
+    return longest, ""
 
 
 Along = Callable[[Callable[[int], Tape]], Piece]

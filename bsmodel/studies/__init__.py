@@ -2,11 +2,11 @@
 """Many workloads, recipes, cards and device counts asked at once, on any executor."""
 
 from bsmodel.studies.advise import Advice, advise
-from bsmodel.studies.by_length import ByLength, LengthRow, by_length, doublings, recorded_lengths, require_range
+from bsmodel.studies.by_length import ByLength, LengthRow, by_length, doublings, require_range
 from bsmodel.studies.executors import pool
 from bsmodel.studies.grid import Goal, for_card, one_of_each, require_asked_about
 from bsmodel.studies.padded import Padded, PaddedRow, padded, whole_steps
-from bsmodel.studies.recordings import tapes
+from bsmodel.studies.recordings import lengths, sides, tapes
 from bsmodel.studies.remedies import written
 from bsmodel.studies.rows import Recorded, Row
 from bsmodel.studies.study import Progress, Watch, study
@@ -29,12 +29,13 @@ __all__ = (
     "by_length",
     "doublings",
     "for_card",
+    "lengths",
     "one_of_each",
     "padded",
     "pool",
-    "recorded_lengths",
     "require_asked_about",
     "require_range",
+    "sides",
     "study",
     "tapes",
     "whole_steps",

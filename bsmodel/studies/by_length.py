@@ -3,40 +3,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
 
-from bsmodel.errors import InvalidInputError, TooLongError
+from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.memory import fit, longest
 from bsmodel.studies import executors
-from bsmodel.studies.recordings import lengths
 from bsmodel.studies.rows import Recorded
-from bsmodel.studies.study import Watch, in_silence
 from bsmodel.tape import STEP, Lengths
 from bsmodel.timing import step_time
-from bsmodel.workloads import Source
-
-_SHORTEST = 256  # recordings begin here, or at the shortest that is asked about
 
 
 @dataclass(frozen=True, kw_only=True)
 class LengthRow:
-    """The largest batch of samples of one length on one GPU, safe and likely, and the tokens a second at the safe one (null where none fits)."""
+    """The largest batch of samples of one length on one GPU, safe and likely, and samples and tokens a second at the safe one (null where none fits).
+
+    A sample has so many tokens, or an image so many pixels a side; the other is null, as tokens a second are of images.
+    """
 
     gpu: str
-    seq_len: int
+    seq_len: int | None
+    image_size: int | None
     largest_batch: int
     likely_batch: int
     reserved_bytes: int | None
+    samples_per_s: float | None
     tokens_per_s: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ByLength:
-    """Rows by length and GPU, and for each GPU the longest sample that trains alone, where `limit` is as far as recordings hold."""
+    """Rows by length and GPU, and for each GPU the longest sample that trains alone, where `limit` is as far as recordings hold.
+
+    What is long is the `option`: "seq_len", in tokens, or "image_size", in pixels a side.
+    """
+
+    option: str
 
     recorded: tuple[Recorded, ...]
     rows: tuple[LengthRow, ...]
@@ -45,39 +49,15 @@ class ByLength:
     notes: tuple[str, ...]
 
 
-def recorded_lengths(
-    source: Source,
-    changes: Mapping[str, Any],
-    gpus: Sequence[Gpu],
-    low: int,
-    high: int,
-    caching: bool | None = None,
-    watch: Watch = in_silence,
-    executor: Executor | None = None,
-) -> tuple[list[Lengths], tuple[str, ...]]:
-    """For each GPU the recordings that tell every length from `low` tokens to `high`, or to the last that the model has positions for, which a note says.
-
-    Raises `InvalidInputError` for lengths that are no multiples of 128, and what recording raises.
-    """
-    require_range(low, high)
-    try:
-        return lengths(source, changes, gpus, (min(low, _SHORTEST), high), caching, watch, executor), ()
-    except TooLongError as error:
-        most = error.most // STEP * STEP
-        if most < low:
-            raise
-        note = f"the model has {error.most:,} positions: no longer samples than these"
-        return lengths(source, changes, gpus, (min(low, _SHORTEST), most), caching, watch, executor), (note,)
-
-
-def require_range(low: int, high: int, step: int = STEP) -> None:
-    """Raises `InvalidInputError` for lengths that go backwards, or are no multiples of 128."""
+def require_range(option: str, low: int, high: int, step: int = STEP) -> None:
+    """Raises `InvalidInputError` for a range that goes backwards, or one of tokens that are no multiples of 128."""
+    name = option.replace("_", "-")
     if low > high:
-        raise InvalidInputError(f"seq-len goes from {low} to {high}; expected the shorter first")
+        raise InvalidInputError(f"{name} goes from {low} to {high}; expected the shorter first")
     up, down = -(-low // STEP) * STEP, max(1, high // STEP) * STEP
     for what, length, nearest in (("begins at", low, up), ("ends at", high, down), ("goes in steps of", step, -(-step // STEP) * STEP)):
-        if length % STEP:
-            raise InvalidInputError(f"seq-len {what} {length}; expected a multiple of {STEP}, such as {nearest}")
+        if option == "seq_len" and length % STEP:
+            raise InvalidInputError(f"{name} {what} {length}; expected a multiple of {STEP}, such as {nearest}")
 
 
 def by_length(found: Sequence[Lengths], gpus: Sequence[Gpu], wanted: Sequence[int], notes: Sequence[str] = (), executor: Executor | None = None) -> ByLength:
@@ -89,10 +69,11 @@ def by_length(found: Sequence[Lengths], gpus: Sequence[Gpu], wanted: Sequence[in
     cards = list(zip(found, gpus, strict=True))
     alone = [hands.submit(longest, each, gpu) for each, gpu in cards]
     begun = [hands.submit(_rows, each, gpu, part) for each, gpu in cards for part in parts]
-    rows = {(row.seq_len, row.gpu): row for future in begun for row in future.result()}
-    ordered = tuple(rows[length, gpu.id] for length in answered for gpu in gpus)
+    rows = {row for future in begun for row in future.result()}
+    order = {gpu.id: number for number, gpu in enumerate(gpus)}
+    ordered = tuple(sorted(rows, key=lambda row: (row.seq_len or 0, row.image_size or 0, order[row.gpu])))
     longest_of = {gpu.id: future.result() for gpu, future in zip(gpus, alone, strict=True)}
-    return ByLength(recorded=heads_of(found), rows=ordered, longest=longest_of, limit=limit, notes=(*notes, *ends[:1]))
+    return ByLength(option=found[0].option, recorded=heads_of(found), rows=ordered, longest=longest_of, limit=limit, notes=(*notes, *ends[:1]))
 
 
 def heads_of(found: Sequence[Lengths]) -> tuple[Recorded, ...]:
@@ -113,8 +94,16 @@ def _rows(lengths: Lengths, gpu: Gpu, wanted: Sequence[int]) -> list[LengthRow]:
 
 
 def _row(lengths: Lengths, gpu: Gpu, length: int) -> LengthRow:
-    tape = lengths.at(length)
+    tape, of_images = lengths.at(length), lengths.option == "image_size"
     found = fit(tape, gpu)
-    peak = found.peak.reserved_bytes if found.peak is not None else None
-    speed = step_time(tape, gpu, found.batch).tokens_per_s if found.batch else None
-    return LengthRow(gpu=gpu.id, seq_len=length, largest_batch=found.batch, likely_batch=found.likely_batch, reserved_bytes=peak, tokens_per_s=speed)
+    time = step_time(tape, gpu, found.batch) if found.batch else None
+    return LengthRow(
+        gpu=gpu.id,
+        seq_len=None if of_images else length,
+        image_size=length if of_images else None,
+        largest_batch=found.batch,
+        likely_batch=found.likely_batch,
+        reserved_bytes=found.peak.reserved_bytes if found.peak else None,
+        samples_per_s=time.samples_per_s if time else None,
+        tokens_per_s=time.tokens_per_s if time and not of_images else None,
+    )

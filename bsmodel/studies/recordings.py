@@ -13,7 +13,7 @@ from bsmodel.recording import kept_lengths, kept_tape, lengths_path, tape_path
 from bsmodel.studies import executors
 from bsmodel.studies.answering import record, record_lengths
 from bsmodel.studies.study import Progress, Watch, in_silence
-from bsmodel.tape import Lengths, Tape
+from bsmodel.tape import Lengths, Piece, Tape
 from bsmodel.workloads import Source
 
 Found = TypeVar("Found")
@@ -59,6 +59,21 @@ def lengths(
         watch(Progress(done, total, found.first))
 
     return _by_family(kept, lambda hands, gpu: hands.submit(record_lengths, source, changes, gpu, span, caching), gpus, source, tell, executor)
+
+
+def sides(
+    source: Source,
+    changes: Mapping[str, Any],
+    gpus: Sequence[Gpu],
+    wanted: Sequence[int],
+    caching: bool | None = None,
+    watch: Watch = in_silence,
+    executor: Executor | None = None,
+) -> list[Lengths]:
+    """The recordings for each card at these sides of images, in pixels, each one by itself: kernels of convolutions change from size to size."""
+    found = [tapes(Source.of(source.name, **{**dict(source.options), "image_size": side}), changes, gpus, caching, watch, executor) for side in wanted]
+    of_cards = zip(*found, strict=True)
+    return [Lengths(tuple(Piece("image_size", (tape,), (side,), side, side) for tape, side in zip(own, wanted, strict=True))) for own in of_cards]
 
 
 def _by_family(

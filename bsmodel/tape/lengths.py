@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A second axis: recordings of one step at several lengths, and the polynomials in the length that go through them."""
+"""A second axis: recordings of one step at several lengths or sides of images, and the polynomials in the length that go through them."""
 
 from __future__ import annotations
 
@@ -43,6 +43,11 @@ class Piece:
     step: int
     ends: str = ""  # why it goes no farther, where more was asked for
 
+    @property
+    def known(self) -> range:
+        """The lengths that it tells."""
+        return range(self.lengths[0], self.most + 1, self.step)
+
     def at(self, length: int) -> Tape:
         """The tape at a length, which is not checked."""
         first = self.tapes[0]
@@ -83,7 +88,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Lengths:
-    """A step at any length that is a multiple of `step`, from the shortest recorded to `most`: `at(s)` is an ordinary tape.
+    """A step at many lengths, from the shortest recorded to `most`: `at(s)` is an ordinary tape for each of those that are `known`.
 
     It goes from piece to piece where the step does something else from some length on, as that of a model does whose attention looks back through a window.
     """
@@ -91,14 +96,14 @@ class Lengths:
     pieces: tuple[Piece, ...]
 
     @property
-    def step(self) -> int:
-        """What every length is a multiple of."""
-        return self.pieces[0].step
+    def option(self) -> str:
+        """What is long: "seq_len", in tokens, or "image_size", in pixels a side."""
+        return self.pieces[0].option
 
     @property
-    def least(self) -> int:
-        """The shortest length."""
-        return self.pieces[0].lengths[0]
+    def known(self) -> list[int]:
+        """The lengths that it tells, in order."""
+        return [length for piece in self.pieces for length in piece.known]
 
     @property
     def most(self) -> int:
@@ -116,11 +121,18 @@ class Lengths:
         return self.pieces[0].tapes[0]
 
     def at(self, length: int) -> Tape:
-        """The recording at a length; `InvalidInputError` for one that is no multiple of `step`, below `least` or beyond `most`."""
-        length = whole("length", length, least=self.least, most=self.most)
-        if length % self.step:
-            raise InvalidInputError(f"length is {length}; expected a multiple of {self.step}, such as {max(1, round(length / self.step)) * self.step}")
-        return next(piece for piece in self.pieces if length <= piece.most).at(length)
+        """The recording at a length; `InvalidInputError` for one that is not known, with the nearest that is."""
+        name, known = self.option.replace("_", "-"), self.known
+        length = whole(name, length, known[0], known[-1])
+        piece = next(piece for piece in self.pieces if length <= piece.most)
+        if length not in piece.known:
+            nearest = min(known, key=lambda other: abs(other - length))
+            raise InvalidInputError(f"{name} is {length}; expected {_said(piece)}, such as {nearest}")
+        return piece.at(length)
+
+
+def _said(piece: Piece) -> str:
+    return f"a multiple of {piece.step}" if len(piece.known) > 1 else "one that was recorded"
 
 
 def piece_from(recorded: Callable[[int], Tape], start: int, longest: int, step: int, option: str = "seq_len") -> Piece:

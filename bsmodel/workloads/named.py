@@ -45,6 +45,8 @@ def _llama_8b(seq_len: int = 2048, attention: str | None = None) -> Workload:
 
 
 def _bert(seq_len: int = 128, attention: str | None = None) -> Workload:
+    if seq_len > 512:
+        raise TooLongError(seq_len, 512)
     model = transformers_model_type("bert", "AutoModelForSequenceClassification", attention, num_labels=2)
     return Workload(model, token_batch(seq_len, labels="class", padded=True), own_loss, training=_MIXED, tokens_per_sample=seq_len)
 

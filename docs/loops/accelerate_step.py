@@ -46,6 +46,4 @@ def workload(width=384, layers=12, micro_batches=2):
     def batches(size):
         return [(torch.randn(size, 3, 224, 224), torch.zeros(size, dtype=torch.long)) for _ in range(micro_batches)]
 
-    return bsmodel.Workload(
-        lambda: Classifier(width, layers), batches, setup=lambda model: Loop(model, micro_batches), step=step, name="accelerate"
-    )
+    return bsmodel.Workload(lambda: Classifier(width, layers), batches, setup=lambda model: Loop(model, micro_batches), step=step, name="accelerate")
