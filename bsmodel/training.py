@@ -120,6 +120,8 @@ class Training(BaseModel, frozen=True):
     bitsandbytes. By default weights under adapters are in half precision where they are published so and the precision is a mixed one."""
     double_quant: bool = False
     """Quantize the scales of `nf4` and `fp4` weights, too."""
+    compute_dtype: Literal["fp32", "fp16", "bf16"] | None = None
+    """What products with `nf4` and `fp4` weights are computed in; by default in what the precision computes in."""
     upcast: bool = True
     """With quantized weights, hold all others (embeddings, head, norms) in float32, as peft's `prepare_model_for_kbit_training` does."""
     adapter: str | None = None
@@ -205,6 +207,7 @@ class Training(BaseModel, frozen=True):
             "prompt-tuning needs prompt_tokens, and nothing else has them": (self.adapter == "prompt-tuning") != (self.prompt_tokens is not None),
             f"weights {self.weights!r} cannot be trained; give a lora_rank to train adapters": self.weights in QUANTIZED and not self.adapts,
             f"double_quant is for weights nf4 and fp4, not {self.weights!r}": self.double_quant and not four_bits,
+            f"compute_dtype is for weights nf4 and fp4, not {self.weights!r}": self.compute_dtype is not None and not four_bits,
             "upcast is for quantized weights": not self.upcast and self.weights not in QUANTIZED,
         }
         idle = () if ranked else ("lora_alpha", "lora_dropout") if self.adapts else ("lora_alpha", "lora_dropout", "lora_targets", "adapter_dtype")

@@ -5,6 +5,7 @@ import pytest
 
 import bsmodel
 from bsmodel import Training
+from bsmodel.recording.checks import same_memory
 from bsmodel.tape import WEIGHTS
 from tests.test_configs import built
 from tests.test_refusals import line_of
@@ -149,6 +150,21 @@ def test_backward_unpacks_a_whole_weight(config, a100):
     unpacked = [i for i, name in enumerate(tape.operators) if name == "bitsandbytes.dequantize_4bit.default"]
     assert {int(tape.fixed_bytes[i]) for i in unpacked} == {rows * columns * 2 for rows, columns in LAYERS}
     assert {tape.phases[i] for i in unpacked} == {"forward", "backward"}
+
+
+def test_a_quantization_config_is_what_the_flags_say(config, a100):
+    """Without adapters it is refused; transformers computes in float32 where it does not say otherwise."""
+    pytest.importorskip("bitsandbytes")
+    fields = {**LLAMA, "architectures": ["LlamaForCausalLM"]}
+    given = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    plain, packed = (bsmodel.Workload.named(config({**fields, **more}), seq_len=128) for more in ({}, {"quantization_config": given}))
+    asked = bsmodel.trace(plain, Training(precision="bf16", lora_rank=8, weights="nf4", double_quant=True, compute_dtype="fp32"), a100)
+    told = bsmodel.trace(packed, Training(precision="bf16", lora_rank=8), a100)
+    assert same_memory(told, asked) and told.recipe == asked.recipe
+    assert any("as the model's quantization_config has them" in remark for remark in told.remarks)
+    in_bf16 = bsmodel.trace(packed, Training(precision="bf16", lora_rank=8, weights="nf4", double_quant=True), a100)
+    assert len(in_bf16.operators) < len(told.operators)  # nothing is cast on the way
+    assert line_of(bsmodel.trace, packed) == "weights 'nf4' cannot be trained; give a lora_rank to train adapters"
 
 
 def test_what_is_not_quantized_stays_as_it_is_where_asked(config, a100):

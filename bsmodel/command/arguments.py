@@ -114,6 +114,8 @@ def add_adapters(parser: argparse.ArgumentParser) -> None:
     formats = ", ".join((*WEIGHTS, *QUANTIZED))
     parser.add_argument("--weights", metavar="NAME", help=f"{formats} (default: as the precision says; under adapters half precision where published so)")
     parser.add_argument("--double-quant", action="store_true", default=None, help="quantize the scales of nf4 and fp4, too (default: they are fp32)")
+    text = "what products with nf4 and fp4 weights are computed in (default: as the precision computes)"
+    parser.add_argument("--compute-dtype", choices=tuple(WEIGHTS), help=text)
     text = "leave what is not quantized as it is (default: in fp32, as prepare_model_for_kbit_training has it)"
     parser.add_argument("--no-upcast", dest="upcast", action="store_false", default=None, help=text)
     parser.add_argument("--adapter", metavar="NAME", help=f"{', '.join(ADAPTERS)} (default: lora where a rank is given)")

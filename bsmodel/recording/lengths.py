@@ -47,7 +47,7 @@ def trace_lengths(
     if longest < shortest:
         raise InvalidInputError(f"lengths go from {shortest} to {longest}; expected the shorter first")
     first = workload(shortest)
-    found, card = training or first.training, gpu or Gpu.named("a100-40gb")
+    found, card = first.recipe(training), gpu or Gpu.named("a100-40gb")
     require_arithmetic(found, card)
     most, ends = _within_positions(workload, longest, step)
 

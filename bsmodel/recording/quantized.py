@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bsmodel.errors import InvalidInputError
-from bsmodel.training import Training
+from bsmodel.training import WEIGHTS, Training
 from bsmodel.workloads import silence
 
 
@@ -49,7 +49,8 @@ def _config(training: Training) -> Any:
     config = importlib.import_module("transformers").BitsAndBytesConfig
     if training.weights == "int8":
         return config(load_in_8bit=True)
-    compute = getattr(torch, training.numerics.autocast or training.numerics.weights)
+    asked = WEIGHTS[training.compute_dtype] if training.compute_dtype else None
+    compute = getattr(torch, asked or training.numerics.autocast or training.numerics.weights)
     return config(load_in_4bit=True, bnb_4bit_quant_type=training.weights, bnb_4bit_use_double_quant=training.double_quant, bnb_4bit_compute_dtype=compute)
 
 

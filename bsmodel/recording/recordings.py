@@ -30,6 +30,7 @@ _APART = (3, 5, 7, 9)  # of steps that do something for every sample: odd, so th
 FURTHER = 7  # checks that three points make a parabola, where some size is one
 _PAIRED = "samples are paired within a micro-batch: accumulation and more devices do not make the pairs of the effective batch"
 _LEFT = "{:,} parameters are not quantized, being no linear layers: embeddings, norms, experts that are one tensor; nor is the head"
+_AS_PUBLISHED = "weights are in {}, as the model's quantization_config has them; weights bf16 would have them whole"
 _UPCAST = "weights that are not quantized are in float32, as peft's prepare_model_for_kbit_training leaves them; without upcast they are as published"
 Recorded = tuple[Tape, Values]
 _BY_SAMPLE = f"what the step does for every sample apart is counted as often as there are samples; recordings at batches {_APART[0]} to {_APART[-1]} agree"
@@ -230,7 +231,15 @@ def _remarks(run: Run, sizes: dict[int, alignment.Size]) -> tuple[str, ...]:
     of_state = OPTIMIZERS[optimizer].remark if isinstance(optimizer, str) and run.loop.workload.setup is None else ""
     packed = run.loop.training.weights in QUANTIZED
     whole = _LEFT.format(sum(p.numel() for p in run.loop.model.parameters() if not (p.requires_grad or is_packed(p)))) if packed else ""
-    said = {of_state: bool(of_state), whole: packed, _UPCAST: packed and run.loop.training.upcast, _NO_STEP: run.idle, _PAIRED: _pairs_samples(sizes)}
+    training, published = run.loop.training, run.loop.workload.quantized
+    said = {
+        _AS_PUBLISHED.format(training.weights): bool(published) and published.get("weights") == training.weights,
+        of_state: bool(of_state),
+        whole: packed,
+        _UPCAST: packed and training.upcast,
+        _NO_STEP: run.idle,
+        _PAIRED: _pairs_samples(sizes),
+    }
     return (*run.loop.workload.remarks, *run.remarks, *(remark for remark, applies in said.items() if applies))
 
 

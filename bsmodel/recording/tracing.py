@@ -43,7 +43,7 @@ def trace(workload: Workload, training: Training | None = None, gpu: Gpu | None 
     polynomial in the batch, where a step keeps more than the one before, or where what happens hangs on a value that is read; `InvalidInputError` where
     the recipe does not suit the model or the GPU (bf16 on a card without it), or the batch function ignores its size.
     """
-    training = training or workload.training
+    training = workload.recipe(training)
     gpu = gpu or Gpu.named("a100-40gb")
     require_arithmetic(training, gpu)
     loop.require_applicable(workload, training)

@@ -19,7 +19,7 @@ TRIAL_STEPS = 12  # at capacity fragments pile up over several steps before one 
 def recipe_of(job: Job) -> tuple[Workload, Training]:
     """The workload of a job and its training: the workload's own with what the job changes."""
     workload = Workload.named(job["workload"], **job.get("options", {}))
-    return workload, Training(**{**dict(workload.training), **job.get("recipe", {})})
+    return workload, workload.recipe(Training(**{**dict(workload.training), **job.get("recipe", {})}))
 
 
 def unfilled(job: Job) -> bool:

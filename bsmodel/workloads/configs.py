@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError
-from bsmodel.training import Training
+from bsmodel.training import WEIGHTS, Training
 from bsmodel.units import shown
 from bsmodel.workloads import diffusion
 from bsmodel.workloads.batches import batch_of, own_loss
@@ -40,7 +40,7 @@ def checked_config(path: Path, options: Mapping[str, Any]) -> tuple[str, dict[st
     """The library of a configuration file and its fields, as far as they can be judged without that library.
 
     Raises `InvalidInputError` for a file that cannot be read or is no configuration, for options that the library's models do not take, and
-    for fields that ask for what is not recorded: quantized weights, code of the model's own repository.
+    for fields that ask for what is not recorded: weights that others than bitsandbytes quantize, code of the model's own repository.
     """
     where = repr(str(path))
     fields = read_fields(path)
@@ -54,8 +54,7 @@ def checked_config(path: Path, options: Mapping[str, Any]) -> tuple[str, dict[st
         if option not in _OPTIONS[family]:
             known = ", ".join(name.replace("_", "-") for name in _OPTIONS[family])
             raise InvalidInputError(f"{where} is of {family}, whose models have no option {option.replace('_', '-')!r}; they take: {known}")
-    if fields.get("quantization_config"):
-        raise InvalidInputError(f"{where} has a quantization_config: {_instead_of(fields['quantization_config'])}")
+    _quantized(fields, where)
     for name in ("auto_map", "trust_remote_code"):
         if fields.get(name):
             reason = "code of the model's own repository is not run; without that field, transformers' own model of this type is recorded"
@@ -63,14 +62,29 @@ def checked_config(path: Path, options: Mapping[str, Any]) -> tuple[str, dict[st
     return family, fields
 
 
-def _instead_of(quantization: Any) -> str:
-    """How to ask for what a quantization_config says, which no recipe trains by itself."""
-    said = quantization if isinstance(quantization, dict) else {}
+def _quantized(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a quantization_config of bitsandbytes says, as fields of a recipe; raises `InvalidInputError` for one of another library.
+
+    Its defaults are those of transformers' BitsAndBytesConfig (utils/quantization_config.py).
+    """
+    given = fields.get("quantization_config")
+    if not given:
+        return {}
+    said = given if isinstance(given, dict) else {}
     if not (said.get("load_in_4bit") or said.get("load_in_8bit")):
-        return "weights that are quantized so are not recorded; without that field, they are as the precision says"
-    weights = said.get("bnb_4bit_quant_type", "fp4") if said.get("load_in_4bit") else "int8"
-    double = ", double_quant" if said.get("bnb_4bit_use_double_quant") else ""
-    return f"it is the recipe's to say; leave that field out and give weights {weights}{double} and a lora_rank, for only adapters are trained on such weights"
+        method = shown(said.get("quant_method", given))
+        without = "those of bitsandbytes are (load_in_4bit, load_in_8bit); without that field, weights are as the precision says"
+        raise InvalidInputError(f"{where} has a quantization_config of {method}, whose weights are not recorded; {without}")
+    if said.get("llm_int8_skip_modules"):
+        raise InvalidInputError(f"{where} has llm_int8_skip_modules {shown(said['llm_int8_skip_modules'])}; expected none: all but the head is quantized")
+    if said.get("load_in_8bit"):
+        return {"weights": "int8"}
+    compute, names = str(said.get("bnb_4bit_compute_dtype", "float32")).removeprefix("torch."), {long: short for short, long in WEIGHTS.items()}
+    found = {"weights": said.get("bnb_4bit_quant_type", "fp4"), "double_quant": bool(said.get("bnb_4bit_use_double_quant"))}
+    for name, value, known in (("quant_type", found["weights"], ("nf4", "fp4")), ("compute_dtype", compute, names)):
+        if value not in known:
+            raise InvalidInputError(f"{where}: bnb_4bit_{name} is {shown(value)}; expected {' or '.join(known)}")
+    return {**found, "compute_dtype": names[compute]}
 
 
 def from_config_file(path: Path, options: dict[str, Any]) -> Workload:
@@ -99,7 +113,8 @@ def _from_transformers(fields: dict[str, Any], where: str, attention: str | None
     usual = _usual(str(fields["model_type"]))
     require_sizes(fields, usual, where)
     head, name, remarks = head_of(fields.get("architectures"), fields["model_type"], where)
-    config = library("transformers").AutoConfig.for_model(**fields)
+    quantized = _quantized(fields, where)
+    config = library("transformers").AutoConfig.for_model(**{name: value for name, value in fields.items() if name != "quantization_config"})
     if attention is not None:
         _require_attention(config, name)
         config._attn_implementation = attention
@@ -109,7 +124,9 @@ def _from_transformers(fields: dict[str, Any], where: str, attention: str | None
     training = Training(precision="bf16-mixed", optimizer="adamw")
     model = transformers_model(config, name, f", from {where}{zeros_among(fields, usual)}")
     batch = batch_of(**found.tensors)
-    return Workload(model, batch, own_loss, training=training, tokens_per_sample=found.tokens_per_sample, remarks=remarks, weights=published)
+    return Workload(
+        model, batch, own_loss, training=training, tokens_per_sample=found.tokens_per_sample, remarks=remarks, weights=published, quantized=quantized
+    )
 
 
 def _usual(model_type: str) -> Callable[[str], Any]:

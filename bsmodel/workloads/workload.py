@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ class Workload:
     setup(model) -> what `step` gets in the optimizer's place, made once, with the model on the device: two optimizers in a dict, an object
         with a loss scaler, an average of the weights, an Accelerator. Without it `step` gets the optimizer of the recipe.
     weights: the dtype in which trained weights of the model are published, such as "bfloat16": under adapters they are kept in half precision.
+    quantized: fields of the recipe that say how weights are held that are published in fewer bits, such as {"weights": "nf4", "double_quant": True}.
     training: the recipe where none is given. base_lr at base_batch: a learning rate known to train it.
     remarks: sentences that an answer rests on and nobody asked for; read when a recording is over, so that `loss` may add what it chose.
     """
@@ -41,12 +42,21 @@ class Workload:
     setup: Callable[[Any], Any] | None = None
     worst_batch: Callable[[int], Any] | None = None
     weights: str | None = None
+    quantized: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.loss is None) == (self.step is None):
             raise InvalidInputError(f"workload {self.name!r} needs exactly one of loss=(model, batch) -> scalar and step=(model, optimizer, batch)")
         if self.setup is not None and self.step is None:
             raise InvalidInputError(f"workload {self.name!r} has a setup=(model) and no step=(model, what setup returns, batch) that takes what it makes")
+
+    def recipe(self, training: Training | None = None) -> Training:
+        """The recipe, by default its own; weights that are published in fewer bits stay so where it does not say what they are held in.
+
+        Raises `InvalidInputError` where these would be trained themselves, and not adapters.
+        """
+        found = training or self.training
+        return Training(**{**dict(found), **self.quantized}) if self.quantized and found.weights is None else found
 
     @staticmethod
     def named(name: str, **options: object) -> Workload:
