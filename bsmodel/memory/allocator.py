@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.memory.pools import Block, Pool, Pools, Segment, find_room, map_pages, mapped_stretches, merge_unmapped, stretch_bytes, unmap_pages
@@ -23,6 +23,7 @@ MIN_LARGE_ALLOCATION = 10 * MiB  # kMinLargeAlloc: from here on a segment is as 
 ROUND_LARGE = 2 * MiB  # kRoundLarge; also the driver's own granularity
 
 _UNLIMITED = 1 << 62
+_ONE_STREAM: Mapping[int, int] = {}
 _UNKNOWN_TOTAL = 1 << 40  # addresses set aside for a growing segment on a device of unknown size
 
 
@@ -96,12 +97,12 @@ class CachingAllocator:
         self._younger: dict[int, deque[Block | None]] = {}
         self.forgone: set[int] = set()
 
-    def run(self, operations: Iterable[int], sizes: Sequence[int], optional: Container[int] = ()) -> None:
+    def run(self, operations: Iterable[int], sizes: Sequence[int], optional: Container[int] = (), streams: Mapping[int, int] = _ONE_STREAM) -> None:
         """Carry out operations: `k` allocates `sizes[k]` bytes as tensor k, `~k` frees the oldest living instance of tensor k.
 
         An allocation of 0 bytes takes nothing. May be called again, with other operations and sizes. Tensors of `optional` are done
-        without, from then on, where there is no memory for them. Raises `OutOfMemoryError` with the index of the failing operation,
-        `InvalidInputError` for a tensor freed while not alive.
+        without, from then on, where there is no memory for them. `streams` has those whose blocks tensors take, where that is not the default one.
+        Raises `OutOfMemoryError` with the index of the failing operation, `InvalidInputError` for a tensor freed while not alive.
         """
         live, younger, malloc, free = self._live, self._younger, self.malloc, self.free
         index = 0
@@ -109,7 +110,8 @@ class CachingAllocator:
             for index, operation in enumerate(operations):
                 if operation >= 0:
                     size = sizes[operation]
-                    block = (malloc(size) if operation not in optional else self._optional(operation, size)) if size else None
+                    stream = streams.get(operation, 0) if streams else 0
+                    block = (malloc(size, stream) if operation not in optional else self._optional(operation, size)) if size else None
                     if operation in live:
                         younger.setdefault(operation, deque()).append(block)
                     else:

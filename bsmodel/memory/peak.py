@@ -181,7 +181,7 @@ def _train(allocator: CachingAllocator, tape: Tape, sizes: list[int], accumulati
         for name, block in tape.program(_MOST_STEPS, accumulation):
             if name in ("micro", "first"):
                 asked, retries = len(allocator.segment_events), allocator.retries
-            allocator.run(block, sizes, optional)
+            allocator.run(block, sizes, optional, tape.streams)
             if name in ("step", "first_step"):
                 layouts.append(allocator.layout())
                 quiet = len(allocator.segment_events) == asked and allocator.spare_bytes > largest

@@ -25,6 +25,7 @@ from bsmodel.recording.cuda_like import composites, offload, refusals, shapes, s
 from bsmodel.recording.cuda_like.buffers import NO_BUFFERS, Buffer, Kernel
 from bsmodel.recording.cuda_like.engine import SUMS, is_renumbered, sums_in_place
 from bsmodel.recording.cuda_like.kernels import UNCOUNTED, kernel_of
+from bsmodel.recording.cuda_like.machine import MAIN, Stream
 from bsmodel.recording.cuda_like.pretence import META
 from bsmodel.recording.cuda_like.recurrent import Recurrent, recurrent_layers
 from bsmodel.recording.cuda_like.work import Work, work_of
@@ -53,6 +54,7 @@ class Allocation:
     parameters: tuple[int, ...] = ()
     kind: str = ""  # of a workspace that a library sizes by rules nobody publishes
     excess_bytes: int = 0  # how much larger that may be
+    stream: int = 0  # of whose blocks the allocator takes it: 0 is the default one's
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class Recorder(TorchDispatchMode):
         self.phase = "step"
         self.uncounted: set[str] = set()
         self.workspaces: set[str] = set()
+        self._streams = {MAIN.stream_id: 0}  # by what torch calls them: numbers in the order of their first allocation
         self._live: dict[int, tuple[int, weakref.ref[Any]]] = {}  # by storage: its allocation, and what tells of its death
         self._modules: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
         self._stack: list[str] = []
@@ -149,9 +152,13 @@ class Recorder(TorchDispatchMode):
         forward = phase == "forward" or (phase == "backward" and bool(self._stack))
         number = len(self.allocations)
         term = (buffer.formula, buffer.parameters, buffer.kind, buffer.excess_bytes) if buffer is not None else ("", (), "", 0)
-        self.allocations.append(Allocation(size_bytes, operator, module, phase, category or ("saved" if forward else "temporary"), "", *term))
+        category = category or ("saved" if forward else "temporary")
+        self.allocations.append(Allocation(size_bytes, operator, module, phase, category, "", *term, self._stream()))
         self.events.append(number)
         return number
+
+    def _stream(self) -> int:
+        return self._streams.setdefault(Stream.current.stream_id, len(self._streams))
 
     def release(self, number: int) -> None:
         """Write down that an allocation is given back."""
@@ -216,7 +223,7 @@ class Recorder(TorchDispatchMode):
     def _dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunction():  # from here on tensors show their true device
             kwargs = kwargs or {}
-            given = tensors_in((*args, *kwargs.values()))
+            given = shapes.tensors_in((*args, *kwargs.values()))
             if sparse.concerns(func, args, given):
                 return sparse.run(func, args, kwargs, self, self.place)
             device = kwargs.get("device")
@@ -261,7 +268,7 @@ class Recorder(TorchDispatchMode):
                 continue
             made.append(self.allocate(8 * selected * index.dim(), "aten.nonzero.default"))
             indices += [torch.empty(selected, dtype=torch.long, device=META) for _ in range(index.dim())]
-        output = self._run(func, (args[0], indices), kwargs, tensors_in((args[0], indices)))
+        output = self._run(func, (args[0], indices), kwargs, shapes.tensors_in((args[0], indices)))
         for number in made:
             self.release(number)
         return output
@@ -291,7 +298,7 @@ class Recorder(TorchDispatchMode):
         self._allocate_all(name, known.kernel, tensors)
         self._note_work(name, known.work, known.counted)
         self._note_node()
-        self.values.keep(func, tensors_in((output,)), None if value is None else tensors_in((value,)), given, because)
+        self.values.keep(func, shapes.tensors_in((output,)), None if value is None else shapes.tensors_in((value,)), given, because)
         for tensor in tensors:
             self.values.remember(tensor, self._number(tensor))
         return output
@@ -343,7 +350,8 @@ class Recorder(TorchDispatchMode):
     def _ensure_workspaces(self, kernel: Kernel) -> None:
         """The workspace of a library handle is allocated at its first use in a thread, and kept: backward runs in a thread of its own."""
         for handle in kernel.handles:
-            name = f"{handle.name} ({'backward' if self.in_backward else 'main'} thread)"
+            stream = f", stream {self._stream()}" if self._stream() else ""
+            name = f"{handle.name} ({'backward' if self.in_backward else 'main'} thread{stream})"
             if name not in self.workspaces:
                 self.workspaces.add(name)
                 self.allocate(handle.size_bytes, name, "workspace")
@@ -375,17 +383,6 @@ def _keeps_gradient() -> bool:
     return node is not None and node.name() == "torch::autograd::AccumulateGrad"
 
 
-def tensors_in(values: Any) -> list[torch.Tensor]:
-    """The tensors among the arguments of an operator in order, lists and tuples of them opened."""
-    found: list[torch.Tensor] = []
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found.extend(tensors_in(value))
-    return found
-
-
 # Set from outside: defined in the class it would be wrapped in a guard against torch.compile, a tenth of the time of a recording.
 Recorder.__torch_dispatch__ = Recorder._dispatch  # type: ignore[method-assign,assignment]
 
@@ -394,5 +391,5 @@ _name = functools.cache(str)
 
 def _device_tensors(func: Any, output: Any) -> list[torch.Tensor]:
     """Device tensors among the outputs in the order CUDA allocates them: dropout makes its mask first, the CTC loss its prefixes or gradient."""
-    tensors = [tensor for tensor in tensors_in((output,)) if tensor.is_meta]
+    tensors = [tensor for tensor in shapes.tensors_in((output,)) if tensor.is_meta]
     return tensors[::-1] if func in _LAST_FIRST else tensors

@@ -175,8 +175,7 @@ def _all_operations(run: Run, micro_step: Operations) -> Operations:
 
 
 def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[int, ...], micro_step: Operations) -> Tape:
-    recorded = run.recorder.allocations
-    period = alignment.periodic({name: run.events(name) for name in BLOCKS}, recorded)
+    recorded, period = run.recorder.allocations, alignment.periodic({name: run.events(name) for name in BLOCKS}, run.recorder.allocations)
     checks.require_steady(period, sizes, recorded, run.loop.workload.name)
     allocations = [recorded[number] for number in period.kept]
     found = [sizes.get(number, alignment.Size(Polynomial(recorded[number].size_bytes, 0))) for number in period.kept]
@@ -202,6 +201,7 @@ def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple
         phases=tuple(a.phase for a in allocations),
         categories=tuple(a.category for a in allocations),
         terms={index: Term(size.formula, size.parameters) for index, size in enumerate(found) if size.formula},
+        streams={index: a.stream for index, a in enumerate(allocations) if a.stream},
         workspaces={index: Workspace(size.kind, size.excess) for index, size in enumerate(found) if size.kind},
         blocks=period.blocks,
         operations=_all_operations(run, micro_step),

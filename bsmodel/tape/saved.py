@@ -153,6 +153,7 @@ def _document(tape: Tape) -> dict[str, Any]:
     document = {**plain, "gpu": tape.gpu.model_dump(mode="json"), "operations": tape.operations.document()}
     document.update((name, plain[name].tolist()) for name in SIZES)
     document["workspaces"] = [[number, workspace.kind, astuple(workspace.excess)] for number, workspace in tape.workspaces.items()]
+    document["streams"] = list(tape.streams.items())
     document["worst"] = tape.worst and _document(tape.worst)
     document["terms"] = [[number, term.formula, [astuple(parameter) for parameter in term.parameters]] for number, term in tape.terms.items()]
     for name in WORDS:
@@ -171,6 +172,7 @@ def _tape(saved: SavedTape) -> Tape:
         plain[name] = np.array(plain[name], np.int64)
     plain["terms"] = {number: Term(formula, tuple(Polynomial(*each) for each in parameters)) for number, formula, parameters in saved.terms}
     plain["workspaces"] = {number: Workspace(kind, Polynomial(*excess)) for number, kind, excess in saved.workspaces}
+    plain["streams"] = dict(saved.streams)
     plain["worst"] = saved.worst and _tape(saved.worst)
     plain["operations"] = Operations.of(dict(saved.operations))
     return Tape(**plain)

@@ -18,7 +18,7 @@ from bsmodel.tape.workspaces import FORMULAS
 from bsmodel.training import PRECISIONS, Training
 from bsmodel.units import MOST_COUNT
 
-SCHEMA_VERSION = 11
+SCHEMA_VERSION = 12
 SIZES = ("fixed_bytes", "per_sample_bytes", "per_pair_bytes")
 _EXPECTED = "expected none below zero, and none that falls, from batch 1 on"
 _PROGRAM = (("init", "first", "accumulate", "first_step", "micro", "accumulate", "step"), ("init", "first", "first_step", "micro", "step", "micro", "step"))
@@ -78,6 +78,7 @@ class SavedTape(_Checked):
     categories: Words
     terms: tuple[tuple[Count, str, tuple[Sizes, ...]], ...]
     workspaces: tuple[tuple[Count, str, Sizes], ...]
+    streams: tuple[tuple[Count, Positive], ...]
     blocks: dict[str, tuple[int, ...]]
     operations: SavedOperations
     uncounted_operators: tuple[str, ...]
@@ -106,7 +107,7 @@ class SavedPiece(_Checked):
 class SavedTapes(_Checked):
     """A file: the recordings of one workload and recipe, one for each family of kernels, or pieces of several lengths for each."""
 
-    schema_version: Literal[11]
+    schema_version: Literal[12]
     tapes: tuple[SavedTape, ...] = Field(min_length=1)
     pieces: tuple[SavedPiece, ...] = ()
 
@@ -192,7 +193,8 @@ def _allocations(saved: SavedTape) -> Problems:
 
 def _buffers(saved: SavedTape) -> Problems:
     count = len(saved.fixed_bytes)
-    for name, numbers in (("terms", [term[0] for term in saved.terms]), ("workspaces", [item[0] for item in saved.workspaces])):
+    for name in ("terms", "workspaces", "streams"):
+        numbers = [item[0] for item in getattr(saved, name)]
         if len(set(numbers)) < len(numbers) or max(numbers, default=-1) >= count:
             yield name, f"is of allocations {max(numbers)} and below; expected each of the {count} at most once"
     for position, (_, formula, parameters) in enumerate(saved.terms):

@@ -50,10 +50,10 @@ class Tape:
     """Everything later questions need, and nothing of torch.
 
     Allocation `k` asks for `fixed_bytes[k] + per_sample_bytes[k] * b + per_pair_bytes[k] * b (b - 1) / 2` bytes, and `terms[k]` on top where it has one;
-    `workspaces[k]` says what it is where a library sizes it by rules nobody publishes: so much is what its planner wants first, and whether
-    the library of a card takes it depends on the kind. `blocks` holds the events of each part of a run: `k` allocates number k, `~k` releases
-    its oldest living instance. A run of n steps with a micro-steps each is `init`, `first`, (`accumulate` x (a-1)), `first_step`, then n-1
-    times `micro`, (`accumulate` x (a-1)), `step`.
+    `streams[k]` is the stream whose blocks it takes where that is not the default one. `workspaces[k]` says what it is where a library sizes it by
+    rules nobody publishes: so much is what its planner wants first, and whether the library of a card takes it depends on the kind. `blocks` holds
+    the events of each part of a run: `k` allocates number k, `~k` releases its oldest living instance. A run of n steps with a micro-steps each is
+    `init`, `first`, (`accumulate` x (a-1)), `first_step`, then n-1 times `micro`, (`accumulate` x (a-1)), `step`.
     """
 
     name: str
@@ -76,6 +76,7 @@ class Tape:
     categories: tuple[str, ...]
     terms: dict[int, Term]
     workspaces: dict[int, Workspace]
+    streams: dict[int, int]  # of allocations that are not of the default stream's blocks: whose
     blocks: dict[str, tuple[int, ...]]
     operations: Operations
     uncounted_operators: tuple[str, ...] = ()

@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import itertools
 import types
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 
 from bsmodel.hardware import Gpu
-
-SIDE_STREAMS = "what the allocator and libraries keep apart for every stream: all streams are recorded as one"
 
 
 class Properties:
@@ -50,13 +49,15 @@ class Event:
 
 
 class Stream:
-    """A queue of kernels, which is always empty; as a context, the one that is entered is the same as all others."""
+    """A queue of kernels, which is always empty; as a context, the one that is entered."""
 
     device = torch.device("cuda", 0)
-    cuda_stream = stream_id = 0
+    current: Stream  # the one that is entered, of the whole process as a device is
 
     def __init__(self, *options: Any, **named: Any) -> None:
         """Takes what `torch.cuda.Stream` takes."""
+        self.cuda_stream = self.stream_id = next(_NUMBERS)
+        self._left: list[Stream] = []
 
     def record_event(self, event: Any = None) -> Any:
         """An event of this stream."""
@@ -76,10 +77,17 @@ class Stream:
         return True
 
     def __enter__(self) -> Stream:
+        self._left.append(Stream.current)
+        Stream.current = self
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        Stream.current = self._left.pop()
+
+
+_NUMBERS = itertools.count()
+MAIN = Stream()
+Stream.current = MAIN
 
 
 class _TensorType(type):
@@ -127,15 +135,15 @@ _SILENT = """
 _ZERO = ("initial_seed", "memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
 
 
-def answers(gpu: Gpu, note: Callable[[str], object]) -> dict[str, Any]:
-    """What stands in `torch.cuda` by its name, for this card. `note` is told what a recording then does not count."""
+def answers(gpu: Gpu) -> dict[str, Any]:
+    """What stands in `torch.cuda` by its name, for this card."""
 
-    def entered(stream: Any) -> Stream:
-        if stream is not None and stream is not main:
-            note(SIDE_STREAMS)
-        return main
+    def entered(stream: Any) -> Any:
+        return contextlib.nullcontext() if stream is None else stream
 
-    main = Stream()
+    def become(stream: Any) -> None:
+        Stream.current = stream or MAIN
+
     return {
         **{name: partial(_nothing) for name in _SILENT},  # each its own: torch's compiler, if it is imported now, tells functions apart by identity
         **{name: partial(_zero) for name in _ZERO},
@@ -147,9 +155,9 @@ def answers(gpu: Gpu, note: Callable[[str], object]) -> dict[str, Any]:
         "Stream": Stream,
         "Event": Event,
         "stream": entered,
-        "set_stream": entered,
-        "current_stream": lambda device=None: main,
-        "default_stream": lambda device=None: main,
+        "set_stream": become,
+        "current_stream": lambda device=None: Stream.current,
+        "default_stream": lambda device=None: MAIN,
         "is_current_stream_capturing": lambda: False,
         "nvtx": types.SimpleNamespace(range_push=_nothing, range_pop=_nothing, mark=_nothing, range=_Device),
         **{name: _TensorType(name, (), {"dtype": dtype}) for name, dtype in _TYPES.items()},

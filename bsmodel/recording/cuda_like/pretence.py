@@ -143,7 +143,7 @@ def pretend_cuda(gpu: Gpu, follows: Callable[[torch.Tensor], bool], note: Callab
         clear()
 
     with ExitStack() as stack:
-        for attribute, answer in machine.answers(gpu, note).items():
+        for attribute, answer in machine.answers(gpu).items():
             stack.enter_context(replaced(torch.cuda, attribute, answer))
         stack.enter_context(replaced(torch._C, "_cuda_getCurrentRawStream", lambda device: 0))  # of a torch built for CUDA
         for kernels, attribute, answer in triton.launches(note):
@@ -153,6 +153,7 @@ def pretend_cuda(gpu: Gpu, follows: Callable[[torch.Tensor], bool], note: Callab
         stack.enter_context(replaced(torch, "Generator", _Generator))
         stack.enter_context(replaced(torch.autograd, "_engine_run_backward", engine.Numbers(_engine_run_backward)))
         stack.enter_context(replaced(torch.Tensor, "record_stream", lambda tensor, stream: None))
+        stack.enter_context(machine.MAIN)
         stack.enter_context(replaced(DefaultDeviceType, "_default_device_type", "cuda"))
         stack.enter_context(_DeviceCalls(follows))
         stack.enter_context(autocast.dispatching())

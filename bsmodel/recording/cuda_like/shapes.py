@@ -298,3 +298,14 @@ def _layout(output: Any) -> Any:
     last = sum((size - 1) * stride for size, stride in zip(output.shape, output.stride(), strict=True))
     filled = output.untyped_storage().nbytes() == ((last + 1) * output.element_size() if output.numel() else 0)
     return (output.shape, output.stride(), output.dtype) if filled else None
+
+
+def tensors_in(values: Any) -> list[torch.Tensor]:
+    """The tensors among the arguments of an operator in order, lists and tuples of them opened."""
+    found: list[torch.Tensor] = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found.extend(tensors_in(value))
+    return found
