@@ -218,6 +218,7 @@ def test_a_file_that_is_no_configuration_is_one_line(content, reason, config):
     ("field", "reason"),
     [
         ({"quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}, "give weights nf4 and a lora_rank, for only adapters are trained"),
+        ({"quantization_config": {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}}}, "give weights int8-torchao and"),
         ({"quantization_config": {"quant_method": "gptq"}}, "has a quantization_config: weights that are quantized so are not recorded"),
         ({"auto_map": {"AutoModel": "modeling_mine.Mine"}}, "has auto_map: code of the model's own repository is not run"),
         ({"trust_remote_code": True}, "has trust_remote_code: code of the model's own repository is not run"),

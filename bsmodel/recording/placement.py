@@ -15,11 +15,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
 from bsmodel.errors import InvalidInputError, UntraceableError
-from bsmodel.recording import adapters, quantized
+from bsmodel.recording import adapters, quantized, torchao
 from bsmodel.recording.cuda_like import wrappers
 from bsmodel.recording.cuda_like.pretence import META
 from bsmodel.recording.recorder import Recorder
-from bsmodel.training import OPTIMIZERS, QUANTIZED, Training
+from bsmodel.training import OPTIMIZERS, Training
 from bsmodel.workloads import Workload
 
 aten = torch.ops.aten
@@ -140,10 +140,14 @@ def adapt(model: torch.nn.Module, workload: Workload, training: Training) -> tor
         for parameter in matching:
             parameter.requires_grad_(False)
     stored = getattr(torch, training.stored(workload.weights))
-    if training.weights in QUANTIZED:
+    if training.packs("bitsandbytes"):
         model = quantized.quantized(model, training, stored)
+    if training.weights is not None and training.packs("torchao"):
+        model = torchao.quantized(model, training.weights)
+    if training.float8 is not None:
+        model = torchao.in_float8(model, training)
     if training.adapts:
-        with default_dtype(torch.float32 if training.weights in QUANTIZED else stored):  # to which peft brings new adapters where weights have data
+        with default_dtype(torch.float32 if training.packs("bitsandbytes") else stored):  # to which peft brings new adapters where weights have data
             model = adapters.adapted(model, training)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InvalidInputError("nothing is trained: every parameter is frozen")

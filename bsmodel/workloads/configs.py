@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError
-from bsmodel.training import Training
+from bsmodel.training import QUANTIZED, Training
 from bsmodel.units import shown
 from bsmodel.workloads import diffusion
 from bsmodel.workloads.batches import batch_of, own_loss
@@ -66,9 +66,11 @@ def checked_config(path: Path, options: Mapping[str, Any]) -> tuple[str, dict[st
 def _instead_of(quantization: Any) -> str:
     """How to ask for what a quantization_config says, which no recipe trains by itself."""
     said = quantization if isinstance(quantization, dict) else {}
-    if not (said.get("load_in_4bit") or said.get("load_in_8bit")):
+    weights = next((name for name, rule in QUANTIZED.items() if rule.config and f"'{rule.config}'" in repr(said.get("quant_type"))), None)
+    if said.get("load_in_4bit") or said.get("load_in_8bit"):
+        weights = said.get("bnb_4bit_quant_type", "fp4") if said.get("load_in_4bit") else "int8"
+    if weights is None:
         return "weights that are quantized so are not recorded; without that field, they are as the precision says"
-    weights = said.get("bnb_4bit_quant_type", "fp4") if said.get("load_in_4bit") else "int8"
     double = ", double_quant" if said.get("bnb_4bit_use_double_quant") else ""
     return f"it is the recipe's to say; leave that field out and give weights {weights}{double} and a lora_rank, for only adapters are trained on such weights"
 
