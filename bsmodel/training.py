@@ -91,7 +91,28 @@ ADAPTERS: dict[str, AdapterRule] = {
     "prompt-tuning": AdapterRule("PromptTuningConfig", {}, "Lester 2021, arXiv 2104.08691"),
 }
 WEIGHTS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-QUANTIZED = ("nf4", "fp4", "int8")  # of bitsandbytes
+
+
+@dataclass(frozen=True)
+class FormatRule:
+    """A format of quantized weights: the library whose modules or tensors have it, the bits of a weight without its scales, and torchao's name for it."""
+
+    library: Literal["bitsandbytes", "torchao"]
+    bits: int
+    source: str
+    config: str = ""
+
+
+QUANTIZED: dict[str, FormatRule] = {
+    "nf4": FormatRule("bitsandbytes", 4, "Dettmers 2023, arXiv 2305.14314"),
+    "fp4": FormatRule("bitsandbytes", 4, "bitsandbytes/functional.py, quantize_4bit"),
+    "int8": FormatRule("bitsandbytes", 8, "Dettmers 2022, arXiv 2208.07339"),
+    "nf4-torchao": FormatRule("torchao", 4, "torchao/quantization/quantize_/workflows/nf4/nf4_tensor.py: scales are quantized, too"),
+    "int8-torchao": FormatRule("torchao", 8, "torchao/quantization/quant_api.py: a scale for each row", "Int8WeightOnlyConfig"),
+    "float8-torchao": FormatRule("torchao", 8, "torchao/quantization/quant_api.py: e4m3, a scale for each row", "Float8WeightOnlyConfig"),
+}
+UNTRAINABLE = {"int4-torchao": "it multiplies by kernels of mslk, which have no shape functions, and peft refuses it; use nf4-torchao or nf4"}
+FLOAT8 = ("tensorwise", "rowwise", "rowwise_with_gw_hp")  # torchao/float8/config.py, Float8LinearRecipeName
 
 
 class Training(BaseModel, frozen=True):
@@ -117,13 +138,17 @@ class Training(BaseModel, frozen=True):
     """Keep an exponential moving average of the trained parameters on the device."""
     weights: str | None = None
     """What the weights are held in, where that is not what the precision says: `fp32`, `fp16`, `bf16`, or, frozen under adapters, `nf4`, `fp4` or `int8` of
-    bitsandbytes. By default weights under adapters are in half precision where they are published so and the precision is a mixed one."""
+    bitsandbytes, `nf4-torchao`, `int8-torchao` or `float8-torchao`. By default weights under adapters are in half precision where they are published so and
+    the precision is a mixed one."""
     double_quant: bool = False
     """Quantize the scales of `nf4` and `fp4` weights, too."""
     compute_dtype: Literal["fp32", "fp16", "bf16"] | None = None
     """What products with `nf4` and `fp4` weights are computed in; by default in what the precision computes in."""
     upcast: bool = True
-    """With quantized weights, hold all others (embeddings, head, norms) in float32, as peft's `prepare_model_for_kbit_training` does."""
+    """With quantized weights of bitsandbytes, hold all others (embeddings, head, norms) in float32, as peft's `prepare_model_for_kbit_training` does."""
+    float8: str | None = None
+    """Multiply in float8 in linear layers but the head, by this recipe of torchao: `tensorwise`, `rowwise` or `rowwise_with_gw_hp`. What the weights are
+    held in stays as the precision says."""
     adapter: str | None = None
     """Train adapters through peft, all else frozen: `lora`, `rslora`, `dora`, `ia3` or `prompt-tuning`. With a `lora_rank`, `lora` by default."""
     lora_rank: int | None = Field(default=None, ge=1)
@@ -185,8 +210,17 @@ class Training(BaseModel, frozen=True):
     @field_validator("weights")
     @classmethod
     def _known_weights(cls, name: str | None) -> str | None:
+        if name in UNTRAINABLE:
+            raise InvalidInputError(f"weights {name!r} are not recorded: {UNTRAINABLE[name]}")
         if name is not None and name not in (*WEIGHTS, *QUANTIZED):
             raise UnknownNameError("format of weights", name, (*WEIGHTS, *QUANTIZED))
+        return name
+
+    @field_validator("float8")
+    @classmethod
+    def _known_float8(cls, name: str | None) -> str | None:
+        if name is not None and name not in FLOAT8:
+            raise UnknownNameError("float8 recipe", name, FLOAT8)
         return name
 
     @field_validator("adapter")
@@ -208,7 +242,8 @@ class Training(BaseModel, frozen=True):
             f"weights {self.weights!r} cannot be trained; give a lora_rank to train adapters": self.weights in QUANTIZED and not self.adapts,
             f"double_quant is for weights nf4 and fp4, not {self.weights!r}": self.double_quant and not four_bits,
             f"compute_dtype is for weights nf4 and fp4, not {self.weights!r}": self.compute_dtype is not None and not four_bits,
-            "upcast is for quantized weights": not self.upcast and self.weights not in QUANTIZED,
+            "upcast is for quantized weights of bitsandbytes": not self.upcast and not self.packs("bitsandbytes"),
+            "float8 is for weights that are trained; under adapters, give weights float8-torchao": self.float8 is not None and self.adapts,
         }
         idle = () if ranked else ("lora_alpha", "lora_dropout") if self.adapts else ("lora_alpha", "lora_dropout", "lora_targets", "adapter_dtype")
         for name in idle:
@@ -217,6 +252,10 @@ class Training(BaseModel, frozen=True):
             if found:
                 raise InvalidInputError(problem)
         return self
+
+    def packs(self, library: str) -> bool:
+        """Whether the weights are in a quantized format of this library."""
+        return self.weights in QUANTIZED and QUANTIZED[self.weights].library == library
 
     @property
     def adapts(self) -> bool:
@@ -254,3 +293,10 @@ def require_arithmetic(training: Training, gpu: Gpu) -> None:
         raise InvalidInputError(f"{gpu.id} has no bf16 arithmetic (compute capability 8.0 is needed); use precision fp16-mixed")
     if training.weights == "bf16" and not gpu.supports_bf16:
         raise InvalidInputError(f"{gpu.id} has no bf16 arithmetic (compute capability 8.0 is needed); use weights fp16")
+    if training.float8 is not None and gpu.capability[0] < 8:  # of cards of 8.x, which share recordings, some have; each is asked when it is answered for
+        raise InvalidInputError(no_float8(gpu))
+
+
+def no_float8(gpu: Gpu) -> str:
+    """What is said of a card without products in float8."""
+    return f"{gpu.id} has no float8 arithmetic (compute capability 8.9 is needed); leave float8 out"

@@ -100,7 +100,12 @@ def test_what_does_not_go_together_is_refused():
     assert line_of(Training, weights="nf4") == "weights 'nf4' cannot be trained; give a lora_rank to train adapters"
     assert line_of(Training, lora_rank=8, weights="int8", double_quant=True) == "double_quant is for weights nf4 and fp4, not 'int8'"
     assert line_of(Training, lora_targets="attention") == "lora_targets is for adapters; give a lora_rank"
-    assert line_of(Training, upcast=False, lora_rank=8) == "upcast is for quantized weights"
+    assert line_of(Training, upcast=False, lora_rank=8) == "upcast is for quantized weights of bitsandbytes"
+    assert line_of(Training, upcast=False, lora_rank=8, weights="int8-torchao") == "upcast is for quantized weights of bitsandbytes"
+    assert line_of(Training, weights="int8-torchao") == "weights 'int8-torchao' cannot be trained; give a lora_rank to train adapters"
+    assert line_of(Training, lora_rank=8, weights="int4-torchao").endswith("no shape functions, and peft refuses it; use nf4-torchao or nf4")
+    assert line_of(Training, float8="row-wise") == "unknown float8 recipe 'row-wise'; nearest: rowwise, tensorwise, rowwise_with_gw_hp"
+    assert line_of(Training, float8="rowwise", lora_rank=8).startswith("float8 is for weights that are trained; under adapters, give weights float8-torchao")
     assert line_of(Training, adapter="lorra").startswith("unknown adapter 'lorra'; nearest: lora")
     assert line_of(Training, weights="nf5", lora_rank=8).startswith("unknown format of weights 'nf5'; nearest: nf4")
 

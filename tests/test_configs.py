@@ -217,7 +217,10 @@ def test_a_file_that_is_no_configuration_is_one_line(content, reason, config):
 @pytest.mark.parametrize(
     ("field", "reason"),
     [
-        ({"quantization_config": {"quant_method": "gptq"}}, "has a quantization_config of 'gptq', whose weights are not recorded; those of bitsandbytes are"),
+        (
+            {"quantization_config": {"quant_method": "gptq"}},
+            "of 'gptq', whose weights are not recorded; those of bitsandbytes and Int8",
+        ),
         ({"quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf5"}}, "bnb_4bit_quant_type is 'nf5'; expected nf4 or fp4"),
         ({"quantization_config": {"load_in_4bit": True, "bnb_4bit_compute_dtype": "int8"}}, "expected float32 or float16 or bfloat16"),
         ({"quantization_config": {"load_in_8bit": True, "llm_int8_skip_modules": ["a"]}}, "has llm_int8_skip_modules ['a']; expected none"),

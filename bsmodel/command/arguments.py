@@ -18,7 +18,7 @@ from bsmodel.hardware import DEFAULT_GPUS, Gpu, defaults
 from bsmodel.planning import Price
 from bsmodel.studies import Goal, for_card, one_of_each, pool, require_asked_about, tapes
 from bsmodel.tape import Lengths, Tape, is_tape, load_all, load_lengths, require_agreement, save_all
-from bsmodel.training import ADAPTERS, OPTIMIZERS, PRECISIONS, QUANTIZED, WEIGHTS, Training
+from bsmodel.training import ADAPTERS, FLOAT8, OPTIMIZERS, PRECISIONS, QUANTIZED, WEIGHTS, Training
 from bsmodel.units import MOST_COUNT, finite, format_bytes, parse_bytes, whole
 from bsmodel.workloads import LOSSES, MADE_HERE, NAMED, Source
 
@@ -105,6 +105,9 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accumulation", type=positive, metavar="N", help=f"micro-steps per optimizer step while recording {own}")
     parser.add_argument("--gradient-clipping", type=amount, metavar="NORM", help="largest gradient norm (default: not clipped)")
     parser.add_argument("--zero-grad", choices=("none", "zeros"), help="free gradients, or fill them with zeros (default: none, they are freed)")
+    parser.add_argument(
+        "--float8", metavar="RECIPE", help=f"linear layers multiply in float8 as by torchao: {', '.join(FLOAT8)} (default: as the precision says)"
+    )
     parser.add_argument("--frozen", action="append", metavar="PREFIX", help="parameters not trained, repeatable (default: none)")
     add_adapters(parser)
 

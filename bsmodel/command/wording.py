@@ -18,6 +18,8 @@ def title(recorded: Recorded, target: str = "") -> str:
     """One line that says what was recorded."""
     recipe = [recorded.precision, recorded.optimizer]
     recipe += [name.replace("_", " ") for name in ("checkpointing", "channels_last", "ema", "keep_outputs") if recorded.recipe.get(name)]
+    if float8 := recorded.recipe.get("float8"):
+        recipe.append(f"float8 {float8.replace('_', ' ')}")
     if weights := recorded.recipe.get("weights"):
         recipe.append(f"weights in {weights}{' twice' if recorded.recipe.get('double_quant') else ''}")
     if (adapter := recorded.recipe.get("adapter")) or recorded.recipe.get("lora_rank"):

@@ -155,6 +155,11 @@ class Gpu(HardwareRow):
         """Whether bfloat16 arithmetic is native (compute capability 8.0 and above)."""
         return self.capability >= (8, 0)
 
+    @property
+    def supports_float8(self) -> bool:
+        """Whether there are products in float8 (compute capability 8.9 and above)."""
+        return self.capability >= (8, 9)
+
     def source_of(self, figure: str) -> Source | None:
         """The source of one figure, or `None` where the row has no such figure."""
         return next((source for source in (*self.sources, *runtime().sources) if figure in source.figures), None)

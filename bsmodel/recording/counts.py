@@ -94,8 +94,8 @@ def _flash_mixture(func: Any) -> Callable[[Any], Sequence[Any]]:
     return mixture
 
 
-def _grouped(args: Any) -> Sequence[Any]:
-    """Rows of all groups together, times a matrix."""
+def _first_two(args: Any) -> Sequence[Any]:
+    """Rows of all groups together, or of what is scaled, times a matrix."""
     left, right = args[0].shape, args[1].shape
     return torch.Size(left[-2:]), torch.Size((left[-1], right[-1]))
 
@@ -109,7 +109,8 @@ _ATTENTION = (_Formula("bmm_flop_jit", _scores), _Formula("bmm_flop_jit", _mixtu
 FORMULAS: dict[Any, tuple[_Formula, ...]] = {
     aten.mm.default: _MATMUL,
     aten.addmm.default: (_Formula("addmm_flop_jit"),),
-    aten._grouped_mm.default: (_Formula("matmul_flop_jit", _grouped),),
+    aten._grouped_mm.default: (_Formula("matmul_flop_jit", _first_two),),
+    aten._scaled_mm.default: (_Formula("matmul_flop_jit", _first_two),),
     aten.bmm.default: (_Formula("bmm_flop_jit"),),
     aten.baddbmm.default: (_Formula("bmm_flop_jit", lambda args: args[1:3]),),
     aten.convolution.default: _CONVOLUTION,

@@ -15,10 +15,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
 from bsmodel.errors import InvalidInputError, UntraceableError
-from bsmodel.recording import adapters, quantized
+from bsmodel.recording import adapters, quantized, torchao
+from bsmodel.recording.cuda_like import wrappers
 from bsmodel.recording.cuda_like.pretence import META
 from bsmodel.recording.recorder import Recorder
-from bsmodel.training import OPTIMIZERS, QUANTIZED, Training
+from bsmodel.training import OPTIMIZERS, Training
 from bsmodel.workloads import Workload
 
 aten = torch.ops.aten
@@ -56,6 +57,8 @@ class _Together(TorchDispatchMode):
     """Operators over tensors of which some have no data give results without data."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if wrappers.concerned(types):
+            return NotImplemented
         leaves = tree_leaves((args, kwargs))
         if func is aten._to_copy.default and args[0].is_meta:  # of what has no data there is none elsewhere either
             return func(*args, **{**kwargs, "device": META})
@@ -137,10 +140,14 @@ def adapt(model: torch.nn.Module, workload: Workload, training: Training) -> tor
         for parameter in matching:
             parameter.requires_grad_(False)
     stored = getattr(torch, training.stored(workload.weights))
-    if training.weights in QUANTIZED:
+    if training.packs("bitsandbytes"):
         model = quantized.quantized(model, training, stored)
+    if training.weights is not None and training.packs("torchao"):
+        model = torchao.quantized(model, training.weights)
+    if training.float8 is not None:
+        model = torchao.in_float8(model, training)
     if training.adapts:
-        with default_dtype(torch.float32 if training.weights in QUANTIZED else stored):  # to which peft brings new adapters where weights have data
+        with default_dtype(torch.float32 if training.packs("bitsandbytes") else stored):  # to which peft brings new adapters where weights have data
             model = adapters.adapted(model, training)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InvalidInputError("nothing is trained: every parameter is frozen")
@@ -192,7 +199,8 @@ def place(model: torch.nn.Module, training: Training, recorder: Recorder) -> Non
     with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():  # what the factory left on meta is not on the device yet
         _place(model, training.channels_last, recorder, moved)
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            recorder.categorize(tensor, _category(tensor, training), name.rpartition(".")[0])
+            for part in wrappers.parts(tensor):
+                recorder.categorize(part, _category(tensor, training), name.rpartition(".")[0])
 
 
 def _category(tensor: torch.Tensor, training: Training) -> str:
@@ -210,8 +218,7 @@ def _place(module: torch.nn.Module, channels_last: bool, recorder: Recorder, mov
         if parameter is None:
             continue
         if id(parameter) not in moved:
-            device_tensor = _moved(parameter.detach(), channels_last, recorder)
-            moved[id(parameter)] = quantized.moved(parameter, device_tensor, lambda tensor: recorder.to_device(tensor, "to", "packed weight"))
+            moved[id(parameter)] = _moved_parameter(parameter, channels_last, recorder)
             moved[id(moved[id(parameter)])] = moved[id(parameter)]
             moved[-id(parameter)] = parameter  # keeps the id taken
         module._parameters[name] = moved[id(parameter)]  # type: ignore[assignment]
@@ -225,6 +232,13 @@ def _place(module: torch.nn.Module, channels_last: bool, recorder: Recorder, mov
             if buffer.device.type == "cpu":
                 recorder.values.set(moved[id(buffer)], buffer)
         module._buffers[name] = moved[id(buffer)]
+
+
+def _moved_parameter(parameter: torch.nn.Parameter, channels_last: bool, recorder: Recorder) -> torch.nn.Parameter:
+    if wrappers.is_wrapper(parameter):
+        return wrappers.moved(parameter, lambda tensor: recorder.to_device(tensor, "to"))
+    device_tensor = _moved(parameter.detach(), channels_last, recorder)
+    return quantized.moved(parameter, device_tensor, lambda tensor: recorder.to_device(tensor, "to", "packed weight"))
 
 
 def _moved(tensor: torch.Tensor, channels_last: bool, recorder: Recorder) -> torch.Tensor:

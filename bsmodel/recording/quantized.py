@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bsmodel.errors import InvalidInputError
+from bsmodel.recording.cuda_like import wrappers
 from bsmodel.training import WEIGHTS, Training
 from bsmodel.workloads import silence
 
@@ -22,7 +23,7 @@ def quantized(model: torch.nn.Module, training: Training, dtype: torch.dtype) ->
     """
     bnb, replaced = _bitsandbytes(), importlib.import_module("transformers.integrations.bitsandbytes").replace_with_bnb_linear
     formats = {bnb.nn.Linear4bit: packed, bnb.nn.Linear8bitLt: _rounded}
-    replaced(model, modules_to_not_convert=_kept(model), quantization_config=_config(training))
+    replaced(model, modules_to_not_convert=kept(model), quantization_config=_config(training))
     layers = [module for module in model.modules() if type(module) in formats]
     if not layers:
         raise InvalidInputError(f"weights {training.weights}: {type(model).__name__} has no linear layers")
@@ -54,7 +55,7 @@ def _config(training: Training) -> Any:
     return config(load_in_4bit=True, bnb_4bit_quant_type=training.weights, bnb_4bit_use_double_quant=training.double_quant, bnb_4bit_compute_dtype=compute)
 
 
-def _kept(model: torch.nn.Module) -> list[str]:
+def kept(model: torch.nn.Module) -> list[str]:
     """What transformers does not quantize: a head, and what shares its weights; of other models nothing."""
     if not hasattr(model, "get_output_embeddings"):
         return []
@@ -86,7 +87,8 @@ def elements(parameter: torch.Tensor) -> int:
 
 def is_packed(parameter: torch.Tensor) -> bool:
     """Whether a parameter is quantized."""
-    return "CB" in vars(parameter) or getattr(parameter, "quant_state", None) is not None
+    frozen = wrappers.is_wrapper(parameter) and not parameter.requires_grad
+    return frozen or "CB" in vars(parameter) or getattr(parameter, "quant_state", None) is not None
 
 
 def moved(parameter: torch.nn.Parameter, data: torch.Tensor, move: Callable[[torch.Tensor], torch.Tensor]) -> torch.nn.Parameter:

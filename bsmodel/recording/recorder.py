@@ -21,10 +21,9 @@ from bsmodel.recording import leftovers
 from bsmodel.recording.assumed import ALL, Assumed, all_selected
 from bsmodel.recording.chance import drawn
 from bsmodel.recording.counts import Count, count, rows_of
-from bsmodel.recording.cuda_like import composites, offload, refusals, shapes, sparse
+from bsmodel.recording.cuda_like import composites, kernels, offload, refusals, shapes, sparse, wrappers
 from bsmodel.recording.cuda_like.buffers import NO_BUFFERS, Buffer, Kernel
 from bsmodel.recording.cuda_like.engine import SUMS, is_renumbered, sums_in_place
-from bsmodel.recording.cuda_like.kernels import UNCOUNTED, kernel_of
 from bsmodel.recording.cuda_like.machine import MAIN, Stream
 from bsmodel.recording.cuda_like.pretence import META
 from bsmodel.recording.cuda_like.recurrent import Recurrent, recurrent_layers
@@ -210,6 +209,8 @@ class Recorder(TorchDispatchMode):
         """Whether a `meta` tensor is on the device: the others are on the host, made without data while the model was built."""
         while is_functorch_wrapped_tensor(tensor):  # of vmap
             tensor = get_unwrapped(tensor)
+        if wrappers.is_wrapper(tensor):
+            tensor = next(wrappers.parts(tensor))
         key = tensor.untyped_storage()._cdata
         if key in self._live:
             return True
@@ -221,6 +222,8 @@ class Recorder(TorchDispatchMode):
         leftovers.leave((key, storage) for key, (_, alive) in self._live.items() if (storage := alive()) is not None)
 
     def _dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if wrappers.concerned(types):
+            return NotImplemented
         with torch._C.DisableTorchFunction():  # from here on tensors show their true device
             kwargs = kwargs or {}
             given = shapes.tensors_in((*args, *kwargs.values()))
@@ -287,10 +290,9 @@ class Recorder(TorchDispatchMode):
         tensors = _device_tensors(func, output)
         if known is None:
             refusals.mixed_dtypes(func, args)
-            kernel = kernel_of(func, args, self.capability)
+            kernel = kernels.kernel_of(func, args, self.capability)
             counted = count(func, args, tensors[0]) if tensors else None
-            if func in UNCOUNTED:
-                self.uncounted.add(UNCOUNTED[func])
+            self.uncounted |= kernels.uncounted(func, args, self.capability)
             known = _Known(layout or shapes.layout(func, args, kwargs, output), kernel, work_of(func, args, given, tensors, kernel, self.capability), counted)
             if signature is not None and not by_value:
                 self._known[name, signature] = known

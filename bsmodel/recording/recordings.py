@@ -20,6 +20,7 @@ from bsmodel.recording.assumed import Assumed
 from bsmodel.recording.quantized import elements, is_packed
 from bsmodel.recording.recorder import Allocation
 from bsmodel.recording.run import Run, running, two_steps
+from bsmodel.recording.torchao import in_float8_of
 from bsmodel.recording.values import Values
 from bsmodel.tape import BLOCKS, Operations, Polynomial, Row, Tape, Term, Workspace
 from bsmodel.training import OPTIMIZERS, QUANTIZED, Training
@@ -31,6 +32,10 @@ FURTHER = 7  # checks that three points make a parabola, where some size is one
 _PAIRED = "samples are paired within a micro-batch: accumulation and more devices do not make the pairs of the effective batch"
 _LEFT = "{:,} parameters are not quantized, being no linear layers: embeddings, norms, experts that are one tensor; nor is the head"
 _AS_PUBLISHED = "weights are in {}, as the model's quantization_config has them; weights bf16 would have them whole"
+_FLOAT8 = (
+    "{} of {} linear layers multiply in float8: not the head, nor those with a side that is no multiple of 16; "
+    "their casts are kernels of their own, which torch.compile would fuse"
+)
 _UPCAST = "weights that are not quantized are in float32, as peft's prepare_model_for_kbit_training leaves them; without upcast they are as published"
 Recorded = tuple[Tape, Values]
 _BY_SAMPLE = f"what the step does for every sample apart is counted as often as there are samples; recordings at batches {_APART[0]} to {_APART[-1]} agree"
@@ -236,7 +241,8 @@ def _remarks(run: Run, sizes: dict[int, alignment.Size]) -> tuple[str, ...]:
         _AS_PUBLISHED.format(training.weights): bool(published) and published.get("weights") == training.weights,
         of_state: bool(of_state),
         whole: packed,
-        _UPCAST: packed and training.upcast,
+        _UPCAST: training.packs("bitsandbytes") and training.upcast,
+        _FLOAT8.format(*in_float8_of(run.loop.model)): training.float8 is not None,
         _NO_STEP: run.idle,
         _PAIRED: _pairs_samples(sizes),
     }
@@ -252,9 +258,9 @@ def _optimizer(run: Run) -> tuple[str, str]:
 
 
 def _versions(model: torch.nn.Module) -> dict[str, str]:
-    """Versions of torch and of the libraries that the model's modules come from: their code decides what is allocated."""
+    """Versions of torch and of the libraries that the model's modules and tensors come from: their code decides what is allocated."""
     found = {"torch": torch.__version__.split("+")[0]}
-    for root in sorted({type(module).__module__.partition(".")[0] for module in model.modules()} - {"torch"}):
+    for root in sorted({type(part).__module__.partition(".")[0] for part in (*model.modules(), *model.parameters())} - {"torch"}):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[root] = importlib.metadata.version(root)
     return found

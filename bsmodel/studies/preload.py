@@ -8,7 +8,8 @@ import sys
 from types import TracebackType
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its remarks on configurations would stand in the middle of progress
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # so would its of kernels for CPUs
+for library in ("bitsandbytes", "torchao", "torch.utils._pytree"):
+    logging.getLogger(library).setLevel(logging.ERROR)  # so would theirs of kernels for CPUs and of enumerations
 gc.disable()  # collecting would take a tenth of the imports that follow
 
 

@@ -11,7 +11,7 @@ from bsmodel.hardware import Gpu
 from bsmodel.studies.grid import Cell, Goal, Recipe
 from bsmodel.studies.rows import Recorded, Row
 from bsmodel.tape import Tape
-from bsmodel.training import PRECISIONS, Training
+from bsmodel.training import PRECISIONS, QUANTIZED, Training
 
 # Checkpointing costs time, 8-bit state and bfloat16 weights some precision; adapters train something else.
 _MILD_TO_DRASTIC: tuple[dict[str, Any], ...] = (
@@ -21,7 +21,7 @@ _MILD_TO_DRASTIC: tuple[dict[str, Any], ...] = (
     {"checkpointing": True, "precision": "bf16", "optimizer": "adamw-8bit"},
     {"checkpointing": True, "precision": "bf16", "lora_rank": 16},
 )
-_LEAST_BYTES = {"fp16": 2, "bf16": 2, "int8": 1, "nf4": 0, "fp4": 0}  # of a weight in a format, in whole ones
+_LEAST_BYTES = {"fp16": 2, "bf16": 2, **{name: rule.bits // 8 for name, rule in QUANTIZED.items()}}  # of a weight in a format, in whole ones
 TWO_MOMENTS = ("adam", "adamw", "adamw-fused", "adamw-forloop")  # float32 ones, of the algorithm that 8 bits are known for
 
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from bsmodel.tape.polynomials import interpolated, pairs
 
 COLUMNS = ("groups", "m", "n", "k", "moved_bytes", "launches", "counted_flops", "activations")
-DTYPES = ("fp32", "fp16", "bf16")
+DTYPES = ("fp32", "fp16", "bf16", "fp8")
 COEFFICIENTS = ("fixed", "per_sample", "per_pair")
 PHASES = ("forward", "backward", "recompute", "gradient", "accumulation", "step")
 

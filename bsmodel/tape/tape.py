@@ -16,6 +16,7 @@ from bsmodel.hardware import Gpu
 from bsmodel.tape.operations import Operations
 from bsmodel.tape.polynomials import Coefficients, Polynomial, values
 from bsmodel.tape.workspaces import buffer_bytes, is_taken
+from bsmodel.training import no_float8
 from bsmodel.units import MOST_COUNT
 
 BLOCKS = ("init", "first", "first_step", "micro", "accumulate", "step")
@@ -167,8 +168,10 @@ class Tape:
 
 
 def require_same_kernels(tape: Tape, gpu: Gpu) -> None:
-    """Raises `InvalidInputError` where the tape was recorded for kernels that this GPU does not run."""
+    """Raises `InvalidInputError` where the tape was recorded for kernels that this GPU does not run, or for arithmetic that it has not."""
     if tape.gpu.capability[0] != gpu.capability[0]:
         raise InvalidInputError(
             f"the tape was recorded for compute capability {tape.gpu.compute_capability}, {gpu.id} has {gpu.compute_capability}: trace again with this GPU"
         )
+    if tape.recipe.get("float8") and not gpu.supports_float8:
+        raise InvalidInputError(no_float8(gpu))

@@ -56,6 +56,11 @@ def _reduction(gpu: Gpu, outputs: int, inputs: int, along_rows: int, dense: int)
     return 0 if blocks < 2 else 4 * outputs * blocks * (width * vector if along_rows else 1)
 
 
+def _halves(gpu: Gpu, outputs: int, inputs: int, along_rows: int, dense: int) -> int:
+    """The same with accumulators of 16 bits."""
+    return _reduction(gpu, outputs, inputs, along_rows, dense) // 2
+
+
 def _embedding_partials(gpu: Gpu, indices: int, rows: int, columns: int) -> int:
     """Partial gradients of a sorted embedding backward: one float32 row per segment of equal indices or per ten indices."""
     return 0 if indices <= 3072 else (indices // 10 + min(indices, rows)) * columns * 4
@@ -95,6 +100,7 @@ def _depthwise_copies(gpu: Gpu, everything: int, gradient_of: int, width: int) -
 
 FORMULAS: dict[str, Formula] = {
     "reduction": Formula(_reduction, "aten/src/ATen/native/cuda/Reduce.cuh, setReduceConfig and global_memory_size", {"along_rows": (0, 1)}),
+    "reduction of halves": Formula(_halves, "aten/src/ATen/native/cuda/Reduce.cuh, global_memory_size", {"along_rows": (0, 1)}),
     "embedding partials": Formula(_embedding_partials, "aten/src/ATen/native/cuda/EmbeddingBackwardKernel.cu"),
     "embedding indices": Formula(_embedding_indices, "aten/src/ATen/native/cuda/Embedding.cu, embedding_dense_backward_cuda"),
     "batch norm partials": Formula(_batch_norm_partials, "aten/src/ATen/native/cuda/Normalization.cuh, flexible_launch_configs"),

@@ -19,9 +19,9 @@ Array = NDArray[np.float64]
 # Shares by hand from kernel times in the NeuSight repository (sitar-lab/NeuSight, linear layers on five GPUs).
 TILES = ((256, 128, 1.0), (128, 256, 1.0), (128, 128, 0.97), (128, 64, 0.9), (64, 128, 0.9), (64, 64, 0.8), (32, 32, 0.55))
 # Steps of the contraction that pass before a tile's pipeline runs: (stages - 1) x depth of a thread block's shape
-# (CUTLASS, include/cutlass/gemm/device/default_gemm_configuration.h: 3 stages of 64 in half precision and of 32 in TF32 from Ampere on,
+# (CUTLASS, include/cutlass/gemm/device/default_gemm_configuration.h: 3 stages of 64 in half precision and float8, and of 32 in TF32 from Ampere on,
 # 2 stages of 32 before, 2 of 8 on the float32 units).
-FILL = {"fp16": 128, "bf16": 128, "tf32": 64, "fp32": 8}
+FILL = {"fp8": 128, "fp16": 128, "bf16": 128, "tf32": 64, "fp32": 8}
 _SPLIT_K = 512  # a thread block keeps at least this much of the contraction when a product with few tiles is split along it
 
 

@@ -32,7 +32,7 @@ def rates_of(gpu: Gpu, precision: str, end: str) -> Rates:
     """What the card reaches, likely or at either end of what is not known ("low" and "high" seconds)."""
     if gpu.bandwidth_bytes_per_s is None:
         raise InvalidInputError(f"{gpu.id} has no bandwidth_bytes_per_s; step time needs it, add it to the row")
-    present = [dtype for dtype in ("fp32", "tf32", "fp16", "bf16") if gpu.peak_flops_per_s(dtype)]
+    present = [dtype for dtype in ("fp32", "tf32", "fp16", "bf16", "fp8") if gpu.peak_flops_per_s(dtype)]
     reached: dict[str, float] = {dtype: peak_flops_per_s(gpu, dtype) * _efficiency(gpu, dtype, end) for dtype in present}
     if precision == "tf32" and "tf32" in reached:
         reached["asked tf32"] = reached["tf32"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError
-from bsmodel.training import WEIGHTS, Training
+from bsmodel.training import QUANTIZED, WEIGHTS, Training
 from bsmodel.units import shown
 from bsmodel.workloads import diffusion
 from bsmodel.workloads.batches import batch_of, own_loss
@@ -21,6 +21,7 @@ from bsmodel.workloads.heads import head_of, made
 from bsmodel.workloads.libraries import library, transformers_model
 from bsmodel.workloads.workload import Workload
 
+_TORCHAO = [rule.config for rule in QUANTIZED.values() if rule.config]
 _OPTIONS = {"transformers": ("seq_len", "image_size", "attention"), "diffusers": ("image_size",)}
 
 
@@ -40,7 +41,7 @@ def checked_config(path: Path, options: Mapping[str, Any]) -> tuple[str, dict[st
     """The library of a configuration file and its fields, as far as they can be judged without that library.
 
     Raises `InvalidInputError` for a file that cannot be read or is no configuration, for options that the library's models do not take, and
-    for fields that ask for what is not recorded: weights that others than bitsandbytes quantize, code of the model's own repository.
+    for fields that ask for what is not recorded: weights that are quantized in formats nobody trains on, code of the model's own repository.
     """
     where = repr(str(path))
     fields = read_fields(path)
@@ -63,7 +64,7 @@ def checked_config(path: Path, options: Mapping[str, Any]) -> tuple[str, dict[st
 
 
 def _quantized(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What a quantization_config of bitsandbytes says, as fields of a recipe; raises `InvalidInputError` for one of another library.
+    """What a quantization_config of bitsandbytes or torchao says, as fields of a recipe; raises `InvalidInputError` for one of another library.
 
     Its defaults are those of transformers' BitsAndBytesConfig (utils/quantization_config.py).
     """
@@ -71,9 +72,12 @@ def _quantized(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not given:
         return {}
     said = given if isinstance(given, dict) else {}
+    of_torchao = next((name for name, rule in QUANTIZED.items() if rule.config and f"'{rule.config}'" in repr(said.get("quant_type"))), None)
+    if of_torchao is not None:
+        return {"weights": of_torchao}
     if not (said.get("load_in_4bit") or said.get("load_in_8bit")):
         method = shown(said.get("quant_method", given))
-        without = "those of bitsandbytes are (load_in_4bit, load_in_8bit); without that field, weights are as the precision says"
+        without = f"those of bitsandbytes and {', '.join(_TORCHAO)} are; without that field, weights are as the precision says"
         raise InvalidInputError(f"{where} has a quantization_config of {method}, whose weights are not recorded; {without}")
     if said.get("llm_int8_skip_modules"):
         raise InvalidInputError(f"{where} has llm_int8_skip_modules {shown(said['llm_int8_skip_modules'])}; expected none: all but the head is quantized")

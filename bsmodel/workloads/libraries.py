@@ -19,8 +19,9 @@ MOST_PARAMETERS = 10**13  # ten times the largest that is published
 
 
 def silence() -> None:
-    """Keeps bitsandbytes, which other libraries import, from warning of kernels for CPUs, which nobody asked for."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    """Keeps bitsandbytes and torchao, which other libraries import, from warning of kernels and enumerations, which nobody asked for."""
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def library(name: str) -> Any:

@@ -59,7 +59,7 @@ def rounded(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def partial_sums(tensor: torch.Tensor, dimensions: Sequence[int]) -> tuple[Buffer, ...]:
+def partial_sums(tensor: torch.Tensor, dimensions: Sequence[int], formula: str = "reduction") -> tuple[Buffer, ...]:
     """What a sum over these dimensions stages in global memory, if it is split over thread blocks (aten/src/ATen/native/cuda/Reduce.cuh)."""
     summed = {dimension % tensor.dim() for dimension in dimensions}
     inputs = math.prod(tensor.size(dimension) for dimension in summed)
@@ -72,4 +72,4 @@ def partial_sums(tensor: torch.Tensor, dimensions: Sequence[int]) -> tuple[Buffe
     aligned = math.gcd(4, tensor.storage_offset(), *strides)  # of a slice of wider rows (get_output_vec_size)
     side_by_side = size if aligned % math.gcd(4, size) == 0 else aligned
     dense = side_by_side if along_rows and tensor.stride(fastest) == 1 else 1
-    return (Buffer(formula="reduction", parameters=(tensor.numel() // inputs, inputs, int(along_rows), dense), brief=True),)
+    return (Buffer(formula=formula, parameters=(tensor.numel() // inputs, inputs, int(along_rows), dense), brief=True),)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -90,7 +91,14 @@ OUTLIERS = "columns of outliers, which products in 8 bits keep out, and the arit
 
 def composite(func: Any) -> Callable[..., Any] | None:
     """What an operator is made of; None for one that is a kernel."""
-    return distances.COMPOSITES.get(func) or _OF_LIBRARIES.get(func._schema.name)
+    return distances.COMPOSITES.get(func) or _OF_LIBRARIES.get(func._schema.name) or _decomposed(func)
+
+
+@functools.cache
+def _decomposed(func: Any) -> Callable[..., Any] | None:
+    """What PyTorch itself makes of others above dispatch modes, and which comes by whole where it is called below autograd: inside tensor subclasses."""
+    kernel = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), torch._C.DispatchKey.CPU)
+    return func.decompose if func._can_decompose() and not kernel else None
 
 
 def uncounted(func: Any, given: Sequence[torch.Tensor]) -> set[str]:

@@ -38,6 +38,8 @@ DENSE: dict[Any, tuple[Dense, ...]] = {
     aten._embedding_bag_backward.default: (Dense(0, 0),),  # EmbeddingBag.cu
     aten.roll.default: (Dense(0, 0),),  # TensorTransformations.cu, roll_cuda
     aten.cumsum.default: (Dense(0),),  # ScanKernels.cpp
+    aten.max.default: (Dense(0),),  # aten/src/ATen/native/ReduceAllOps.cpp
+    aten.min.default: (Dense(0),),
     aten.max_pool2d_with_indices.default: (Dense(0, layout="image"),),  # DilatedMaxPool2d.cu
     aten.max_pool2d_with_indices_backward.default: (Dense(0, layout="image"), Dense(1, layout="image")),
     aten.avg_pool2d.default: (Dense(0, layout="image"),),  # AveragePool2d.cu

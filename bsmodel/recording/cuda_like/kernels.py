@@ -39,12 +39,28 @@ def _addmm(args: Any, capability: tuple[int, int]) -> Kernel:
     return Kernel(handles=(cublas_handle(capability), *fused))
 
 
+def _scaled_mm(args: Any, capability: tuple[int, int]) -> Kernel:
+    """A product of float8 goes to cuBLASLt, one with scales of rows and columns to CUTLASS but on Hopper (aten/src/ATen/native/cuda/ScaledBlas.cpp)."""
+    return NO_BUFFERS if _by_cutlass(args, capability) else Kernel(handles=(cublas_handle(capability), LT_HANDLE))
+
+
+def _by_cutlass(args: Any, capability: tuple[int, int]) -> bool:
+    return args[2].dim() > 0 and capability[0] != 9
+
+
 # -- reductions and embeddings ---------------------------------------------------------------------------------------------------------
 
 
 def _reduction(args: Any, capability: tuple[int, int]) -> Kernel:
     given = args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else None
     return Kernel((*_widened(args, capability).buffers, *partial_sums(args[0], given or range(args[0].dim()))))
+
+
+def _extreme(args: Any, capability: tuple[int, int]) -> Kernel:
+    """The largest and the smallest are kept in the dtype that they are of (aten/src/ATen/native/cuda/ReduceMaxValuesKernel.cu)."""
+    given = args[1] if len(args) > 1 else None
+    formula = "reduction of halves" if args[0].dtype in HALVES else "reduction"
+    return Kernel(partial_sums(args[0], given or range(args[0].dim()), formula))
 
 
 def _widened(args: Any, capability: tuple[int, int]) -> Kernel:
@@ -205,11 +221,16 @@ KERNELS: dict[Any, Callable[[Any, tuple[int, int]], Kernel]] = {
     aten.mv.default: _gemm,
     aten.addmv.default: _gemm,
     aten._grouped_mm.default: _gemm,
+    aten._scaled_mm.default: _scaled_mm,
     aten.baddbmm.default: _gemm,
     aten.addbmm.default: _gemm,
     aten.sum.dim_IntList: _reduction,
     aten.sum.default: _widened,
     aten.mean.dim: _reduction,
+    aten.amax.default: _extreme,
+    aten.amin.default: _extreme,
+    aten.max.default: _extreme,
+    aten.min.default: _extreme,
     aten.embedding_dense_backward.default: _embedding_backward,
     aten._embedding_bag_backward.default: _embedding_bag_backward,
     aten._safe_softmax.default: _safe_softmax,
@@ -245,6 +266,14 @@ UNCOUNTED = {
     aten._cudnn_ctc_loss.Tensor: "workspace of cuDNN's CTC loss",
     **dict.fromkeys((fourier.REAL_TO_COMPLEX, fourier.COMPLEX, fourier.COMPLEX_TO_REAL), "workspace of cuFFT's plans"),
 }
+_PARTIAL_TILES = "workspace of CUTLASS' products in float8 by rows, in forward: some 16 MiB for tall matrices"  # RowwiseScaledMM.cu, get_workspace_size
+
+
+def uncounted(func: Any, args: Any, capability: tuple[int, int]) -> set[str]:
+    """What of the memory of an operator is not counted."""
+    if func is aten._scaled_mm.default:
+        return {_PARTIAL_TILES} if _by_cutlass(args, capability) and capability[0] != 10 else set()
+    return {UNCOUNTED[func]} if func in UNCOUNTED else set()
 
 
 def kernel_of(func: Any, args: Any, capability: tuple[int, int]) -> Kernel:

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import DefaultDeviceType
 
 from bsmodel.hardware import Gpu
-from bsmodel.recording.cuda_like import autocast, engine, machine, operators, triton
+from bsmodel.recording.cuda_like import autocast, engine, machine, operators, triton, wrappers
 
 CUDA = torch.device("cuda", 0)
 META = torch.device("meta")
@@ -78,7 +78,7 @@ class _DeviceCalls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         seen = _SEEN.get(func)
         if seen is not None:
-            return seen[0] if args[0].is_meta and self.follows(args[0]) else seen[1]
+            return seen[0] if (args[0].is_meta or wrappers.is_wrapper(args[0])) and self.follows(args[0]) else seen[1]
         if func in _MOVES and args[0].is_meta and not self.follows(args[0]):
             return _from_host(func, args[0], [*args[1:], *(kwargs or {}).values()])
         if func is torch.Tensor.__format__ and args[0].is_meta and not args[0].dim():  # of a scalar its value is written

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from bsmodel.errors import InvalidInputError
 from bsmodel.recording.cuda_like import fourier
 from bsmodel.recording.cuda_like.pretence import META
 
@@ -170,6 +171,13 @@ def _grouped_mm(func: Any, args: Any, kwargs: Any) -> Any:
     return torch.empty_strided((groups, rows, columns), (rows * width, width, 1), dtype=dtype, device="meta")
 
 
+def _scaled_mm(func: Any, args: Any, kwargs: Any) -> Any:
+    """Sums of multiples of 16 only: the gradient of a weight sums over all rows of a batch (aten/src/ATen/native/cuda/ScaledBlas.cpp)."""
+    if args[0].size(1) % 16:
+        raise InvalidInputError(f"float8 products sum over multiples of 16 rows, and a batch has {args[0].size(1)}: give samples of a multiple of 16 tokens")
+    return func(*args, **kwargs)
+
+
 SHAPES: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.convolution.default: _convolution,
     aten.convolution_backward.default: _convolution_backward,
@@ -190,6 +198,7 @@ SHAPES: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.binary_cross_entropy.default: _binary_cross_entropy,
     aten.log_sigmoid_forward.default: _log_sigmoid,
     aten._grouped_mm.default: _grouped_mm,
+    aten._scaled_mm.default: _scaled_mm,
     aten.masked_fill.Tensor: _masked_fill,
     aten.masked_fill_.Tensor: _masked_fill,
     aten._ctc_loss.default: _ctc_loss,

@@ -20,7 +20,7 @@ from bsmodel.recording.cuda_like.convolutions import depthwise, is_matmul, nativ
 from bsmodel.recording.cuda_like.shapes import conv_format, is_channels_last, is_view
 
 aten = torch.ops.aten
-_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8", torch.float8_e5m2: "fp8"}
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def _matmul(args: Any, outputs: Any) -> tuple[tuple[int, int, int, int], ...]:
     return ((groups, left.size(-2), right.size(-1), left.size(-1)),)
 
 
-def _grouped_matmul(args: Any, outputs: Any) -> tuple[tuple[int, int, int, int], ...]:
-    """All groups as one product: together they have these rows, however they are shared out."""
+def _first_two(args: Any, outputs: Any) -> tuple[tuple[int, int, int, int], ...]:
+    """Scaled or grouped matrices; all groups as one product: together they have these rows, however they are shared out."""
     left, right = args[:2]
     return ((1, left.size(-2), right.size(-1), left.size(-1)),)
 
@@ -256,7 +256,8 @@ _PRODUCTS: dict[Any, tuple[str, Callable[[Any, Any], tuple[tuple[int, int, int, 
     aten.bmm.default: ("matmul", _matmul),
     aten.baddbmm.default: ("matmul", _matmul),
     aten.addbmm.default: ("matmul", _matmul),
-    aten._grouped_mm.default: ("matmul", _grouped_matmul),
+    aten._grouped_mm.default: ("matmul", _first_two),
+    aten._scaled_mm.default: ("matmul", _first_two),
 }
 _CHUNK_ELEMENTS, _TENSORS_A_LAUNCH = 65_536 * 320, 64  # aten/src/ATen/native/cuda/MultiTensorApply.cuh: blocks and tensors one launch takes
 
