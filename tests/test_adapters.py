@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapters: peaks as recorded from the PyTorch CUDA allocator (2.11) on a simulated A100 of 40 GB, three steps of AdamW, texts of 256 tokens."""
 
+import subprocess
+import sys
+
 import pytest
 
 import bsmodel
@@ -146,6 +149,38 @@ def test_quantized_weights_take_what_their_layout_says(config, a100, weights, do
     packed = [size for layer in LAYERS for size in (eight_bits(*layer) if weights == "int8" else four_bits(*layer, double_quant))]
     assert sorted(held) == sorted([*adapters, *others, *packed])
     assert tape.parameter_count - tape.trained_parameter_count == 2 * 8000 * 512 + 9 * 512 + sum(rows * columns for rows, columns in LAYERS)
+
+
+WITHOUT = """
+import sys
+sys.modules["bitsandbytes"] = None
+import bsmodel
+workload, gpu = bsmodel.Workload.named(sys.argv[1], seq_len=256), bsmodel.Gpu.named("a100-40gb")
+for double_quant in (False, True):
+    tape = bsmodel.trace(workload, bsmodel.Training(precision="bf16-mixed", weights="nf4", lora_rank=16, double_quant=double_quant), gpu)
+    weights = sum(int(tape.fixed_bytes[n]) for n in tape.blocks["init"] if n >= 0 and tape.categories[n] == "packed weight")
+    print(weights, bsmodel.predict(tape, gpu, 8).allocated_bytes, any("by their layout" in remark for remark in tape.remarks))
+try:
+    bsmodel.trace(workload, bsmodel.Training(weights="int8", lora_rank=16), gpu)
+except bsmodel.BsmodelError as error:
+    print(error)
+"""
+
+
+def test_four_bits_are_recorded_by_their_layout_where_bitsandbytes_is_not_installed(config, a100):
+    pytest.importorskip("bitsandbytes")
+    folder = config({**LLAMA, "architectures": ["LlamaForCausalLM"]})
+    run = subprocess.run([sys.executable, "-c", WITHOUT, folder], capture_output=True, text=True, check=True, timeout=300)
+    *rows, refusal = run.stdout.splitlines()
+    for row, double_quant in zip(rows, (False, True), strict=True):
+        weights, allocated, said = row.split()
+        tape = bsmodel.trace(
+            bsmodel.Workload.named(folder, seq_len=256), Training(precision="bf16-mixed", weights="nf4", lora_rank=16, double_quant=double_quant), a100
+        )
+        packed = [int(tape.fixed_bytes[n]) for n in tape.blocks["init"] if n >= 0 and tape.categories[n] == "packed weight"]
+        assert int(weights) == sum(packed) and said == "True"
+        assert int(allocated) == pytest.approx(bsmodel.predict(tape, a100, 8).allocated_bytes, rel=0.02)
+    assert refusal.startswith("weights int8 need bitsandbytes: pip install")
 
 
 def test_backward_unpacks_a_whole_weight(config, a100):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bsmodel.errors import InvalidInputError
+from bsmodel.recording import packed as by_rule
 from bsmodel.recording.cuda_like import wrappers
 from bsmodel.training import WEIGHTS, Training
 from bsmodel.workloads import silence
@@ -21,38 +22,60 @@ def quantized(model: torch.nn.Module, training: Training, dtype: torch.dtype) ->
 
     What stays is in float32 where the recipe upcasts (`prepare_model_for_kbit_training` of peft). Raises `InvalidInputError` where nothing is linear.
     """
-    bnb, replaced = _bitsandbytes(), importlib.import_module("transformers.integrations.bitsandbytes").replace_with_bnb_linear
-    formats = {bnb.nn.Linear4bit: packed, bnb.nn.Linear8bitLt: _rounded}
-    replaced(model, modules_to_not_convert=kept(model), quantization_config=_config(training))
-    layers = [module for module in model.modules() if type(module) in formats]
-    if not layers:
+    bnb = _bitsandbytes(training)
+    count = (
+        by_rule.replaced(model, kept(model), dtype, _computed_in(training), training.double_quant) if bnb is None else _replaced(bnb, model, training, dtype)
+    )
+    if not count:
         raise InvalidInputError(f"weights {training.weights}: {type(model).__name__} has no linear layers")
-    for layer in layers:
-        for parameter in layer.parameters():
-            parameter.data = parameter.data.to(dtype)
-        formats[type(layer)](bnb, layer)
     setattr(model, "is_loaded_in_8bit" if training.weights == "int8" else "is_loaded_in_4bit", True)
     if training.upcast:
         importlib.import_module("peft").prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return model
 
 
-def _bitsandbytes() -> Any:
+def _replaced(bnb: Any, model: torch.nn.Module, training: Training, dtype: torch.dtype) -> int:
+    """Puts bitsandbytes' layers in the place of a model's linear ones, their weights packed; how many these are."""
+    replace = importlib.import_module("transformers.integrations.bitsandbytes").replace_with_bnb_linear
+    formats = {bnb.nn.Linear4bit: packed, bnb.nn.Linear8bitLt: _rounded}
+    replace(model, modules_to_not_convert=kept(model), quantization_config=_config(training))
+    layers = [module for module in model.modules() if type(module) in formats]
+    for layer in layers:
+        for parameter in layer.parameters():
+            parameter.data = parameter.data.to(dtype)
+        formats[type(layer)](bnb, layer)
+    return len(layers)
+
+
+def by_rules(training: Training) -> bool:
+    """Whether weights in four bits are recorded by their layout, bitsandbytes not being installed."""
+    return training.packs("bitsandbytes") and _bitsandbytes(training) is None
+
+
+def _bitsandbytes(training: Training) -> Any:
+    """The library; None for weights in four bits where it is not installed."""
     silence()
     try:
-        importlib.import_module("transformers")
         return importlib.import_module("bitsandbytes")
     except ImportError as error:
-        raise InvalidInputError(f'quantized weights need bitsandbytes and transformers: pip install "bsmodel[models]" ({error})') from None
+        if training.weights == "int8":
+            raise InvalidInputError(f'weights int8 need bitsandbytes: pip install "bsmodel[models]" ({error}); nf4 does without') from None
+        return None
 
 
 def _config(training: Training) -> Any:
     config = importlib.import_module("transformers").BitsAndBytesConfig
     if training.weights == "int8":
         return config(load_in_8bit=True)
+    double, compute = training.double_quant, _computed_in(training)
+    return config(load_in_4bit=True, bnb_4bit_quant_type=training.weights, bnb_4bit_use_double_quant=double, bnb_4bit_compute_dtype=compute)
+
+
+def _computed_in(training: Training) -> torch.dtype:
+    """What products with weights in four bits are computed in."""
     asked = WEIGHTS[training.compute_dtype] if training.compute_dtype else None
-    compute = getattr(torch, asked or training.numerics.autocast or training.numerics.weights)
-    return config(load_in_4bit=True, bnb_4bit_quant_type=training.weights, bnb_4bit_use_double_quant=training.double_quant, bnb_4bit_compute_dtype=compute)
+    found: torch.dtype = getattr(torch, asked or training.numerics.autocast or training.numerics.weights)
+    return found
 
 
 def kept(model: torch.nn.Module) -> list[str]:

@@ -17,7 +17,7 @@ from bsmodel.errors import UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.recording import alignment, checks, samples
 from bsmodel.recording.assumed import Assumed
-from bsmodel.recording.quantized import elements, is_packed
+from bsmodel.recording.quantized import by_rules, elements, is_packed
 from bsmodel.recording.recorder import Allocation
 from bsmodel.recording.run import Run, running, two_steps
 from bsmodel.recording.torchao import in_float8_of
@@ -36,6 +36,7 @@ _FLOAT8 = (
     "{} of {} linear layers multiply in float8: not the head, nor those with a side that is no multiple of 16; "
     "their casts are kernels of their own, which torch.compile would fuse"
 )
+_BY_RULE = "bitsandbytes is not installed: weights in four bits are recorded by their layout, as its version 0.50 holds and unpacks them"
 _UPCAST = "weights that are not quantized are in float32, as peft's prepare_model_for_kbit_training leaves them; without upcast they are as published"
 Recorded = tuple[Tape, Values]
 _BY_SAMPLE = f"what the step does for every sample apart is counted as often as there are samples; recordings at batches {_APART[0]} to {_APART[-1]} agree"
@@ -242,6 +243,7 @@ def _remarks(run: Run, sizes: dict[int, alignment.Size]) -> tuple[str, ...]:
         of_state: bool(of_state),
         whole: packed,
         _UPCAST: training.packs("bitsandbytes") and training.upcast,
+        _BY_RULE: by_rules(training),
         _FLOAT8.format(*in_float8_of(run.loop.model)): training.float8 is not None,
         _NO_STEP: run.idle,
         _PAIRED: _pairs_samples(sizes),
