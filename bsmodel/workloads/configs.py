@@ -22,6 +22,11 @@ from bsmodel.workloads.libraries import library, transformers_model
 from bsmodel.workloads.workload import Workload
 
 _TORCHAO = [rule.config for rule in QUANTIZED.values() if rule.config]
+# Types whose modeling files in transformers (5.23) look for kernels of mamba_ssm, causal_conv1d or fla, and do without where there are none.
+_SCANS = """
+    bamba falcon_h1 falcon_mamba granitemoehybrid jamba mamba mamba2 nemotron_h zamba zamba2 kimi_linear olmo_hybrid qwen3_next qwen3_5 qwen3_5_moe
+""".split()
+_SCANNED = "scans are recorded in transformers' own operators, as where mamba_ssm or fla is not installed; with their kernels a step takes less"
 _OPTIONS = {"transformers": ("seq_len", "image_size", "attention"), "diffusers": ("image_size",)}
 
 
@@ -124,7 +129,7 @@ def _from_transformers(fields: dict[str, Any], where: str, attention: str | None
         config._attn_implementation = attention
     found = made(head, config, name, asked)
     published = None if config.dtype is None else str(config.dtype).removeprefix("torch.")
-    remarks += found.remarks + _settled(config)
+    remarks += found.remarks + _settled(config) + ((_SCANNED,) if fields["model_type"] in _SCANS else ())
     training = Training(precision="bf16-mixed", optimizer="adamw")
     model = transformers_model(config, name, f", from {where}{zeros_among(fields, usual)}")
     batch = batch_of(**found.tensors)
