@@ -22,7 +22,7 @@ import bsmodel
 from bsmodel.workloads import NAMED, Source
 
 ROWS = RESULTS / "lengths.jsonl"
-SHORTEST, LONGEST = 256, 8192
+SHORTEST, LONGEST = 128, 8192
 GPU = "a100-40gb"
 Row = dict[str, Any]
 

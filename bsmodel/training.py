@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError
 from bsmodel.hardware import Gpu
+from bsmodel.parallel import Parallel
 from bsmodel.units import finite, whole
 
 
@@ -163,6 +164,8 @@ class Training(BaseModel, frozen=True):
     """Whether adapters of half-precision weights are in float32, as by peft's `autocast_adapter_dtype`, or in the dtype of the weights."""
     prompt_tokens: int | None = Field(default=None, ge=1)
     """Virtual tokens before each text, for `prompt-tuning`."""
+    parallel: Parallel | None = None
+    """How the step is split over several devices, of which a recording is of one; by default there is one."""
     frozen: tuple[str, ...] = ()
     """Prefixes of parameter names that are not trained, e.g. `("embeddings", "encoder.layer.0.")`."""
     keep_outputs: bool = False

@@ -21,12 +21,12 @@ import platformdirs
 from bsmodel.errors import InvalidInputError
 from bsmodel.files import write_whole
 from bsmodel.hardware import Gpu
-from bsmodel.tape import Lengths, Tape, load_lengths, save_lengths
+from bsmodel.tape import STEP, Lengths, Tape, load_lengths, save_lengths
 from bsmodel.training import Training
 from bsmodel.workloads import Source, Workload
 
 FOLDER_VARIABLE = "BSMODEL_CACHE_DIR"
-_SHORTEST = 256  # tokens: recordings at several lengths begin here, or at the shortest that is asked about
+_SHORTEST = STEP  # tokens: recordings at several lengths begin here, or at the shortest that is asked about
 _LIBRARIES = ("torch", "fvcore", "transformers", "diffusers", "accelerate", "peft", "timm", "torchvision")
 
 

@@ -167,7 +167,7 @@ def _checkpoint(model: Any) -> None:
         return model.enable_gradient_checkpointing()
     elif hasattr(model, "set_grad_checkpointing"):
         return model.set_grad_checkpointing(True)
-    blocks = _repeated_blocks(model)
+    blocks = repeated_blocks(model)
     if not blocks:
         raise InvalidInputError(f"{type(model).__name__} has no checkpointing switch and no repeated blocks to checkpoint one by one")
     for block in blocks:
@@ -181,7 +181,7 @@ def _recomputed(forward: Any) -> Any:
     return run
 
 
-def _repeated_blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
+def repeated_blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
     """Children of the outermost lists of at least two blocks, none inside another."""
     blocks: list[torch.nn.Module] = []
     for child in model.children():
@@ -189,7 +189,7 @@ def _repeated_blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
         if isinstance(child, (torch.nn.ModuleList, torch.nn.Sequential)) and len(grandchildren) > 1 and any(list(g.children()) for g in grandchildren):
             blocks += grandchildren
         else:
-            blocks += _repeated_blocks(child)
+            blocks += repeated_blocks(child)
     return blocks
 
 
@@ -198,6 +198,12 @@ def place(model: torch.nn.Module, training: Training, recorder: Recorder) -> Non
     moved: dict[int, torch.Tensor] = {}
     with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():  # what the factory left on meta is not on the device yet
         _place(model, training.channels_last, recorder, moved)
+    categorize(model, training, recorder)
+
+
+def categorize(model: torch.nn.Module, training: Training, recorder: Recorder) -> None:
+    """Say of what is on the device which of it are parameters and buffers, and whose."""
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             for part in wrappers.parts(tensor):
                 recorder.categorize(part, _category(tensor, training), name.rpartition(".")[0])
@@ -215,7 +221,7 @@ def _place(module: torch.nn.Module, channels_last: bool, recorder: Recorder, mov
     for child in module.children():
         _place(child, channels_last, recorder, moved)
     for name, parameter in module._parameters.items():
-        if parameter is None:
+        if parameter is None or recorder.holds(parameter):
             continue
         if id(parameter) not in moved:
             moved[id(parameter)] = _moved_parameter(parameter, channels_last, recorder)
@@ -223,7 +229,7 @@ def _place(module: torch.nn.Module, channels_last: bool, recorder: Recorder, mov
             moved[-id(parameter)] = parameter  # keeps the id taken
         module._parameters[name] = moved[id(parameter)]  # type: ignore[assignment]
     for name, buffer in module._buffers.items():
-        if buffer is None:
+        if buffer is None or recorder.holds(buffer):
             continue
         if id(buffer) not in moved:
             moved[id(buffer)] = _moved(buffer, channels_last, recorder)
@@ -261,6 +267,12 @@ def make_optimizer(parameters: Sequence[torch.Tensor], training: Training) -> An
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise UntraceableError(f"optimizer={training.optimizer_name} gives {type(optimizer).__name__}; expected a torch.optim.Optimizer")
         return optimizer
-    rule = OPTIMIZERS[training.optimizer]
-    module, _, name = rule.path.partition(":")
-    return getattr(importlib.import_module(module), name)(parameters, **rule.arguments)
+    made, arguments = optimizer_class(training.optimizer)
+    return made(parameters, **arguments)
+
+
+def optimizer_class(name: str) -> tuple[Any, dict[str, float | bool]]:
+    """The class of an optimizer that has a name, and what it is called with."""
+    rule = OPTIMIZERS[name]
+    module, _, kind = rule.path.partition(":")
+    return getattr(importlib.import_module(module), kind), rule.arguments

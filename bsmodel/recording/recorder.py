@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -21,7 +22,7 @@ from bsmodel.recording import leftovers
 from bsmodel.recording.assumed import ALL, Assumed, all_selected
 from bsmodel.recording.chance import drawn
 from bsmodel.recording.counts import Count, count, rows_of
-from bsmodel.recording.cuda_like import composites, kernels, offload, refusals, shapes, sparse, wrappers
+from bsmodel.recording.cuda_like import collectives, composites, kernels, offload, refusals, shapes, sparse, wrappers
 from bsmodel.recording.cuda_like.buffers import NO_BUFFERS, Buffer, Kernel
 from bsmodel.recording.cuda_like.engine import SUMS, is_renumbered, sums_in_place
 from bsmodel.recording.cuda_like.machine import MAIN, Stream
@@ -34,7 +35,6 @@ from bsmodel.tape import Row
 
 aten = torch.ops.aten
 _LONG = 50  # tensors: operations over lists of tensors, which do not come twice
-_LAST_FIRST = (aten.native_dropout.default, aten._ctc_loss.default, aten._cudnn_ctc_loss.default, aten._cudnn_ctc_loss.Tensor)
 _READS = (aten._local_scalar_dense.default, aten.is_nonzero.default)
 _QUESTIONS = (aten.allclose.default, aten.equal.default)
 
@@ -91,7 +91,6 @@ class Recorder(TorchDispatchMode):
         self.entered = False  # whether the model's forward pass has been called
 
     # -- where we are -------------------------------------------------------------------------------------------------------------
-
     @contextmanager
     def following(self, model: torch.nn.Module) -> Iterator[None]:
         """Name the module each operation belongs to, in forward and in backward."""
@@ -114,15 +113,11 @@ class Recorder(TorchDispatchMode):
             for handle in handles:
                 handle.remove()
 
-    @property
-    def in_backward(self) -> bool:
-        return torch._C._current_graph_task_id() != -1
-
     def _where(self) -> tuple[str, str]:
         """The phase and the module of the operation in progress."""
         if self._stack:
-            return ("backward" if self.in_backward else "forward"), self._stack[-1]
-        if not self.in_backward:
+            return ("backward" if _in_backward() else "forward"), self._stack[-1]
+        if not _in_backward():
             return self.phase, ""
         return "backward", self._origin()[0]
 
@@ -144,7 +139,6 @@ class Recorder(TorchDispatchMode):
         return next((module for module, made_at in self._made.values() if made_at == line), "")
 
     # -- allocations --------------------------------------------------------------------------------------------------------------
-
     def allocate(self, size_bytes: int, operator: str, category: str | None = None, buffer: Buffer | None = None) -> int:
         """Write down an allocation and return its number."""
         phase, module = self._where()
@@ -172,11 +166,17 @@ class Recorder(TorchDispatchMode):
         number = self.allocate(storage.nbytes(), operator, category)
 
         def died(_: Any) -> None:
-            del self._live[key]
-            self.release(number)
+            self.release(self._live.pop(key)[0])
 
         self._live[key] = number, weakref.ref(storage, died)
         return number
+
+    def resized(self, storage: torch.UntypedStorage, size_bytes: int) -> None:
+        """Follow a storage that gives its memory back, or takes some again, and lives on."""
+        if storage._cdata in self._live:
+            before, alive = self._live[storage._cdata]
+            self.release(before)
+            self._live[storage._cdata] = self.allocate(size_bytes, "resize_", "gathered parameter"), alive
 
     def categorize(self, tensor: torch.Tensor, category: str, module: str) -> None:
         """Say what a followed tensor turned out to be, and whose it is."""
@@ -199,11 +199,14 @@ class Recorder(TorchDispatchMode):
         return device_tensor
 
     # -- every operation ----------------------------------------------------------------------------------------------------------
-
     def _number(self, tensor: Any) -> int | None:
         """The allocation behind a device tensor; None for what is none."""
         found = self._live.get(tensor.untyped_storage()._cdata) if isinstance(tensor, torch.Tensor) else None
         return None if found is None else found[0]
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor, or what is inside it, has been brought to the device."""
+        return any(self._number(part) is not None for part in wrappers.parts(tensor))
 
     def follows(self, tensor: torch.Tensor) -> bool:
         """Whether a `meta` tensor is on the device: the others are on the host, made without data while the model was built."""
@@ -222,11 +225,13 @@ class Recorder(TorchDispatchMode):
         leftovers.leave((key, storage) for key, (_, alive) in self._live.items() if (storage := alive()) is not None)
 
     def _dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if wrappers.concerned(types):
-            return NotImplemented
+        if wrappers.concerned(types):  # what is computed of shapes alone, as DTensor does, is on no device
+            return func(*args, **(kwargs or {})) if FakeTensor in types else NotImplemented
         with torch._C.DisableTorchFunction():  # from here on tensors show their true device
             kwargs = kwargs or {}
             given = shapes.tensors_in((*args, *kwargs.values()))
+            if collectives.concerns(func):
+                return collectives.run(func, args, self.values.copy)
             if sparse.concerns(func, args, given):
                 return sparse.run(func, args, kwargs, self, self.place)
             device = kwargs.get("device")
@@ -245,7 +250,7 @@ class Recorder(TorchDispatchMode):
                 return self._to_host(args[0], kwargs)
             if host and len(host) < len(given):
                 refusals.mixed_devices(func, args, host)
-            if func in SUMS and not kwargs and self.in_backward and not self._stack and sums_in_place(func, args):
+            if func in SUMS and not kwargs and _in_backward() and not self._stack and sums_in_place(func, args):
                 self._note_work(_name(func), work_of(func, args, given, [args[0]], NO_BUFFERS, self.capability), None)
                 return aten.alias.default(args[0])
             if (made_of := composites.composite(func)) is not None:
@@ -287,7 +292,7 @@ class Recorder(TorchDispatchMode):
         known = None if signature is None else self._known.get((name, signature))
         layout = shapes.known(func, signature) if known is None else known.layout
         output, by_value = self._shaped(func, args, kwargs, given, value) if layout is None else (shapes.made(layout), False)
-        tensors = _device_tensors(func, output)
+        tensors = shapes.on_device(func, output)
         if known is None:
             refusals.mixed_dtypes(func, args)
             kernel = kernels.kernel_of(func, args, self.capability)
@@ -307,7 +312,7 @@ class Recorder(TorchDispatchMode):
 
     def _note_node(self) -> None:
         """The newest node of autograd's graph, if the operation in progress made it, belongs to the module in progress."""
-        if self._stack or not self.in_backward:
+        if self._stack or not _in_backward():
             node = torch._C._autograd._get_sequence_nr() - 1
             if node not in self._made:
                 self._made[node] = (self._stack[-1] if self._stack else "", calling_line())
@@ -353,13 +358,12 @@ class Recorder(TorchDispatchMode):
         """The workspace of a library handle is allocated at its first use in a thread, and kept: backward runs in a thread of its own."""
         for handle in kernel.handles:
             stream = f", stream {self._stream()}" if self._stream() else ""
-            name = f"{handle.name} ({'backward' if self.in_backward else 'main'} thread{stream})"
+            name = f"{handle.name} ({'backward' if _in_backward() else 'main'} thread{stream})"
             if name not in self.workspaces:
                 self.workspaces.add(name)
                 self.allocate(handle.size_bytes, name, "workspace")
 
     # -- what the device does ------------------------------------------------------------------------------------------------------
-
     def _note_work(self, operator: str, work: Work | None, counted: Count | None) -> None:
         """Write down what the operator computes and moves, a row for each matrix product in it."""
         if work is None:
@@ -379,6 +383,10 @@ class Recorder(TorchDispatchMode):
         return self.values.on_host(tensor, kwargs.get("dtype") or tensor.dtype)
 
 
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
+
+
 def _keeps_gradient() -> bool:
     """Whether the engine is at the end of its graph, where a gradient is kept or added to the one that is there."""
     node: Any = torch._C._current_autograd_node()
@@ -389,9 +397,3 @@ def _keeps_gradient() -> bool:
 Recorder.__torch_dispatch__ = Recorder._dispatch  # type: ignore[method-assign,assignment]
 
 _name = functools.cache(str)
-
-
-def _device_tensors(func: Any, output: Any) -> list[torch.Tensor]:
-    """Device tensors among the outputs in the order CUDA allocates them: dropout makes its mask first, the CTC loss its prefixes or gradient."""
-    tensors = [tensor for tensor in shapes.tensors_in((output,)) if tensor.is_meta]
-    return tensors[::-1] if func in _LAST_FIRST else tensors

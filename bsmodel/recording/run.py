@@ -20,11 +20,11 @@ from torch.utils._pytree import tree_leaves
 
 from bsmodel.errors import BsmodelError, UntraceableError
 from bsmodel.hardware import Gpu
-from bsmodel.recording import frames, leftovers, loop, placement
+from bsmodel.recording import devices, frames, leftovers, loop, placement
 from bsmodel.recording.assumed import Assumed
 from bsmodel.recording.chance import decided
-from bsmodel.recording.cuda_like import flash, offload
-from bsmodel.recording.cuda_like.pretence import pretend_cuda
+from bsmodel.recording.cuda_like import flash, offload, wrappers
+from bsmodel.recording.cuda_like.pretence import pretend_cuda, resizing
 from bsmodel.recording.cuda_like.recurrent import as_cudnn
 from bsmodel.recording.loop import Loop
 from bsmodel.recording.recorder import Allocation, Recorder
@@ -108,14 +108,19 @@ def _reads(values: list[Values]) -> str:
 
 @contextlib.contextmanager
 def _run(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> Iterator[Run]:
-    with _undisturbed(), flash.pretended():
+    with _undisturbed(), flash.pretended(), devices.group(training.parallel):
         leftovers.clear()
         with placement.weights_nowhere():
             model, remarks = placement.build(workload, training)
             model = placement.adapt(model, workload, training)
         recorder = Recorder(gpu.capability, assumed)
         try:
-            with pretend_cuda(gpu, recorder.follows, recorder.uncounted.add), offload.followed(recorder.follows), decided(recorder.values.decided), recorder:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(pretend_cuda(gpu, recorder.follows, recorder.uncounted.add))
+                stack.enter_context(resizing(recorder.resized))
+                stack.enter_context(offload.followed(recorder.follows))
+                stack.enter_context(decided(recorder.values.decided))
+                stack.enter_context(recorder)
                 run = _prepared(recorder, model, left_to_chance(workload, recorder.values), training, remarks)
                 with _optimizers_of(run):
                     yield run
@@ -184,9 +189,9 @@ def _outermost(frame: FrameType) -> FrameType:
 
 def _prepared(recorder: Recorder, model: torch.nn.Module, workload: Workload, training: Training, remarks: tuple[str, ...]) -> Run:
     """The model on the device, its optimizer and loop made, nothing run."""
-    placement.place(model, training, recorder)
+    model = devices.placed(model, training, recorder)
     placed = len(recorder.events)
-    optimizer = placement.set_up(model, workload, training)
+    optimizer = devices.set_up(model, workload, training)
     recorder.categorize_live(placed, "optimizer state")
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
@@ -210,15 +215,18 @@ def two_steps(run: Run, batches: tuple[int, ...]) -> None:
                 micro_step(run, batch)
             else:
                 _optimizer_step(run)
+            if block == "first_step":
+                devices.settle(run.loop.model, run.recorder)
 
 
 def micro_step(run: Run, batch_size: int) -> None:
     run.recorder.phase, before = "forward", sum(run.stepped.values())
-    with run.recorder.following(run.loop.model):
+    model = devices.bare(run.loop.model)
+    with run.recorder.following(model):
         loop.micro_step(run.loop, batch_size)
-    for name, parameter in run.loop.model.named_parameters():
-        if parameter.grad is not None:
-            run.recorder.categorize(parameter.grad, "gradient", name.rpartition(".")[0])
+    for name, parameter in model.named_parameters():
+        for part in () if parameter.grad is None else wrappers.parts(parameter.grad):
+            run.recorder.categorize(part, "gradient", name.rpartition(".")[0])
     if run.loop.workload.step is not None:
         run.idle = run.idle or sum(run.stepped.values()) == before
         _require_used(run)
@@ -256,8 +264,8 @@ def _optimizers_of(run: Run) -> Iterator[None]:
 
 
 def _categorize_state(run: Run, optimizer: torch.optim.Optimizer) -> None:
-    owners = {id(parameter): name.rpartition(".")[0] for name, parameter in run.loop.model.named_parameters()}
+    owners = {id(parameter): name.rpartition(".")[0] for name, parameter in devices.bare(run.loop.model).named_parameters()}
     for parameter, state in optimizer.state.items():
         for tensor in tree_leaves(state):
-            if isinstance(tensor, torch.Tensor):
-                run.recorder.categorize(tensor, "optimizer state", owners.get(id(parameter), ""))
+            for part in wrappers.parts(tensor) if isinstance(tensor, torch.Tensor) else ():
+                run.recorder.categorize(part, "optimizer state", owners.get(id(parameter), ""))

@@ -58,10 +58,17 @@ class Values:
             if because:
                 self._because[tensor] = because
 
+    def copy(self, to: torch.Tensor, of: torch.Tensor) -> None:
+        """One device tensor holds what another does, where that is known."""
+        if of in self._known:
+            self._known[to] = self._known[of]
+
     def computed(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> tuple[Any, str]:
         """What an operator gives for known values, or None; and what is assumed of them."""
         if given and (made := like(func, args, kwargs, self.limit)) is not None:
             return made, ""
+        if func is aten.copy_.default and self._first_known(*args[:2]):
+            return self._known.get(args[1], args[1]).to(args[0].dtype, copy=True), ""
         if any(tensor.is_meta and tensor not in self._known for tensor in given):
             if (found := of_numbers(func, args)) is not None:
                 return found, FINITE
@@ -74,6 +81,10 @@ class Values:
             self._known[given[0]] = value
         because = next((self._because[tensor] for tensor in given if tensor in self._because), "")
         return on_host(func, args, kwargs, self._known.__getitem__, self.limit), because
+
+    def _first_known(self, to: torch.Tensor, of: torch.Tensor) -> bool:
+        """Whether a copy makes known what a device tensor holds."""
+        return to.is_meta and to not in self._known and to.size() == of.size() and (not of.is_meta or of in self._known) and held(of) <= self.limit
 
     def _repeats(self, tensor: torch.Tensor) -> bool:
         """Whether one element of a value in memory stands for several of the tensor's, or of those of a tensor it is part of."""

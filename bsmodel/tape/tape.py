@@ -21,7 +21,7 @@ from bsmodel.units import MOST_COUNT
 
 BLOCKS = ("init", "first", "first_step", "micro", "accumulate", "step")
 WEIGHTS = ("parameter", "packed weight", "adapter")  # whole, with scales and codes where they are quantized, or trained in their place
-CATEGORIES = (*WEIGHTS, "buffer", "gradient", "gradient bucket", "optimizer state", "batch", "saved", "temporary", "workspace")
+CATEGORIES = (*WEIGHTS, "buffer", "gathered parameter", "gradient", "gradient bucket", "optimizer state", "batch", "saved", "temporary", "workspace")
 
 
 @dataclass(frozen=True)

@@ -26,20 +26,23 @@ def is_renumbered(node: Any) -> bool:
 
 
 class Numbers:
-    """`run`, the engine; the nodes it makes are numbered below those of the main thread where there are fewer of them.
+    """`run`, the engine, whose hooks see the device as the program does, by `mode`.
+
+    The nodes it makes are numbered below those of the main thread where there are fewer of them.
 
     In the first step, as on CUDA, they mingle: both threads have counted from zero.
     """
 
-    def __init__(self, run: Callable[..., Any]) -> None:
-        self.run = run
+    def __init__(self, run: Callable[..., Any], mode: Any) -> None:
+        self.run, self.mode = run, mode
         self.first = torch._C._autograd._get_sequence_nr()
         self.made = 0
 
     def __call__(self, outputs: Any, gradients: Any, retain_graph: Any, create_graph: Any, *rest: Any, **named: Any) -> Any:
         """A run of the engine."""
         start = torch._C._autograd._get_sequence_nr()
-        results = self.run(outputs, gradients, retain_graph, create_graph, *rest, **named)
+        with self.mode:  # which has stepped aside for the call that this is part of
+            results = self.run(outputs, gradients, retain_graph, create_graph, *rest, **named)
         if not create_graph:
             return results
         before, by_main = self.made, start - self.first - self.made

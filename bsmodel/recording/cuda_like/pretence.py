@@ -127,6 +127,19 @@ class _Generator(torch.Generator):
 
 
 @contextmanager
+def resizing(tell: Callable[[torch.UntypedStorage, int], None]) -> Iterator[None]:
+    """Within this context somebody is told of storages that change their size where they are, as those of sharded parameters do."""
+    resize = torch.UntypedStorage.resize_
+
+    def told(storage: torch.UntypedStorage, size: int) -> Any:
+        tell(storage, size)
+        return resize(storage, size)
+
+    with replaced(torch.UntypedStorage, "resize_", told):
+        yield
+
+
+@contextmanager
 def pretend_cuda(gpu: Gpu, follows: Callable[[torch.Tensor], bool], note: Callable[[str], object] = str) -> Iterator[None]:
     """Within this context Python code sees one CUDA device, this card; `follows` tells which `meta` tensors are on it.
 
@@ -151,10 +164,11 @@ def pretend_cuda(gpu: Gpu, follows: Callable[[torch.Tensor], bool], note: Callab
         stack.enter_context(replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         stack.enter_context(replaced(torch, "clear_autocast_cache", clear_both))
         stack.enter_context(replaced(torch, "Generator", _Generator))
-        stack.enter_context(replaced(torch.autograd, "_engine_run_backward", engine.Numbers(_engine_run_backward)))
+        calls = _DeviceCalls(follows)
+        stack.enter_context(replaced(torch.autograd, "_engine_run_backward", engine.Numbers(_engine_run_backward, calls)))
         stack.enter_context(replaced(torch.Tensor, "record_stream", lambda tensor, stream: None))
         stack.enter_context(machine.MAIN)
         stack.enter_context(replaced(DefaultDeviceType, "_default_device_type", "cuda"))
-        stack.enter_context(_DeviceCalls(follows))
+        stack.enter_context(calls)
         stack.enter_context(autocast.dispatching())
         yield

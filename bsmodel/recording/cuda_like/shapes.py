@@ -17,6 +17,7 @@ from bsmodel.recording.cuda_like import fourier
 from bsmodel.recording.cuda_like.pretence import META
 
 aten = torch.ops.aten
+_LAST_FIRST = (aten.native_dropout.default, aten._ctc_loss.default, aten._cudnn_ctc_loss.default, aten._cudnn_ctc_loss.Tensor)
 
 
 def is_channels_last(tensor: torch.Tensor) -> bool:
@@ -318,3 +319,9 @@ def tensors_in(values: Any) -> list[torch.Tensor]:
         elif isinstance(value, (list, tuple)):
             found.extend(tensors_in(value))
     return found
+
+
+def on_device(func: Any, output: Any) -> list[torch.Tensor]:
+    """Device tensors among the outputs in the order CUDA allocates them: dropout makes its mask first, the CTC loss its prefixes or gradient."""
+    tensors = [tensor for tensor in tensors_in((output,)) if tensor.is_meta]
+    return tensors[::-1] if func in _LAST_FIRST else tensors

@@ -29,7 +29,8 @@ def parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         yield tensor
         return
     for name in tensor.__tensor_flatten__()[0]:  # type: ignore[attr-defined]
-        yield from parts(getattr(tensor, name))
+        if isinstance(part := getattr(tensor, name), torch.Tensor):  # a DTensor has its mesh there, too
+            yield from parts(part)
 
 
 def moved(tensor: Any, move: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the work of a step is split over devices: data parallelism, and how much of its states each device holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bsmodel.errors import InvalidInputError, UnknownNameError
+from bsmodel.units import shown
+
+
+@dataclass(frozen=True)
+class KindRule:
+    """What a kind of parallelism is, and where its code stands."""
+
+    what: str
+    source: str
+
+
+KINDS: dict[str, KindRule] = {
+    "ddp": KindRule("every device holds all, gradients are summed in buckets", "torch/nn/parallel/distributed.py"),
+    "zero1": KindRule("as ddp, with states of the optimizer dealt out parameter by parameter", "torch/distributed/optim/zero_redundancy_optimizer.py"),
+    "fsdp2": KindRule("parameters, gradients and states in shards, gathered block by block", "torch/distributed/fsdp/_fully_shard"),
+}
+MOST_DEVICES = 1 << 14
+
+
+class Parallel(BaseModel, frozen=True):
+    """How one step is split over devices; every field has the default of plain PyTorch."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    kind: str
+    """`ddp`, `zero1` or `fsdp2`, of `bsmodel.parallel.KINDS`."""
+    devices: int = Field(ge=2, le=MOST_DEVICES)
+    """GPUs, each with a micro-batch of its own."""
+    reshard_after_forward: bool | None = None
+    """Of `fsdp2`: whether gathered parameters are given back after forward; by default those of all but the root are."""
+    param_dtype: Literal["fp16", "bf16"] | None = None
+    """Of `fsdp2`: what parameters are gathered and computed in, by default what their shards are in."""
+    reduce_dtype: Literal["fp32", "fp16", "bf16"] | None = None
+    """Of `fsdp2`: what gradients are summed in, by default what they come in."""
+    bucket_mb: float | None = Field(default=None, gt=0)
+    """Of `ddp` and `zero1`: MiB of gradients that are summed together; by default 25, and 1 for the first."""
+    gradient_as_bucket_view: bool = False
+    """Of `ddp` and `zero1`: whether gradients are views of the buckets."""
+    wrap: tuple[str, ...] = ()
+    """Of `fsdp2`: names of the classes whose modules are sharded one by one; by default the model's own blocks."""
+
+    if not TYPE_CHECKING:  # type checkers see the fields, which pydantic has from their annotations
+
+        def __init__(self, **fields: Any) -> None:
+            try:
+                super().__init__(**fields)
+            except ValidationError as error:
+                first = error.errors()[0]
+                name = ".".join(str(part) for part in first["loc"])
+                if first["type"] == "extra_forbidden":
+                    raise UnknownNameError("field of parallel", name, type(self).model_fields) from None
+                if isinstance(reason := first.get("ctx", {}).get("error"), InvalidInputError):
+                    raise reason from None
+                raise InvalidInputError(f"parallel {name} is {shown(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+    @model_validator(mode="after")
+    def _together(self) -> Parallel:
+        """Raises `InvalidInputError` for a kind that nobody knows, and for fields of another kind."""
+        if self.kind not in KINDS:
+            raise UnknownNameError("kind of parallel", self.kind, KINDS)
+        others = ("bucket_mb", "gradient_as_bucket_view") if self.kind == "fsdp2" else ("reshard_after_forward", "param_dtype", "reduce_dtype", "wrap")
+        for name in others:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise InvalidInputError(f"parallel {name} is {shown(getattr(self, name))}, which kind {self.kind!r} does not have")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.kind} over {self.devices:,} devices"
