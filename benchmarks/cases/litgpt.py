@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Sequence
 from typing import Any
@@ -32,11 +33,6 @@ def workload(
         model.max_seq_length = seq_len
         return model if quantize is None else _quantized(model, quantize == "bnb.nf4-dq", held)
 
-    def batch(size: int) -> Any:
-        import torch
-
-        return {"input_ids": torch.zeros(size, seq_len, dtype=torch.long), "labels": torch.zeros(size, seq_len, dtype=torch.long)}
-
     def loss(model: Any, batch: Any) -> Any:
         chunked_cross_entropy = importlib.import_module("litgpt.utils").chunked_cross_entropy
         if longest_first:
@@ -52,7 +48,13 @@ def workload(
         logits[-1] = logits[-1][..., :-1, :]
         return chunked_cross_entropy(logits, batch["labels"][..., 1:]), logits
 
-    return Workload(build, batch, loss)
+    return Workload(build, functools.partial(_tokens, seq_len), loss)
+
+
+def _tokens(seq_len: int, size: int) -> Any:
+    import torch
+
+    return {name: torch.zeros(size, seq_len, dtype=torch.long) for name in ("input_ids", "labels")}
 
 
 def _gpt(name: str, rank: int | None, adapted: Sequence[str], dropout: float) -> Any:
