@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import DATA, read, write
+from cases.adapters import after_emptying
 from cases.environments import has_vision, run_with, run_with_vision
 from cases.errors import summary
 from cases.library import parts
@@ -63,6 +64,8 @@ def predicted(row: Row, tape: bsmodel.Tape) -> Row:
         return {"likely": fit.likely_batch, "safe": fit.batch}
     peak, metric = bsmodel.predict(tape, gpu, row["batch"]), METRICS[row["metric"]]
     found = {"bytes": getattr(peak, f"{metric}_bytes"), "fits": peak.fits, "likely_fits": peak.likely_fits}
+    if row.get("emptied"):
+        return {**found, "bytes": after_emptying(tape, gpu, row["batch"])}
     if metric == "allocated":
         return found
     low, high, context = peak.reserved_lower_bytes, peak.reserved_upper_bytes, _context(row, gpu)
@@ -88,10 +91,18 @@ def _answers(rows: Sequence[Row]) -> list[Row]:
 
 def libraries(row: Row) -> list[str]:
     """The libraries that the model of a row comes from."""
-    kinds = {"hub": "transformers", "image": "transformers", "torchvision": "torchvision", "timm": "timm", "flux": "diffusers", "litgpt": "litgpt"}
+    kinds = {
+        "hub": "transformers",
+        "peft": "transformers",
+        "image": "transformers",
+        "torchvision": "torchvision",
+        "timm": "timm",
+        "flux": "diffusers",
+        "litgpt": "litgpt",
+    }
     kind, _, name = row["model"].partition(":")
-    adapted = kind == "lora" or row["recipe"].get("lora_rank") or (kind == "flux" and row["options"].get("rank"))
-    return [name for name in (kinds.get(name.partition(":")[0] if kind == "lora" else kind), "peft" if adapted else None) if name]
+    adapted = kind in ("lora", "qlora") or row["options"].get("config") or row["recipe"].get("lora_rank") or (kind == "flux" and row["options"].get("rank"))
+    return [name for name in (kinds.get(name.partition(":")[0] if kind in ("lora", "qlora") else kind), "peft" if adapted else None) if name]
 
 
 def versions(row: Row) -> dict[str, str]:

@@ -103,6 +103,8 @@ def test_what_chance_decides_on_the_host_takes_the_most_there_can_be():
         assert tape.operators == all_of_it.operators != nothing.operators
         assert tape.remarks == (f"assumed at {__file__}:{keep.__code__.co_firstlineno}: {CHANCE}",)
     assert bsmodel.trace(narrow(lambda module, z: z * random.uniform(0.9, 1.1)), SGD).remarks == ()  # nothing hangs on it
+    for keep in (lambda: torch.rand(1) > 0.0, lambda: random.random() > 0.0):  # a rate of 0, as peft's LoHa and LoKr ask for it: nothing is dropped
+        assert kept(keep).remarks == ()
 
 
 def test_batches_are_left_to_chance():

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 from bsmodel import Workload
 from bsmodel.workloads import own_loss, token_batch, transformers_config, transformers_model
-from cases import segmentation, trainer, video
+from cases import adapters, segmentation, trainer, video
 from cases.hub import CONFIGURATIONS
 
 
@@ -25,6 +27,15 @@ def declare_torchvision_operators() -> None:
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _KEPT.append(library)
+
+
+def declare_names_of_transformers_5() -> None:
+    """Where transformers 4 is installed, what is called from it to quantize a model, by the name it has since."""
+    if importlib.util.find_spec("transformers") is None:
+        return
+    base = importlib.import_module("transformers.quantizers.base")
+    if not hasattr(base, "get_keys_to_not_convert"):
+        vars(base)["get_keys_to_not_convert"] = importlib.import_module("transformers.integrations.bitsandbytes").get_keys_to_not_convert
 
 
 _KEPT: list[Any] = []  # a library's definitions end with it
@@ -66,6 +77,7 @@ def _timm(name: str, image_size: int = 224, classes: int = 1000) -> Workload:
 
 
 def _hub(name: str, seq_len: int, attention: str | None = None, head: str | None = None, padded: bool = False, **fields: Any) -> Workload:
+    declare_names_of_transformers_5()
     model_type, usual_head, own_fields = CONFIGURATIONS[name]
     config = transformers_config(model_type, attention, **{**own_fields, **fields})
     head = head or usual_head
@@ -80,6 +92,7 @@ KINDS: dict[str, Callable[..., Workload]] = {
     "mmseg": segmentation.workload,
     "mmaction": video.workload,
     **trainer.KINDS,
+    **adapters.KINDS,
 }
 
 

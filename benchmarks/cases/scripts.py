@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from bsmodel import Workload
-from cases import trainer
+from cases import adapters, trainer
 
 Script = Callable[[Workload], Workload]
 
@@ -106,4 +106,5 @@ SCRIPTS: dict[str, Script] = {
     "forward and backward": _no_optimizer,
     "timm": _timm,
     **trainer.SCRIPTS,
+    **adapters.SCRIPTS,
 }

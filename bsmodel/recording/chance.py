@@ -20,7 +20,7 @@ Ends = tuple[float, float]  # the least that can be drawn, and the most
 
 
 def _unit(*_: Any) -> Ends:
-    return 0.0, _below(1.0)
+    return 2.0**-53, _below(1.0)  # 0 itself comes once in 2**53 draws: what is done when a number exceeds a rate of 0 is always done
 
 
 def _between(low: float = 0.0, high: float = 1.0) -> Ends:
