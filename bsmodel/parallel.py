@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bsmodel.errors import InvalidInputError, UnknownNameError
+from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError
 from bsmodel.units import shown
 
 
@@ -26,6 +26,7 @@ KINDS: dict[str, KindRule] = {
     "fsdp2": KindRule("parameters, gradients and states in shards, gathered block by block", "torch/distributed/fsdp/_fully_shard"),
 }
 MOST_DEVICES = 1 << 14
+NCCL = "what NCCL takes for itself on each device, and for its messages"
 
 
 class Parallel(BaseModel, frozen=True):
@@ -56,11 +57,11 @@ class Parallel(BaseModel, frozen=True):
             try:
                 super().__init__(**fields)
             except ValidationError as error:
-                first = error.errors()[0]
+                first = next((each for each in error.errors() if each["type"] == "extra_forbidden"), error.errors()[0])
                 name = ".".join(str(part) for part in first["loc"])
                 if first["type"] == "extra_forbidden":
                     raise UnknownNameError("field of parallel", name, type(self).model_fields) from None
-                if isinstance(reason := first.get("ctx", {}).get("error"), InvalidInputError):
+                if isinstance(reason := first.get("ctx", {}).get("error"), BsmodelError):
                     raise reason from None
                 raise InvalidInputError(f"parallel {name} is {shown(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
@@ -74,6 +75,11 @@ class Parallel(BaseModel, frozen=True):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise InvalidInputError(f"parallel {name} is {shown(getattr(self, name))}, which kind {self.kind!r} does not have")
         return self
+
+    @property
+    def shards(self) -> bool:
+        """Whether each device holds a part of every parameter."""
+        return self.kind == "fsdp2"
 
     def __str__(self) -> str:
         return f"{self.kind} over {self.devices:,} devices"

@@ -245,6 +245,10 @@ class Training(BaseModel, frozen=True):
             f"weights {self.weights!r} cannot be trained; give a lora_rank to train adapters": self.weights in QUANTIZED and not self.adapts,
             f"double_quant is for weights nf4 and fp4, not {self.weights!r}": self.double_quant and not four_bits,
             f"compute_dtype is for weights nf4 and fp4, not {self.weights!r}": self.compute_dtype is not None and not four_bits,
+            f"weights {self.weights!r} are not sharded; use parallel ddp or zero1": self.weights in QUANTIZED
+            and self.parallel is not None
+            and self.parallel.shards,
+            "channels_last parameters are not contiguous, which fsdp2 needs": self.channels_last and self.parallel is not None and self.parallel.shards,
             "upcast is for quantized weights of bitsandbytes": not self.upcast and not self.packs("bitsandbytes"),
             "float8 is for weights that are trained; under adapters, give weights float8-torchao": self.float8 is not None and self.adapts,
         }

@@ -15,6 +15,7 @@ from bsmodel.command.watching import watching
 from bsmodel.errors import InvalidInputError
 from bsmodel.files import require_writable
 from bsmodel.hardware import DEFAULT_GPUS, Gpu, defaults
+from bsmodel.parallel import KINDS, Parallel
 from bsmodel.planning import Price
 from bsmodel.studies import Goal, for_card, one_of_each, pool, require_asked_about, tapes
 from bsmodel.tape import Lengths, Tape, is_tape, load_all, load_lengths, require_agreement, save_all
@@ -24,6 +25,7 @@ from bsmodel.workloads import LOSSES, MADE_HERE, NAMED, Source
 
 MODELS = f"{', '.join(MADE_HERE)} or another of `bsmodel models`; timm:NAME, torchvision:NAME, config.json, module:attr, path.py:attr, a file of --save"
 
+_SHARING = ("param_dtype", "reduce_dtype", "reshard_after_forward", "wrap")  # fields of `Parallel` that have a flag
 SHAPE = ("seq_len", "image_size", "attention", "input", "loss")  # the options of a workload that have a flag
 
 
@@ -110,6 +112,20 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--frozen", action="append", metavar="PREFIX", help="parameters not trained, repeatable (default: none)")
     add_adapters(parser)
+    add_parallel(parser)
+
+
+def add_parallel(parser: argparse.ArgumentParser) -> None:
+    """How many devices share the work, and how."""
+    parser.add_argument("--devices", type=positive, default=1, metavar="N", help="GPUs, each with a micro-batch of its own (default: 1)")
+    kinds = ", ".join(KINDS)
+    parser.add_argument("--parallel", metavar="KIND", help=f"how they share it: {kinds} (default: ddp, every one holds all)")
+    text = "what fsdp2 gathers parameters and computes in (default: what they are held in)"
+    parser.add_argument("--param-dtype", choices=("fp16", "bf16"), help=text)
+    parser.add_argument("--reduce-dtype", choices=tuple(WEIGHTS), help="what fsdp2 sums gradients in (default: what they come in)")
+    text = "whether fsdp2 gives gathered parameters back after forward (default: those of all but the root)"
+    parser.add_argument("--reshard-after-forward", action=argparse.BooleanOptionalAction, default=None, help=text)
+    parser.add_argument("--wrap", action="append", metavar="CLASS", help="modules that fsdp2 shards one by one, repeatable (default: the model's blocks)")
 
 
 def add_adapters(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +162,6 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
 def add_run(parser: argparse.ArgumentParser) -> None:
     """The run that is planned."""
     parser.add_argument("--target-batch", type=positive, metavar="N", help="samples per optimizer step (default: the largest micro-batch)")
-    parser.add_argument("--devices", type=positive, default=1, metavar="N", help="data-parallel GPUs (default: 1)")
     parser.add_argument("--samples", type=positive, metavar="N", help="samples in the training set (default: unknown, so no hours)")
     parser.add_argument("--epochs", type=amount, metavar="N", help="passes over it (default: unknown)")
     add_price(parser)
@@ -222,8 +237,25 @@ def changes(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if "frozen" in given:
         given["frozen"] = tuple(given["frozen"])
+    if (parallel := _shared(options)) is not None:
+        given["parallel"] = parallel
+    else:
+        given.pop("parallel", None)
     Training(**given)
     return given
+
+
+def _shared(options: argparse.Namespace) -> Parallel | None:
+    """How the devices that are asked about share the work, where every one of them does not hold all: that is told of a recording of one."""
+    given: dict[str, Any] = {name: value for name in _SHARING if (value := getattr(options, name, None)) is not None}
+    kind = getattr(options, "parallel", None)
+    if kind in (None, "ddp") and not given:
+        return None
+    if options.devices < 2:
+        raise InvalidInputError(f"--parallel {kind or 'KIND'} is for several devices; give --devices N")
+    if "wrap" in given:
+        given["wrap"] = tuple(given["wrap"])
+    return Parallel(kind=kind or "ddp", devices=options.devices, **given)
 
 
 def goal(options: argparse.Namespace, gpus: Sequence[Gpu], ladder: bool = False) -> Goal:

@@ -13,7 +13,7 @@ from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Part, render, table
 from bsmodel.command.wording import title, uncounted
 from bsmodel.hardware import Gpu
-from bsmodel.memory import Share, breakdown, footprint, predict
+from bsmodel.memory import Share, breakdown, footprint, on_devices, predict
 from bsmodel.studies import Recorded
 from bsmodel.tape import ModuleRow, OperatorRow, Polynomial, Tape, by_module, by_operator, counted
 from bsmodel.units import format_bytes
@@ -38,7 +38,8 @@ def run(options: argparse.Namespace) -> Answer:
     asked = arguments.asked(options)
     gpus, notes = arguments.gpus_asked(options, asked, (Gpu.named(DEFAULT_GPU),))
     asked, notes = arguments.saved(asked, options, gpus), [*notes, *of_other_versions(asked)]
-    tapes = arguments.tapes_for(asked, options, gpus if options.by == "category" else gpus[:1])
+    recordings = arguments.tapes_for(asked, options, gpus if options.by == "category" else gpus[:1])
+    tapes = [on_devices(tape, options.devices) for tape in recordings]
     recorded = together(map(Recorded.of, tapes))
     known = {"command": "explain", "notes": tuple(notes), "workload": recorded, "batch": options.batch}
     head = title(recorded, f", batch {options.batch}")

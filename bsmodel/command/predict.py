@@ -12,7 +12,7 @@ from bsmodel.command.documents import CardPeak, Notes, PredictDocument
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, render, table, verdict
 from bsmodel.command.wording import interval, title, uncounted
-from bsmodel.memory import predict
+from bsmodel.memory import on_devices, predict
 from bsmodel.studies import Recorded
 from bsmodel.units import GiB
 
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> Answer:
     found = arguments.asked(options)
     gpus, notes = arguments.gpus_asked(options, found)
     found, notes = arguments.saved(found, options, gpus), [*notes, *of_other_versions(found)]
-    tapes = arguments.tapes_for(found, options, gpus)
+    tapes = [on_devices(tape, options.devices) for tape in arguments.tapes_for(found, options, gpus)]
     peaks = tuple(CardPeak(**vars(predict(tape, gpu, options.batch)), gpu=gpu.id, usable_bytes=gpu.usable_bytes) for gpu, tape in zip(gpus, tapes, strict=True))
     recorded = together(map(Recorded.of, tapes))
     document = PredictDocument(command="predict", notes=tuple(notes), workload=recorded, gpus=peaks, uncounted=recorded.uncounted)

@@ -25,6 +25,8 @@ def title(recorded: Recorded, target: str = "") -> str:
     if (adapter := recorded.recipe.get("adapter")) or recorded.recipe.get("lora_rank"):
         rank = f" rank {recorded.recipe['lora_rank']}" if recorded.recipe.get("lora_rank") else ""
         recipe.append(f"{_ADAPTERS.get(adapter or 'lora', adapter)}{rank}")
+    if parallel := recorded.recipe.get("parallel"):
+        recipe.append(f"{parallel['kind']} over {parallel['devices']:,} devices")
     if recorded.own_step:
         recipe.append("a step of its own")
     return f"{recorded.name}: {recorded.parameters / 1e6:,.1f} M parameters, {', '.join(recipe)}{target}"

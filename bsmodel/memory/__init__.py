@@ -3,7 +3,7 @@
 
 from bsmodel.memory.allocator import CachingAllocator, OutOfMemoryError
 from bsmodel.memory.closed_form import Footprint, Moment, Share, breakdown, footprint
-from bsmodel.memory.data_parallel import buckets_bytes, data_parallel
+from bsmodel.memory.data_parallel import buckets_bytes, data_parallel, on_devices
 from bsmodel.memory.largest import LARGEST, Fit, fit
 from bsmodel.memory.longest import longest
 from bsmodel.memory.peak import Peak, predict
@@ -25,5 +25,6 @@ __all__ = (
     "fit",
     "footprint",
     "longest",
+    "on_devices",
     "predict",
 )

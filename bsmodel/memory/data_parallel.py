@@ -11,14 +11,22 @@ from dataclasses import replace
 
 import numpy as np
 
+from bsmodel.errors import InvalidInputError
 from bsmodel.memory.closed_form import REDUCER
+from bsmodel.parallel import NCCL
 from bsmodel.tape import WEIGHTS, Tape
 from bsmodel.units import MiB
 
 BUCKET = "gradient bucket"
 FIRST_BUCKET, FURTHER_BUCKETS = MiB, 25 * MiB  # kDefaultFirstBucketBytes, kDefaultBucketBytesCap
 BROADCAST = 250 * MiB  # DistributedDataParallel.broadcast_bucket_size
-UNCOUNTED = "what NCCL takes for itself on each device, and for its messages"
+
+
+def on_devices(tape: Tape, devices: int) -> Tape:
+    """The step on one of several devices: as it was recorded for them, or else `data_parallel`; raises `InvalidInputError` for one of another number."""
+    if tape.devices not in (1, devices):
+        raise InvalidInputError(f"devices is {devices}; the recording is of one of {tape.devices}")
+    return data_parallel(tape) if devices > 1 and tape.devices == 1 else tape
 
 
 def data_parallel(tape: Tape) -> Tape:
@@ -53,7 +61,7 @@ def data_parallel(tape: Tape) -> Tape:
         phases=tape.phases + ("forward",) * same,
         categories=(*tape.categories, *words),
         blocks={**tape.blocks, "init": tape.blocks["init"] + start, "first_step": tape.blocks["first_step"] + rebuilding},
-        uncounted=tuple(sorted({*tape.uncounted, UNCOUNTED})),
+        uncounted=tuple(sorted({*tape.uncounted, NCCL})),
         worst=tape.worst and data_parallel(tape.worst),
     )
 

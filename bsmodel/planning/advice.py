@@ -37,7 +37,8 @@ def _of_the_rate(tape: Tape, chosen: Split, rate: float | None) -> Iterator[str]
 def _of_the_split(tape: Tape, chosen: Split) -> Iterator[str]:
     if chosen.devices > 1:
         buckets = format_bytes(buckets_bytes(tape))
-        yield f"{buckets} of gradient buckets a device are counted, as DistributedDataParallel has them by default; what NCCL takes is not"
+        counted = f"{buckets} of gradient buckets a device are counted, as DistributedDataParallel has them" if buckets_bytes(tape) else ""
+        yield f"{counted or 'memory is that of one device, with what it gathers and scatters'}; what NCCL takes is not counted"
         yield "times take the devices to share the work evenly; what they say to each other comes on top"
     if chosen.accumulation > 1 and any("batch_norm" in operator for operator in tape.operators):
         yield "batch norm sees the micro-batch, not the effective batch; other layers do not notice accumulation"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bsmodel.errors import InvalidInputError, UnreachableTargetError
-from bsmodel.memory import Fit, Peak, buckets_bytes, data_parallel, footprint, predict
+from bsmodel.memory import Fit, Peak, footprint, on_devices, predict
 from bsmodel.memory import fit as fit_tape
 from bsmodel.planning.advice import advice
 from bsmodel.planning.learning_rate import learning_rate, warmup_steps
@@ -59,7 +59,7 @@ def ladder(fit: Fit) -> tuple[Rung, ...]:
 def plan(
     fit: Fit,
     target_batch: int | None = None,
-    devices: int = 1,
+    devices: int | None = None,
     samples: int | None = None,
     epochs: float | None = None,
     base_lr: float | None = None,
@@ -74,7 +74,7 @@ def plan(
     nothing; `UnreachableTargetError` for a target that needs accumulation where the step cannot.
     """
     require_together(samples=samples, epochs=epochs, base_lr=base_lr, base_batch=base_batch)
-    fit, target, devices, samples, epochs = _asked(fit, target_batch, devices, samples, epochs)
+    fit, target, devices, samples, epochs = _asked(fit, target_batch, fit.tape.devices if devices is None else devices, samples, epochs)
     untimed = why_untimed(fit.tape, fit.gpu)
     fewest, chosen, peak = _chosen(fit, target, devices, in_time=not untimed and target_batch is not None)
     rate, rule = _rate(fit, chosen, base_lr, base_batch)
@@ -100,8 +100,9 @@ def plan(
 def _asked(fit: Fit, target: int | None, devices: int, samples: int | None, epochs: float | None) -> tuple[Fit, int, int, int | None, float | None]:
     """The fit for that many devices, and target, devices, samples and epochs, in range."""
     devices = whole("devices", devices)
-    if devices > 1 and not buckets_bytes(fit.tape):
-        fit = fit_tape(data_parallel(fit.tape), fit.gpu, fit.accumulation, fit.settings)
+    tape = on_devices(fit.tape, devices)
+    if tape is not fit.tape:
+        fit = fit_tape(tape, fit.gpu, fit.accumulation, fit.settings)
     if fit.batch < 1:
         raise InvalidInputError(f"{fit.tape.name} {fit.verdict}")
     known_samples = None if samples is None else whole("samples", samples)

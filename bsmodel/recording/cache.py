@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+from pydantic import BaseModel
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.files import write_whole
@@ -52,8 +53,12 @@ def versions() -> dict[str, str]:
 
 def key_of(**facts: Any) -> str:
     """A name for these facts and the versions of all that computes with them; equal facts give equal names."""
-    text = json.dumps({**facts, "versions": versions()}, sort_keys=True, default=str)
+    text = json.dumps({**facts, "versions": versions()}, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
 
 
 def keep(path: Path, content: bytes) -> None:

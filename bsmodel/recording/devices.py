@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from bsmodel.errors import InvalidInputError
-from bsmodel.parallel import Parallel
+from bsmodel.parallel import NCCL, Parallel
 from bsmodel.recording import placement
 from bsmodel.recording.recorder import Recorder
 from bsmodel.training import Training
@@ -47,7 +48,8 @@ def placed(model: torch.nn.Module, training: Training, recorder: Recorder) -> to
     if parallel is None:
         placement.place(model, training, recorder)
         return model
-    if parallel.kind == "fsdp2":
+    recorder.uncounted.add(NCCL)
+    if parallel.shards:
         _shard(model, training, parallel, recorder)
         placement.categorize(model, training, recorder)
         return model
@@ -102,7 +104,8 @@ def set_up(model: torch.nn.Module, workload: Workload, training: Training) -> An
     """What steps are given beside the model; of the states of `zero1`'s optimizer each rank holds a part."""
     if training.parallel is None or training.parallel.kind != "zero1" or not isinstance(training.optimizer, str):
         return placement.set_up(model, workload, training)
-    from torch.distributed.optim import ZeroRedundancyOptimizer
+    with warnings.catch_warnings(action="ignore"):  # of what torch's other optimizers are made of
+        from torch.distributed.optim import ZeroRedundancyOptimizer
 
     made, arguments = placement.optimizer_class(training.optimizer)
     options: dict[str, Any] = dict(arguments)

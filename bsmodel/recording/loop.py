@@ -50,6 +50,7 @@ def require_applicable(workload: Workload, training: Training) -> None:
         f"gradient_clipping={training.gradient_clipping}": (training.gradient_clipping is not None, "clip in it"),
         "zero_grad=zeros": (training.zero_grad != "none", "zero the gradients in it"),
         "keep_outputs": (training.keep_outputs, "return from it what is to live on"),
+        f"parallel={training.parallel}": (training.parallel is not None, "wrap the model in it"),
         f"optimizer={training.optimizer_name}": (_other_optimizer(workload, training), "make the optimizer in its setup"),
     }
     for what, (is_asked, instead) in asked.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 from bsmodel.errors import BsmodelError, InternalError, UnreachableTargetError
 from bsmodel.hardware import Gpu
-from bsmodel.memory import Fit, data_parallel, fit, footprint
+from bsmodel.memory import Fit, fit, footprint, on_devices
 from bsmodel.planning import ladder, plan, trains_in_part
 from bsmodel.recording import new_tape, recorded, recorded_lengths
 from bsmodel.studies.grid import Goal, Recipe
@@ -46,7 +46,8 @@ def _can_be_sent() -> Iterator[None]:
 
 def answer(label: str, recipe: Recipe, tape: Tape, gpu: Gpu, asks: Sequence[Ask]) -> list[Row]:
     """The rows of one recording on one card: the largest batch once for one device and once for several, then a plan for each ask."""
-    known = {several: _largest(recipe, data_parallel(tape) if several else tape, gpu) for several in sorted({devices > 1 for devices, _ in asks})}
+    alike = {devices > 1: devices for devices, _ in asks}  # however many there are, each takes the same
+    known = {several: _largest(recipe, on_devices(tape, devices), gpu) for several, devices in alike.items()}
     rows = []
     for ask in asks:
         head, found = known[ask[0] > 1]

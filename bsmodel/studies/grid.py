@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from pydantic import BaseModel
+
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.planning import Price, require_together
@@ -67,7 +69,18 @@ class Recipe:
     @property
     def document(self) -> dict[str, Any]:
         """As JSON can say it: an optimizer that is no name by where it is defined."""
-        return {name: f"{value.__module__}.{value.__qualname__}" if callable(value) else value for name, value in self.changes}
+        return {name: _as_json(value) for name, value in self.changes}
+
+    def devices(self, asked: int) -> int:
+        """How many devices there are: as many as it splits the work over, else what is asked."""
+        parallel = dict(self.changes).get("parallel")
+        return asked if parallel is None else int(parallel.devices)
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return f"{value.__module__}.{value.__qualname__}" if callable(value) else value
 
 
 @dataclass(frozen=True)
@@ -142,7 +155,7 @@ def cells(
         for subject in subjects
         for recipe in recipes
         for gpu in cards
-        for count in counts
+        for count in dict.fromkeys(map(recipe.devices, counts))
         for goal in wanted
     )
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from bsmodel.hardware import Gpu
+from bsmodel.parallel import Parallel
 from bsmodel.studies.grid import Cell, Goal, Recipe
 from bsmodel.studies.rows import Recorded, Row
 from bsmodel.tape import Tape
@@ -73,7 +74,11 @@ def _asked_for(recipe: Recipe) -> set[str]:
 
 def written(change: dict[str, Any]) -> str:
     """A change as the command line takes it."""
-    return " ".join(f"--{name.replace('_', '-')}" if value is True else f"--{name.replace('_', '-')} {value}" for name, value in change.items())
+    return " ".join(f"--{name.replace('_', '-')}" if value is True else f"--{name.replace('_', '-')} {_word(value)}" for name, value in change.items())
+
+
+def _word(value: Any) -> str:
+    return f"{value.kind} --devices {value.devices}" if isinstance(value, Parallel) else str(value)
 
 
 def remedied(unfit: Sequence[tuple[Cell, Row]], work: Callable[[Sequence[Cell]], Iterable[tuple[Cell, Row]]]) -> Iterator[tuple[Cell, Row]]:

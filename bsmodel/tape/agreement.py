@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from bsmodel.errors import InvalidInputError
 from bsmodel.tape.tape import Tape
 from bsmodel.units import shown
@@ -35,7 +37,7 @@ def _require_same(label: str, given: Any, recorded: Any) -> None:
 
 def _plain(value: Any) -> Any:
     """As JSON gives it back."""
-    return json.loads(json.dumps(value, default=str))
+    return json.loads(json.dumps(value.model_dump(mode="json") if isinstance(value, BaseModel) else value, default=str))
 
 
 def _word(value: Any) -> str:

@@ -92,6 +92,11 @@ class Tape:
     worst: Tape | None = None  # the same step as it takes the most, where its values or its samples' sizes may turn out otherwise than is likely
     same_path_up_to: int | None = None  # the last batch that takes the recorded path, where a larger one was found to take another
 
+    @property
+    def devices(self) -> int:
+        """How many there are, of which it is one's; one where no recipe says how they share the work."""
+        return int((self.recipe.get("parallel") or {}).get("devices", 1))
+
     def __repr__(self) -> str:  # its arrays would fill pages
         return f"Tape({self.name!r}, {self.precision}, {self.optimizer}, {self.gpu.id}, {len(self.categories)} allocations)"
 

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One rank of several: peaks as recorded from the PyTorch CUDA allocator (2.11) on a simulated A100, three steps, texts of 256 tokens, rank 0."""
+
+import json
+
+import pytest
+import torch
+
+import bsmodel
+from bsmodel import Training, Workload
+from bsmodel.command import main
+from bsmodel.memory import data_parallel
+from bsmodel.parallel import Parallel
+from tests.test_refusals import line_of
+
+transformers = pytest.importorskip("transformers")
+
+GPT2 = {"model_type": "gpt2", "n_embd": 768, "n_layer": 6, "n_head": 12, "vocab_size": 20011}
+SIZES = {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 32000, "max_position_embeddings": 2048}
+LLAMA = {"model_type": "llama", "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 6, **SIZES}
+BERT = {"model_type": "bert", "hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048, "num_labels": 2}
+MODELS = {"gpt2": ("GPT2LMHeadModel", GPT2), "llama": ("LlamaForCausalLM", LLAMA), "bert": ("BertForSequenceClassification", BERT)}
+BF16 = {"param_dtype": "bf16", "reduce_dtype": "fp32"}  # as torchtitan trains
+MIXED, CHECKPOINTED = {"precision": "bf16-mixed"}, {"precision": "bf16-mixed", "checkpointing": True}
+# The model, how it is split, its recipe, the batch of a device, and what that takes, allocated and reserved.
+MEASURED = [
+    ("gpt2", Parallel(kind="ddp", devices=2), {}, 8, 2624364544, 2877292544),
+    ("gpt2", Parallel(kind="ddp", devices=2), {**CHECKPOINTED, "optimizer": "sgd-momentum"}, 16, 1838551552, 2044723200),
+    ("gpt2", Parallel(kind="ddp", devices=16, gradient_as_bucket_view=True), {"optimizer": "adamw-fused", "gradient_clipping": 1.0}, 8, 2623981568, 2877292544),
+    ("llama", Parallel(kind="zero1", devices=16), {}, 8, 3360409600, 3718250496),
+    ("llama", Parallel(kind="fsdp2", devices=4), {**MIXED, "optimizer": "sgd-momentum"}, 8, 2319497216, 3112173568),
+    (
+        "llama",
+        Parallel(kind="fsdp2", devices=4, **BF16),
+        {"checkpointing": True, "optimizer": "adamw-fused", "gradient_clipping": 1.0},
+        16,
+        2244769280,
+        2659188736,
+    ),
+    ("llama", Parallel(kind="fsdp2", devices=2, reshard_after_forward=False), {}, 8, 3385077760, 4332716032),
+    ("bert", Parallel(kind="zero1", devices=2), {"precision": "fp32"}, 8, 894589440, 1147142144),
+    ("bert", Parallel(kind="fsdp2", devices=16, **BF16), {"optimizer": "adamw-fused"}, 8, 307044864, 488636416),
+    ("bert", Parallel(kind="fsdp2", devices=16), {"checkpointing": True, "accumulation": 2, "gradient_clipping": 1.0}, 16, 339072512, 570425344),
+]
+
+
+def workload(name):
+    architecture, fields = MODELS[name]
+
+    def model():
+        config = {field: value for field, value in fields.items() if field != "model_type"}
+        return getattr(transformers, architecture)(transformers.AutoConfig.for_model(fields["model_type"], **config))
+
+    def batch(size):
+        tokens = torch.zeros(size, 256, dtype=torch.long)
+        if name == "bert":
+            return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": torch.zeros(size, dtype=torch.long)}
+        return {"input_ids": tokens, "labels": tokens.clone()}
+
+    def loss(model, batch):
+        outputs = model(**batch)
+        return outputs.loss, outputs
+
+    return Workload(model, batch, loss, name=name)
+
+
+@pytest.mark.parametrize(("name", "parallel", "recipe", "batch", "allocated", "reserved"), MEASURED, ids=[f"{row[0]} {row[1]}" for row in MEASURED])
+def test_a_rank_takes_what_the_allocator_counted(name, parallel, recipe, batch, allocated, reserved, a100):
+    tape = bsmodel.trace(workload(name), Training(**recipe, parallel=parallel), a100)
+    peak = bsmodel.predict(tape, a100, batch)
+    assert peak.allocated_bytes == pytest.approx(allocated, rel=5e-4) and peak.reserved_bytes == pytest.approx(reserved, rel=0.02)
+    assert tape.devices == parallel.devices and any("NCCL" in what for what in tape.uncounted)
+
+
+@pytest.fixture(scope="module")
+def of_one(a100):
+    return bsmodel.trace(workload("bert"), Training(), a100)
+
+
+def test_what_is_told_of_one_device_for_data_parallelism_is_what_is_recorded(of_one, a100):
+    """Of one recording, whatever the number of devices: the order in which gradients are ready, and buckets, are rules."""
+    recorded = bsmodel.trace(workload("bert"), Training(parallel=Parallel(kind="ddp", devices=4)), a100)
+    told = bsmodel.predict(data_parallel(of_one), a100, 8)
+    assert bsmodel.predict(recorded, a100, 8).allocated_bytes == pytest.approx(told.allocated_bytes, rel=1e-4)
+    assert bsmodel.predict(recorded, a100, 8).reserved_bytes == told.reserved_bytes
+
+
+def test_shards_of_all_ranks_are_the_whole(of_one, a100):
+    """Each parameter has its first dimension dealt out; what is left of it by an uneven number is padding."""
+
+    def states(tape):
+        events = tape.blocks["init"]
+        held = [number for number in events if number >= 0 and ~number not in events and tape.categories[number] == "parameter"]
+        return sum(int(tape.fixed_bytes[number]) for number in held)
+
+    for devices in (2, 8):
+        tape = bsmodel.trace(workload("bert"), Training(parallel=Parallel(kind="fsdp2", devices=devices)), a100)
+        rows = [tuple(parameter.shape) for parameter in workload("bert").model().parameters()]
+        padded = sum(-(-shape[0] // devices) * 4 * int(torch.Size(shape[1:]).numel()) for shape in rows)
+        assert states(tape) == padded and states(of_one) <= devices * states(tape)
+        assert tape.parameter_count == of_one.parameter_count
+        assert bsmodel.fit(tape, a100).batch >= bsmodel.fit(data_parallel(of_one), a100).batch
+
+
+def test_how_devices_share_the_work_is_asked_on_the_command_line(config, capsys):
+    folder = config({**BERT, "architectures": ["BertForSequenceClassification"]})
+    asked = ["--gpu", "rtx-3070-8gb", "--json", "--no-cache"]
+    assert main(["plan", folder, "--devices", "4", "--parallel", "fsdp2", "--reduce-dtype", "fp32", "--param-dtype", "bf16", *asked]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["workload"]["recipe"]["parallel"]["kind"] == "fsdp2" and answer["gpus"][0]["devices"] == 4
+    assert answer["gpus"][0]["effective_batch"] == 4 * answer["gpus"][0]["micro_batch"]
+    assert main(["predict", folder, "--batch", "8", "--devices", "4", *asked]) == 0
+    several = json.loads(capsys.readouterr().out)["gpus"][0]["allocated_bytes"]
+    assert main(["predict", folder, "--batch", "8", *asked]) == 0
+    assert several > json.loads(capsys.readouterr().out)["gpus"][0]["allocated_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"kind": "fsdp3", "devices": 4}, "unknown kind of parallel 'fsdp3'; nearest: fsdp2"),
+        ({"kind": "fsdp2", "devices": 1}, "parallel devices is 1: input should be greater than or equal to 2"),
+        ({"kind": "ddp", "devices": 4, "wrap": ("Block",)}, "parallel wrap is ('Block',), which kind 'ddp' does not have"),
+        ({"kind": "fsdp2", "devices": 4, "bucket_mb": 5}, "parallel bucket_mb is 5.0, which kind 'fsdp2' does not have"),
+        ({"kind": "fsdp2", "device": 4}, "unknown field of parallel 'device'; nearest: devices"),
+    ],
+)
+def test_what_is_no_way_to_share_is_one_line(fields, reason):
+    assert line_of(Parallel, **fields).startswith(reason)
+
+
+def test_what_cannot_be_split_so_is_refused(of_one, config, capsys, a100):
+    wrapped = Training(parallel=Parallel(kind="fsdp2", devices=4, wrap=("Nothing",)))
+    assert line_of(bsmodel.trace, workload("bert"), wrapped, a100).startswith("parallel wrap Nothing: the model has no module of such a class; it has Bert")
+    own = Workload(lambda: torch.nn.Linear(8, 8), lambda size: torch.zeros(size, 8), step=lambda model, optimizer, batch: None)
+    assert "parallel=fsdp2 over 4 devices is not applied; wrap the model in it" in line_of(bsmodel.trace, own, Training(parallel=wrapped.parallel), a100)
+    assert main(["plan", config({**BERT, "architectures": ["BertForSequenceClassification"]}), "--parallel", "fsdp2"]) == 2
+    assert "--parallel fsdp2 is for several devices; give --devices N" in capsys.readouterr().err
+    tape = bsmodel.trace(workload("bert"), Training(parallel=Parallel(kind="fsdp2", devices=2)), a100)
+    assert line_of(bsmodel.plan, bsmodel.fit(tape, a100), None, 4) == "devices is 4; the recording is of one of 2"
