@@ -54,6 +54,11 @@ def lengths(text: str) -> int | tuple[int, ...]:
     return found if len(found) > 1 else found[0]
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between, `1,2,4,8`, each once."""
+    return tuple(dict.fromkeys(positive(part) for part in text.split(",")))
+
+
 def amount(text: str) -> float:
     """A finite number above 0."""
     try:
@@ -95,8 +100,8 @@ def add_room(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--headroom", type=size, metavar="SIZE", help="leave so much of each card free, for a desktop or to be safe (default: nothing)")
 
 
-def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """How it is trained; what is not given is as the workload says."""
+def add_recipe(parser: argparse.ArgumentParser, several_devices: bool = False) -> None:
+    """How it is trained; what is not given is as the workload says. `several_devices`: whether numbers of devices, and ways to share, may be several."""
     own = "(default: the workload's own)"
     parser.add_argument("--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)} {own}")
     parser.add_argument("--optimizer", metavar="NAME", help=f"{', '.join(OPTIMIZERS)} {own}")
@@ -112,14 +117,15 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--frozen", action="append", metavar="PREFIX", help="parameters not trained, repeatable (default: none)")
     add_adapters(parser)
-    add_parallel(parser)
+    add_parallel(parser, several_devices)
 
 
-def add_parallel(parser: argparse.ArgumentParser) -> None:
+def add_parallel(parser: argparse.ArgumentParser, several: bool) -> None:
     """How many devices share the work, and how."""
-    parser.add_argument("--devices", type=positive, default=1, metavar="N", help="GPUs, each with a micro-batch of its own (default: 1)")
+    number, default, more = (counts, (1,), ", or several with commas between") if several else (positive, 1, "")
+    parser.add_argument("--devices", type=number, default=default, metavar="N", help=f"GPUs, each with a micro-batch of its own{more} (default: 1)")
     kinds = ", ".join(KINDS)
-    parser.add_argument("--parallel", metavar="KIND", help=f"how they share it: {kinds} (default: ddp, every one holds all)")
+    parser.add_argument("--parallel", metavar="KIND", help=f"how they share it: {kinds}{more} (default: ddp, every one holds all)")
     text = "what fsdp2 gathers parameters and computes in (default: what they are held in)"
     parser.add_argument("--param-dtype", choices=("fp16", "bf16"), help=text)
     parser.add_argument("--reduce-dtype", choices=tuple(WEIGHTS), help="what fsdp2 sums gradients in (default: what they come in)")

@@ -15,34 +15,53 @@ from bsmodel.command.watching import until_a_defect, watching
 from bsmodel.command.wording import amount, money, seconds, split, title
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
+from bsmodel.planning import EVENLY
 from bsmodel.studies import Recorded, Row, Study, study
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `bsmodel compare`."""
     arguments.add_model(parser, gpus="every GPU of the catalogue")
-    arguments.add_recipe(parser)
+    arguments.add_recipe(parser, several_devices=True)
     arguments.add_recording(parser)
     arguments.add_run(parser)
 
 
 def run(options: argparse.Namespace) -> Answer:
     """The GPUs that have a plan, cheapest first, and why the others have none; raises `InvalidInputError` where none can be answered for."""
-    asked = arguments.asked(options)
+    ways = _ways(options)
+    asked = arguments.asked(ways[0])
     gpus, notes = arguments.gpus_asked(options, asked) if options.gpu else _all(options)
     goals = (arguments.goal(options, gpus),)
-    asked, notes = arguments.saved(asked, options, gpus), [*notes, *of_other_versions(asked)]
+    asked, notes = arguments.saved(asked, ways[0], gpus), [*notes, *of_other_versions(asked)]
+    alone = [way.devices for way in ways if way.parallel is None]  # of which one recording tells all
+    rows: list[Row] = []
     with watching() as watch, arguments.hands([asked]) as executor:
-        changes = [arguments.changes_of(asked, options)]
-        found = study([asked], changes, gpus, [options.devices], goals, executor=executor, caching=options.cache, watch=until_a_defect(watch))
-    left_out = {row.gpu: _reason(row) for row in found.rows if not row.fits}
+        for changes, devices in (
+            ([arguments.changes_of(asked, ways[0])] if alone else [], alone),
+            ([arguments.changes_of(asked, way) for way in ways if way.parallel is not None], [1]),
+        ):
+            if changes:
+                rows += study([asked], changes, gpus, devices, goals, executor=executor, caching=options.cache, watch=until_a_defect(watch)).rows
+    found = Study(tuple(rows))
+    fitting = {row.gpu for row in found.plans}
+    left_out = {row.gpu: _reason(row) for row in found.rows if row.gpu not in fitting}
     answered = [row.recorded for row in found.rows if row.recorded and row.status != "refused"]
     if not answered:
         verdicts = {row.verdict for row in found.rows}  # one for all is about the model, not about cards
         raise InvalidInputError(verdicts.pop() if len(verdicts) == 1 else _together(left_out))
     recorded = together(answered)
+    notes = [*notes, *([EVENLY] if any(row.devices > 1 for row in found.plans) else [])]
     document = CompareDocument(command="compare", notes=tuple(notes), workload=recorded, gpus=found.plans, left_out=left_out)
     return Answer(document, _text(recorded, found, left_out, tuple(notes)), fits=bool(found.plans))
+
+
+def _ways(options: argparse.Namespace) -> list[argparse.Namespace]:
+    """What is asked, once for every number of devices and way to share the work; where each holds all, no way is named."""
+    kinds = [None if kind == "ddp" else kind for kind in (options.parallel or "ddp").split(",")]
+    ways = {(kind if count > 1 else None, count): None for kind in kinds for count in options.devices}
+    several = [argparse.Namespace(**{**vars(options), "parallel": kind, "devices": count}) for kind, count in ways]
+    return sorted(several, key=lambda way: way.parallel is not None)
 
 
 def _all(options: argparse.Namespace) -> tuple[list[Gpu], list[str]]:
@@ -69,15 +88,28 @@ def _text(recorded: Recorded, found: Study, left_out: Mapping[str, str], notes: 
 
 def _table(rows: Sequence[Row]) -> Part:
     by_time = sorted((row for row in rows if row.timing), key=lambda row: -row.timing.samples_per_s if row.timing else 0.0)
-    places = {row.gpu: str(place) for place, row in enumerate(by_time, 1)}
+    places = {id(row): str(place) for place, row in enumerate(by_time, 1)}
+    shared = any(row.devices > 1 for row in rows)
     right = ("step", "samples per s", "MFU", "by time", "hours", "USD per million", "cost")
-    columns = (("by cost", "right"), ("GPU", ""), ("micro x accumulation x devices", ""), *((heading, "right") for heading in right))
-    return table(*columns, rows=[[str(rank), *_cells(row, places)] for rank, row in enumerate(rows, 1)], repeated=2)
+    columns = (
+        ("by cost", "right"),
+        ("GPU", ""),
+        *([("shared by", "")] if shared else []),
+        ("micro x accumulation x devices", ""),
+        *((heading, "right") for heading in right),
+    )
+    return table(*columns, rows=[[str(rank), *_cells(row, places, shared)] for rank, row in enumerate(rows, 1)], repeated=3 if shared else 2)
 
 
-def _cells(row: Row, places: Mapping[str, str]) -> list[str]:
-    timing = row.timing
+def _cells(row: Row, places: Mapping[int, str], shared: bool) -> list[str]:
+    timing, head = row.timing, [row.gpu, *([_way(row)] if shared else []), split(row)]
     if timing is None:
-        return [row.gpu, split(row), f"unknown: {row.untimed}", *["-"] * 6]
-    times = [seconds(timing.step.seconds), f"{timing.samples_per_s:,.1f}", f"{timing.mfu:.0%}", places[row.gpu]]
-    return [row.gpu, split(row), *times, amount(timing.hours), amount(timing.usd_per_million), money(row)]
+        return [*head, f"unknown: {row.untimed}", *["-"] * 6]
+    times = [seconds(timing.step.seconds), f"{timing.samples_per_s:,.1f}", f"{timing.mfu:.0%}", places[id(row)]]
+    return [*head, *times, amount(timing.hours), amount(timing.usd_per_million), money(row)]
+
+
+def _way(row: Row) -> str:
+    """How the devices of a row share the work."""
+    parallel = row.recipe.get("parallel")
+    return parallel["kind"] if parallel else "ddp" if row.devices > 1 else "-"

@@ -97,11 +97,11 @@ def no_plan(row: Row) -> Cell:
 
 
 def money(row: Row) -> str:
-    """What the run costs, or an hour of one card."""
+    """What the run costs, or an hour of all its cards."""
     timing = row.timing
     if timing is None or timing.price is None:
         return "-"
-    return f"{timing.price.usd_per_hour:.2f} USD/h" if timing.cost_usd is None else f"{amount(timing.cost_usd)} USD"
+    return f"{timing.price.usd_per_hour * row.devices:.2f} USD/h" if timing.cost_usd is None else f"{amount(timing.cost_usd)} USD"
 
 
 def time_table(rows: Sequence[Row]) -> list[Part]:

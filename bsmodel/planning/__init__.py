@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the largest batch to what to run: the split, the learning rate, steps, hours and money."""
 
-from bsmodel.planning.advice import trains_in_part
+from bsmodel.planning.advice import EVENLY, trains_in_part
 from bsmodel.planning.learning_rate import learning_rate
 from bsmodel.planning.money import Price, Timing, ranked
 from bsmodel.planning.plan import Plan, Rung, ladder, plan, require_together
 from bsmodel.planning.splits import Split, eligible, fastest, power_of_two_at_most, splits
 
 __all__ = (
+    "EVENLY",
     "Plan",
     "Price",
     "Rung",

@@ -10,6 +10,7 @@ from bsmodel.planning.splits import Split
 from bsmodel.tape import Tape
 from bsmodel.units import format_bytes
 
+EVENLY = "times take the devices to share the work evenly; what they say to each other comes on top"
 LARGE_BATCH = 16_384  # above it layer-wise rates (LARS, LAMB) are the usual advice: You 2017, arXiv 1708.03888; You 2019, arXiv 1904.00962
 TRADE_OFF = "small batches: noisier gradients, often better generalisation; large batches: smoother, fewer steps, may end in sharper minima"
 
@@ -39,6 +40,6 @@ def _of_the_split(tape: Tape, chosen: Split) -> Iterator[str]:
         buckets = format_bytes(buckets_bytes(tape))
         counted = f"{buckets} of gradient buckets a device are counted, as DistributedDataParallel has them" if buckets_bytes(tape) else ""
         yield f"{counted or 'memory is that of one device, with what it gathers and scatters'}; what NCCL takes is not counted"
-        yield "times take the devices to share the work evenly; what they say to each other comes on top"
+        yield EVENLY
     if chosen.accumulation > 1 and any("batch_norm" in operator for operator in tape.operators):
         yield "batch norm sees the micro-batch, not the effective batch; other layers do not notice accumulation"
