@@ -26,7 +26,6 @@ KINDS: dict[str, KindRule] = {
     "fsdp2": KindRule("parameters, gradients and states in shards, gathered block by block", "torch/distributed/fsdp/_fully_shard"),
 }
 MOST_DEVICES = 1 << 14
-NCCL = "what NCCL takes for itself on each device, and for its messages"
 
 
 class Parallel(BaseModel, frozen=True):

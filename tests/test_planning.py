@@ -154,12 +154,12 @@ TAKES_COUNTS = {
     "batch of step_time": lambda fit, n: step_time(fit.tape, fit.gpu, n),
     "batches of step_time": lambda fit, n: step_time(fit.tape, fit.gpu, [1, n]),
     "largest of curve": lambda fit, n: curve(fit.tape, fit.gpu, n),
-    "devices": lambda fit, n: bsmodel.plan(fit, 64, n),
     "target of splits": lambda fit, n: planning.splits(n, 8, 8),
     "batch of learning_rate": lambda fit, n: planning.learning_rate("sgd", n, 0.1, 256),
     "accumulation of a recipe": lambda fit, n: Training(accumulation=n),
 }
 OR_NONE = {
+    "devices": lambda fit, n: bsmodel.plan(bsmodel.fit(fit.tape, of_size(fit.gpu, 4000)), 64, n),  # with room for NCCL
     "target": lambda fit, n: bsmodel.plan(fit, n),
     "samples": lambda fit, n: bsmodel.plan(fit, 64, samples=n),
     "base batch": lambda fit, n: bsmodel.plan(fit, 64, base_lr=0.1, base_batch=n),

@@ -24,7 +24,7 @@ DEFAULT_GPUS = ("rtx-3070-8gb", "rtx-4090-24gb", "a100-40gb", "h100-80gb")
 SEARCH_PATH_VARIABLE = "BSMODEL_HARDWARE_PATH"
 CALIBRATION = "bsmodel validate --calibrate"  # how the source of a figure measured by the user begins
 _SHARED = ("runtime.toml", "workspaces.toml")  # what holds for every card
-NO_FIGURES = {"id", "name", "aliases", "headroom_bytes", "interconnect", "power_limited", "sources"}  # the fields that need no source
+NO_FIGURES = {"id", "name", "aliases", "headroom_bytes", "shared", "interconnect", "power_limited", "sources"}  # the fields that need no source
 
 Dtype = Literal["fp32", "tf32", "fp16", "bf16", "fp8"]
 
@@ -52,6 +52,8 @@ class Gpu(HardwareRow):
     """CUDA context with the kernels of a step; by the rule of `runtime.toml` where the row has no figure of its own."""
     headroom_bytes: int = Field(default=0, ge=0, le=1 << 60)
     """Memory that is left to others, such as a desktop on the same card, or kept free."""
+    shared: bool = False
+    """Whether other cards take part in the work, and NCCL has buffers for what is said to them."""
     l2_bytes: Count | None = None
     """Level-2 cache."""
     bandwidth_bytes_per_s: Rate | None = None
@@ -131,14 +133,19 @@ class Gpu(HardwareRow):
     @property
     def context(self) -> Context:
         """The CUDA context with the kernels of a step: a figure of the row's own, else what is usual and the range around it."""
-        if any("context_bytes" in source.figures for source in self.sources):
-            return Context(self.context_bytes, self.context_bytes, self.context_bytes)
-        return runtime().context(self.sm_count, self.compute_capability)
+        known = any("context_bytes" in source.figures for source in self.sources)
+        own = Context(*(self.context_bytes,) * 3) if known else runtime().context(self.sm_count, self.compute_capability)
+        return own.with_(self.communicator) if self.shared else own
+
+    @property
+    def communicator(self) -> Context:
+        """What NCCL takes where others take part."""
+        return runtime().communicator(self.interconnect)
 
     @property
     def usable_bytes(self) -> int:
         """What a program can usually allocate: the card less the CUDA context and what is left to others."""
-        return self.memory_bytes - self.context_bytes - self.headroom_bytes
+        return max(1, self.memory_bytes - self.context_bytes - (self.communicator.usual_bytes if self.shared else 0) - self.headroom_bytes)
 
     @property
     def sure_bytes(self) -> int:

@@ -21,6 +21,10 @@ class Context(NamedTuple):
     usual_bytes: int
     high_bytes: int
 
+    def with_(self, other: Context) -> Context:
+        """Both."""
+        return Context(self.low_bytes + other.low_bytes, self.usual_bytes + other.usual_bytes, self.high_bytes + other.high_bytes)
+
 
 class Kernels(HardwareRow):
     """Kernels of torch and its libraries that a training process has loaded."""
@@ -35,6 +39,19 @@ class Kernels(HardwareRow):
     """The median."""
     high_bytes: Count
     """One process in ten has more."""
+
+
+class Communicator(HardwareRow):
+    """Channels that NCCL opens between a card and its two neighbours in a ring."""
+
+    interconnects: tuple[str, ...] = Field(default=(), strict=False)
+    """Beginnings of the interconnects it holds for; those that no other row names where there is none."""
+    low_channels: Count
+    """The fewest."""
+    usual_channels: Count
+    """As many as it opens by itself."""
+    high_channels: Count
+    """The most."""
 
 
 class Runtime(HardwareRow):
@@ -56,6 +73,10 @@ class Runtime(HardwareRow):
     """The same on a fast host, with little Python around it."""
     launch_seconds_high: Rate
     """The same on a slow host."""
+    channel_bytes: Count
+    """NCCL's buffers for one channel to one peer, at both ends."""
+    communicators: tuple[Communicator, ...] = Field(strict=False)
+    """How many channels it opens."""
     sources: tuple[Source, ...] = Field(strict=False)
     """Provenance of the figures above."""
 
@@ -70,6 +91,12 @@ class Runtime(HardwareRow):
         loaded = next((row for row in rows if capability in row.capabilities), None) or next(row for row in rows if not row.capabilities)
         bare_bytes = sm_count * threads_per_sm(capability) * self.thread_bytes
         return Context(bare_bytes + loaded.low_bytes, bare_bytes + loaded.usual_bytes, bare_bytes + loaded.high_bytes)
+
+    def communicator(self, interconnect: str | None) -> Context:
+        """What NCCL takes of a card that works with others: `channels x 2 peers x channel_bytes`."""
+        named = next((row for row in self.communicators if row.interconnects and (interconnect or "").startswith(row.interconnects)), None)
+        row = named or next(row for row in self.communicators if not row.interconnects)
+        return Context(*(2 * self.channel_bytes * channels for channels in (row.low_channels, row.usual_channels, row.high_channels)))
 
 
 def threads_per_sm(capability: str) -> int:

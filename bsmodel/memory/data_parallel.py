@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from bsmodel.errors import InvalidInputError
+from bsmodel.hardware import Gpu
 from bsmodel.memory.closed_form import REDUCER
-from bsmodel.parallel import NCCL
 from bsmodel.tape import WEIGHTS, Tape
 from bsmodel.units import MiB
 
@@ -61,9 +61,14 @@ def data_parallel(tape: Tape) -> Tape:
         phases=tape.phases + ("forward",) * same,
         categories=(*tape.categories, *words),
         blocks={**tape.blocks, "init": tape.blocks["init"] + start, "first_step": tape.blocks["first_step"] + rebuilding},
-        uncounted=tuple(sorted({*tape.uncounted, NCCL})),
         worst=tape.worst and data_parallel(tape.worst),
     )
+
+
+def sharing(tape: Tape, gpu: Gpu) -> Gpu:
+    """The card on which the step runs: where others take part, NCCL has buffers for them."""
+    several = tape.devices > 1 or buckets_bytes(tape) > 0
+    return gpu.model_copy(update={"shared": True}) if several and not gpu.shared else gpu
 
 
 def buckets_bytes(tape: Tape) -> int:

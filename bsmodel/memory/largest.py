@@ -12,6 +12,7 @@ from pydantic import Field, InstanceOf, PlainSerializer
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.memory.closed_form import footprint
+from bsmodel.memory.data_parallel import sharing
 from bsmodel.memory.peak import BOUNDLESS, Peak, peak_at, replays, survives
 from bsmodel.memory.settings import Settings
 from bsmodel.tape import Tape, another_path, micro_steps, require_same_kernels
@@ -55,6 +56,7 @@ def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Setting
     Raises `InvalidInputError` where one sample needs what no card will ever have.
     """
     require_same_kernels(tape, gpu)
+    gpu = sharing(tape, gpu)
     settings = settings or Settings()
     accumulation = micro_steps(tape, accumulation)
     form = footprint(tape, accumulation, gpu)

@@ -15,6 +15,7 @@ from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.memory.allocator import SMALL_SEGMENT, CachingAllocator, OutOfMemoryError
 from bsmodel.memory.closed_form import STEPS, Footprint, footprint
+from bsmodel.memory.data_parallel import sharing
 from bsmodel.memory.settings import Settings
 from bsmodel.tape import Tape, micro_batches, micro_steps, require_same_kernels
 from bsmodel.units import whole
@@ -60,6 +61,7 @@ def predict(tape: Tape, gpu: Gpu, batch: int, accumulation: int | None = None, s
     Raises `InvalidInputError` for what is no batch, or one at which the step takes another path than it was recorded on, and for a tape recorded for
     kernels of another compute capability.
     """
+    gpu = sharing(tape, gpu)
     form, size = footprint(tape, accumulation, gpu), int(micro_batches(tape, whole("batch", batch)))
     if form(size) > BOUNDLESS // 2:
         raise InvalidInputError(f"batch is {size}; expected at most {form.largest(BOUNDLESS // 2)}, which takes half an exbibyte")
@@ -85,7 +87,7 @@ def peak_at(form: Footprint, batch: int, gpu: Gpu, replay: Replay) -> Peak:
         likely.reserved_bytes,
         low,
         high,
-        likely.reserved_bytes + gpu.context_bytes,
+        likely.reserved_bytes + gpu.context.usual_bytes,
         low + gpu.context.low_bytes,
         high + gpu.context.high_bytes,
         fits,

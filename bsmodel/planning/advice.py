@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bsmodel.hardware import Gpu
 from bsmodel.memory import buckets_bytes
 from bsmodel.planning.splits import Split
 from bsmodel.tape import Tape
@@ -15,9 +16,9 @@ LARGE_BATCH = 16_384  # above it layer-wise rates (LARS, LAMB) are the usual adv
 TRADE_OFF = "small batches: noisier gradients, often better generalisation; large batches: smoother, fewer steps, may end in sharper minima"
 
 
-def advice(tape: Tape, chosen: Split, rate: float | None) -> tuple[str, ...]:
+def advice(tape: Tape, gpu: Gpu, chosen: Split, rate: float | None) -> tuple[str, ...]:
     """The sentences that apply to a split of this step at a learning rate."""
-    return (TRADE_OFF, *_of_the_rate(tape, chosen, rate), *_of_the_split(tape, chosen))
+    return (TRADE_OFF, *_of_the_rate(tape, chosen, rate), *_of_the_split(tape, gpu, chosen))
 
 
 def trains_in_part(tape: Tape) -> str:
@@ -35,11 +36,12 @@ def _of_the_rate(tape: Tape, chosen: Split, rate: float | None) -> Iterator[str]
         yield f"above {LARGE_BATCH} samples a step consider {better}, and tune the learning rate: no scaling rule is safe there"
 
 
-def _of_the_split(tape: Tape, chosen: Split) -> Iterator[str]:
+def _of_the_split(tape: Tape, gpu: Gpu, chosen: Split) -> Iterator[str]:
     if chosen.devices > 1:
-        buckets = format_bytes(buckets_bytes(tape))
-        counted = f"{buckets} of gradient buckets a device are counted, as DistributedDataParallel has them" if buckets_bytes(tape) else ""
-        yield f"{counted or 'memory is that of one device, with what it gathers and scatters'}; what NCCL takes is not counted"
+        if buckets_bytes(tape):
+            yield f"{format_bytes(buckets_bytes(tape))} of gradient buckets a device are counted, as DistributedDataParallel has them"
+        low, usual, high = map(format_bytes, gpu.communicator)
+        yield f"NCCL takes {usual} ({low} to {high}) of each device beside what PyTorch reserves, and has room for it"
         yield EVENLY
     if chosen.accumulation > 1 and any("batch_norm" in operator for operator in tape.operators):
         yield "batch norm sees the micro-batch, not the effective batch; other layers do not notice accumulation"

@@ -93,7 +93,7 @@ def plan(
         rate,
         rule,
         *(warmup_steps(per_epoch, total), per_epoch, total),
-        advice(fit.tape, chosen, rate),
+        advice(fit.tape, fit.gpu, chosen, rate),
     )
 
 

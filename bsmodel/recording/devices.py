@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from bsmodel.errors import InvalidInputError
-from bsmodel.parallel import NCCL, Parallel
+from bsmodel.parallel import Parallel
 from bsmodel.recording import placement
 from bsmodel.recording.recorder import Recorder
 from bsmodel.training import Training
@@ -48,7 +48,6 @@ def placed(model: torch.nn.Module, training: Training, recorder: Recorder) -> to
     if parallel is None:
         placement.place(model, training, recorder)
         return model
-    recorder.uncounted.add(NCCL)
     if parallel.shards:
         _shard(model, training, parallel, recorder)
         placement.categorize(model, training, recorder)
