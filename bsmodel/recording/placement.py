@@ -58,7 +58,7 @@ class _Together(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if wrappers.concerned(types):
-            return NotImplemented
+            return wrappers.left(func, types, args, kwargs)
         leaves = tree_leaves((args, kwargs))
         if func is aten._to_copy.default and args[0].is_meta:  # of what has no data there is none elsewhere either
             return func(*args, **{**kwargs, "device": META})

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -225,8 +224,8 @@ class Recorder(TorchDispatchMode):
         leftovers.leave((key, storage) for key, (_, alive) in self._live.items() if (storage := alive()) is not None)
 
     def _dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if wrappers.concerned(types):  # what is computed of shapes alone, as DTensor does, is on no device
-            return func(*args, **(kwargs or {})) if FakeTensor in types else NotImplemented
+        if wrappers.concerned(types):
+            return wrappers.left(func, types, args, kwargs)
         with torch._C.DisableTorchFunction():  # from here on tensors show their true device
             kwargs = kwargs or {}
             given = shapes.tensors_in((*args, *kwargs.values()))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _PLAIN = torch.Tensor.__torch_dispatch__
@@ -21,6 +22,11 @@ def is_wrapper(tensor: torch.Tensor) -> bool:
 def concerned(types: Any) -> bool:
     """Whether one of these types, of the arguments of an operator, says itself what it does: a mode then leaves it to that, and sees what comes of it."""
     return bool(types) and any(kind.__torch_dispatch__ is not _PLAIN for kind in types)
+
+
+def left(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+    """What a mode gives for such an operator: nothing, so that the type says it, but of what has a shape alone, such as DTensor asks about, the result."""
+    return func(*args, **(kwargs or {})) if FakeTensor in types else NotImplemented
 
 
 def parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
