@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Fit, Footprint, Peak, Settings, breakdown, fit, footprint, longest, predict
+from bsmodel.parallel import Parallel
 from bsmodel.planning import Plan, Price, ladder, plan
 from bsmodel.studies import Goal, Row, Study, study
 from bsmodel.tape import Envelope, Lengths, ModuleRow, OperatorRow, Polynomial, Tape, by_module, by_operator
@@ -33,6 +34,7 @@ __all__ = (
     "Lengths",
     "ModuleRow",
     "OperatorRow",
+    "Parallel",
     "Peak",
     "Plan",
     "Polynomial",

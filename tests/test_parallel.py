@@ -7,10 +7,9 @@ import pytest
 import torch
 
 import bsmodel
-from bsmodel import Training, Workload
+from bsmodel import Parallel, Training, Workload
 from bsmodel.command import main
 from bsmodel.memory import data_parallel
-from bsmodel.parallel import Parallel
 from tests.test_refusals import line_of
 
 transformers = pytest.importorskip("transformers")
@@ -139,6 +138,14 @@ def test_ways_to_share_are_compared(config, capsys):
     assert main(["compare", folder, *asked]) == 0
     shown = capsys.readouterr().out
     assert "shared by" in shown and shown.count("fsdp2") == 2 and shown.count("ddp") == 2
+
+
+def test_a_study_has_ways_to_share_as_recipes(a100):
+    """Each for its own number of devices; one that is none for those that are asked about."""
+    recipes = [{}, {"parallel": {"kind": "fsdp2", "devices": 4}}]
+    rows = bsmodel.study([workload("bert")], recipes, [a100], [1, 2], caching=False).rows
+    assert [(row.devices, bool(row.recipe.get("parallel"))) for row in rows] == [(1, False), (2, False), (4, True)]
+    assert all(row.status == "plan" for row in rows)
 
 
 @pytest.mark.parametrize(

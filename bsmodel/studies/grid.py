@@ -63,7 +63,8 @@ class Recipe:
     def of(given: Training | Mapping[str, object]) -> Recipe:
         """A whole recipe, or only what it changes; refused here where no model could be trained so."""
         changes: dict[str, Any] = dict(given)
-        Training(**changes)
+        made = Training(**changes)
+        changes |= {"parallel": made.parallel} if made.parallel is not None else {}  # of a file's table, too
         return Recipe(tuple(sorted(changes.items())))
 
     @property
