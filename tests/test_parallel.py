@@ -19,6 +19,7 @@ SIZES = {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 32000
 LLAMA = {"model_type": "llama", "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 6, **SIZES}
 BERT = {"model_type": "bert", "hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048, "num_labels": 2}
 MODELS = {"gpt2": ("GPT2LMHeadModel", GPT2), "llama": ("LlamaForCausalLM", LLAMA), "bert": ("BertForSequenceClassification", BERT)}
+BLOCKS = ("bert.embeddings", "bert.encoder.layer")  # which transformers does not split
 BF16 = {"param_dtype": "bf16", "reduce_dtype": "fp32"}  # as torchtitan trains
 MIXED, CHECKPOINTED = {"precision": "bf16-mixed"}, {"precision": "bf16-mixed", "checkpointing": True}
 # The model, how it is split, its recipe, the batch of a device, and what that takes, allocated and reserved.
@@ -82,6 +83,11 @@ def test_what_is_told_of_one_device_for_data_parallelism_is_what_is_recorded(of_
     told = bsmodel.predict(data_parallel(of_one), a100, 8)
     assert bsmodel.predict(recorded, a100, 8).allocated_bytes == pytest.approx(told.allocated_bytes, rel=1e-4)
     assert bsmodel.predict(recorded, a100, 8).reserved_bytes == told.reserved_bytes
+    said = [tape.collectives for tape in (recorded, data_parallel(of_one))]
+    assert [(each.kind, each.phase) for each in said[0]] == [(each.kind, each.phase) for each in said[1]]
+    assert all(one.size_bytes == pytest.approx(other.size_bytes, rel=0.01) for one, other in zip(*said, strict=True))
+    kernels = sum(phase in ("forward", "backward") for phase in recorded.operations.phases)
+    assert all(abs(one.after - other.after) < kernels / 50 for one, other in zip(*said, strict=True))
 
 
 def test_there_is_room_for_what_nccl_takes(of_one, a100):
@@ -110,6 +116,19 @@ def test_shards_of_all_ranks_are_the_whole(of_one, a100):
         assert states(tape) == padded and states(of_one) <= devices * states(tape)
         assert tape.parameter_count == of_one.parameter_count
         assert bsmodel.fit(tape, a100).batch >= bsmodel.fit(data_parallel(of_one), a100).batch
+
+
+def test_what_shards_say_is_what_they_lack(of_one, a100, tmp_path):
+    """All parameters are gathered in forward, all but the root's again in backward, whose gradients are scattered; a saved recording keeps that."""
+    tape = bsmodel.trace(workload("bert"), Training(parallel=Parallel(kind="fsdp2", devices=2)), a100)
+    totals = {}
+    for each in tape.collectives:
+        totals[each.phase, each.kind] = totals.get((each.phase, each.kind), 0) + each.size_bytes
+    whole, root = 4 * tape.parameter_count, 4 * sum(p.numel() for name, p in workload("bert").model().named_parameters() if not name.startswith(BLOCKS))
+    assert totals["forward", "all-gather"] == totals["backward", "reduce-scatter"] == pytest.approx(whole, rel=0.01)
+    assert totals["backward", "all-gather"] == pytest.approx(whole - root, rel=0.01) and not of_one.collectives
+    tape.save(tmp_path / "tape.gz")
+    assert bsmodel.Tape.load(tmp_path / "tape.gz").collectives == tape.collectives
 
 
 def test_how_devices_share_the_work_is_asked_on_the_command_line(config, capsys):

@@ -108,6 +108,16 @@ class Explained:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Said:
+    """What the devices say to one another in one phase of a step: a kind of collective, how often, and its bytes on each of them in all."""
+
+    phase: str
+    kind: str
+    count: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExplainDocument(Document):
     """`bsmodel explain`: bytes by category and module for each GPU, or with `--by` the modules or operators of one recording."""
 
@@ -116,6 +126,7 @@ class ExplainDocument(Document):
     gpus: tuple[Explained, ...] = ()
     modules: tuple[ModuleRow, ...] = ()
     operators: tuple[OperatorRow, ...] = ()
+    collectives: tuple[Said, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

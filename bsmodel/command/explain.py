@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from bsmodel.command import arguments
 from bsmodel.command.asked import foot, of_other_versions, together
-from bsmodel.command.documents import CountedForm, ExplainDocument, Explained
+from bsmodel.command.documents import CountedForm, ExplainDocument, Explained, Said
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Part, render, table
 from bsmodel.command.wording import title, uncounted
@@ -52,7 +52,9 @@ def run(options: argparse.Namespace) -> Answer:
     found = tuple(_explained(tape, gpu, options.batch) for gpu, tape in zip(gpus, tapes, strict=True))
     parts: list[Part] = [] if len(found) == 1 else [""]
     parts += [part for explained in found for part in _parts(explained, options.batch, alone=len(found) == 1)]
-    return Answer(ExplainDocument(**known, gpus=found), render(head, *parts, uncounted(recorded.uncounted), *foot(recorded, notes)))
+    said = spoken(tapes[0])
+    document = ExplainDocument(**known, gpus=found, collectives=said)
+    return Answer(document, render(head, *parts, *_spoken_text(said), uncounted(recorded.uncounted), *foot(recorded, notes)))
 
 
 def _explained(tape: Tape, gpu: Gpu, batch: int) -> Explained:
@@ -76,6 +78,21 @@ def totals(shares: Sequence[Share], key: str) -> dict[str, int]:
         name = getattr(share, key)
         sums[name] = sums.get(name, 0) + share.bytes
     return dict(sorted(sums.items(), key=lambda item: (-item[1], item[0])))
+
+
+def spoken(tape: Tape) -> tuple[Said, ...]:
+    """What devices say to one another in a step, by phase and kind."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for each in tape.collectives:
+        found.setdefault((each.phase, each.kind), []).append(each.size_bytes)
+    return tuple(Said(phase=phase, kind=kind, count=len(sizes), total_bytes=sum(sizes)) for (phase, kind), sizes in found.items())
+
+
+def _spoken_text(said: Sequence[Said]) -> list[Part]:
+    if not said:
+        return []
+    rows = [[each.phase, each.kind, f"{each.count:,}", format_bytes(each.total_bytes)] for each in said]
+    return [table(("said to the others", ""), ("", ""), ("times", "right"), ("bytes in all", "right"), rows=rows), ""]
 
 
 def _parts(found: Explained, batch: int, alone: bool) -> list[Part]:

@@ -14,7 +14,7 @@ import numpy as np
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.memory.closed_form import REDUCER
-from bsmodel.tape import WEIGHTS, Tape
+from bsmodel.tape import WEIGHTS, Collective, Tape
 from bsmodel.units import MiB
 
 BUCKET = "gradient bucket"
@@ -39,7 +39,8 @@ def data_parallel(tape: Tape) -> Tape:
     """
     if buckets_bytes(tape):
         return tape
-    gradients = _gradients(tape)
+    ready = _gradients(tape)
+    gradients = [size for size, _ in ready]
     rebuilt = _filled(gradients, FIRST_BUCKET, FURTHER_BUCKETS)
     held = [number for number in tape.blocks["init"] if number >= 0 and tape.categories[number] in (*WEIGHTS, "buffer")]
     copies = _filled([int(tape.fixed_bytes[number]) for number in held], BROADCAST, BROADCAST)
@@ -61,6 +62,7 @@ def data_parallel(tape: Tape) -> Tape:
         phases=tape.phases + ("forward",) * same,
         categories=(*tape.categories, *words),
         blocks={**tape.blocks, "init": tape.blocks["init"] + start, "first_step": tape.blocks["first_step"] + rebuilding},
+        collectives=_summed(tape, ready, rebuilt),
         worst=tape.worst and data_parallel(tape.worst),
     )
 
@@ -76,8 +78,25 @@ def buckets_bytes(tape: Tape) -> int:
     return sum(int(tape.fixed_bytes[number]) for number in tape.blocks["init"] if number >= 0 and tape.categories[number] == BUCKET)
 
 
-def _gradients(tape: Tape) -> list[int]:
-    """Bytes of every gradient, in the order in which they become ready.
+def _summed(tape: Tape, ready: Sequence[tuple[int, str]], buckets: Sequence[int]) -> tuple[Collective, ...]:
+    """Buffers, which every forward pass sends round, and an all-reduce for each bucket, when backward is through with the modules of all gradients in it."""
+    kernels = enumerate(zip(tape.operations.modules, tape.operations.phases, strict=True), 1)
+    last = {module: number for number, (module, phase) in kernels if phase == "backward"}
+    held = sum(int(tape.fixed_bytes[number]) for number in tape.blocks["init"] if number >= 0 and tape.categories[number] == "buffer")
+    found = [Collective("broadcast", held, "forward", 0)] if held else []
+    through = filled = 0
+    waiting = iter(buckets)
+    bucket = next(waiting, 0)
+    for size, module in ready:
+        through, filled = max(through, last.get(module, 0)), filled + size
+        if filled >= bucket:
+            found.append(Collective("all-reduce", filled, "backward", through))
+            filled, bucket = 0, next(waiting, 0)
+    return tuple(found)
+
+
+def _gradients(tape: Tape) -> list[tuple[int, str]]:
+    """Bytes of every gradient and its module, in the order in which they become ready.
 
     One is ready with the last tensor of its size that its module allocates in backward: what a shared weight gets from its first use is added to it.
     Where a step lets go of them unseen, they are as large as the parameters.
@@ -89,10 +108,12 @@ def _gradients(tape: Tape) -> list[int]:
     found = [number for number in tape.blocks["first"] if number >= 0 and tape.categories[number] == "gradient"]
     if found:
         ready = sorted((last.get((tape.modules[number], int(tape.fixed_bytes[number])), 0), order) for order, number in enumerate(found))
-        return [int(tape.fixed_bytes[found[order]]) for _, order in ready]
-    if tape.trained_parameter_count == tape.parameter_count:
-        return [int(tape.fixed_bytes[number]) for number in reversed(tape.blocks["init"]) if number >= 0 and tape.categories[number] == "parameter"]
-    return [tape.trained_parameter_count * (2 if tape.precision in ("fp16", "bf16") else 4)]
+        numbers = [found[order] for _, order in ready]
+    elif tape.trained_parameter_count == tape.parameter_count:
+        numbers = [number for number in reversed(tape.blocks["init"]) if number >= 0 and tape.categories[number] == "parameter"]
+    else:
+        return [(tape.trained_parameter_count * (2 if tape.precision in ("fp16", "bf16") else 4), "")]
+    return [(int(tape.fixed_bytes[number]), tape.modules[number]) for number in numbers]
 
 
 def _filled(sizes: Iterable[int], first_bytes: int, further_bytes: int) -> list[int]:

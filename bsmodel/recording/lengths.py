@@ -137,6 +137,8 @@ def _further(run: Run, workload: Workload, first: OneRun, gpu: Gpu) -> tuple[Tap
         _require_same_order(run, workload.name)
     groups = {group[0][1][0]: [number for _, (number, _) in group] for group in first.groups}
     steady = [number for number, _ in run.allocated("micro") if number in groups]
+    if any(len(step) != len(steady) for step in steps):
+        raise UntraceableError(f"{workload.name} makes what it keeps at one length, and not at another")
     named = [[(number, allocation) for number, (_, allocation) in zip(steady, step, strict=True)] for step in steps]
     found = alignment.sizes(named, _BATCHES, workload.name)
     sizes = {number: size for leader, size in found.items() for number in groups[leader]}

@@ -30,7 +30,7 @@ from bsmodel.recording.cuda_like.recurrent import Recurrent, recurrent_layers
 from bsmodel.recording.cuda_like.work import Work, work_of
 from bsmodel.recording.frames import calling_line
 from bsmodel.recording.values import Values
-from bsmodel.tape import Row
+from bsmodel.tape import Collective, Row
 
 aten = torch.ops.aten
 _LONG = 50  # tensors: operations over lists of tensors, which do not come twice
@@ -75,6 +75,7 @@ class Recorder(TorchDispatchMode):
         self.allocations: list[Allocation] = []
         self.events: list[int] = []
         self.rows: list[Row] = []
+        self.said: list[Collective] = []  # after as many rows
         self.recurrent: dict[str, Recurrent] = {}
         self.uncounted_operators: set[str] = set()
         self._known: dict[Any, _Known] = {}
@@ -230,6 +231,7 @@ class Recorder(TorchDispatchMode):
             kwargs = kwargs or {}
             given = shapes.tensors_in((*args, *kwargs.values()))
             if collectives.concerns(func):
+                self.said.append(Collective(*collectives.named(func, args), self._where()[0], len(self.rows)))
                 return collectives.run(func, args, self.values.copy)
             if sparse.concerns(func, args, given):
                 return sparse.run(func, args, kwargs, self, self.place)

@@ -216,6 +216,7 @@ def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple
         recipe=run.loop.training.model_dump(mode="json", exclude={"optimizer"}),
         base_lr=run.loop.workload.base_lr if run.loop.training.optimizer_family == run.loop.workload.training.optimizer_family else None,
         base_batch=run.loop.workload.base_batch,
+        collectives=(*run.said["micro"], *run.said["step"]),
         own_step=run.loop.workload.step is not None,
         parameters=_parameters(run.loop.model),
         remarks=_remarks(run, sizes),

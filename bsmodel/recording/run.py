@@ -29,7 +29,7 @@ from bsmodel.recording.cuda_like.recurrent import as_cudnn
 from bsmodel.recording.loop import Loop
 from bsmodel.recording.recorder import Allocation, Recorder
 from bsmodel.recording.values import Values
-from bsmodel.tape import Row
+from bsmodel.tape import Collective, Row
 from bsmodel.training import Training
 from bsmodel.workloads import Workload
 
@@ -44,14 +44,17 @@ class Run:
     loop: Loop
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     rows: dict[str, list[Row]] = field(default_factory=dict)
+    said: dict[str, list[Collective]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     stepped: dict[type, int] = field(default_factory=dict)  # how many steps optimizers of each class have made
     idle: bool = False  # whether a call of the user's own step came by without any
 
     @contextlib.contextmanager
     def block(self, name: str) -> Iterator[None]:
-        start, first_row = len(self.recorder.events), len(self.recorder.rows)
+        start, first_row, first = len(self.recorder.events), len(self.recorder.rows), len(self.recorder.said)
         yield
+        rows = self.recorder.rows[first_row:]
+        self.said[name] = [said._replace(after=_kept(rows[: said.after - first_row])) for said in self.recorder.said[first:]]
         self.spans[name] = (start, len(self.recorder.events))
         self.rows[name] = as_cudnn(self.recorder.rows[first_row:], self.recorder.recurrent)
 
@@ -241,6 +244,11 @@ def _require_used(run: Run) -> None:
         if not parameter.is_cuda:
             line = run.recorder.left_at or "an unknown line"
             raise UntraceableError(f"the step of {name} takes {parameter_name} from the device to the host, at {line}; leave the model where it is")
+
+
+def _kept(rows: list[Row]) -> int:
+    """How many kernels of a micro-step these are, without those that keep gradients."""
+    return sum(row.phase != "gradient" for row in rows)
 
 
 def _optimizer_step(run: Run) -> None:

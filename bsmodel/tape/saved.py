@@ -20,7 +20,7 @@ from bsmodel.tape.lengths import Lengths, Piece
 from bsmodel.tape.operations import Operations
 from bsmodel.tape.polynomials import Polynomial
 from bsmodel.tape.schema import SCHEMA_VERSION, SIZES, SavedPiece, SavedTape, SavedTapes, require_pieces, require_sound
-from bsmodel.tape.tape import Tape, Term, Workspace
+from bsmodel.tape.tape import Collective, Tape, Term, Workspace
 from bsmodel.units import MiB, shown
 
 LIMIT_BYTES = 256 * MiB  # of JSON; the tapes of the largest named models take two
@@ -172,6 +172,7 @@ def _tape(saved: SavedTape) -> Tape:
         plain[name] = np.array(plain[name], np.int64)
     plain["terms"] = {number: Term(formula, tuple(Polynomial(*each) for each in parameters)) for number, formula, parameters in saved.terms}
     plain["workspaces"] = {number: Workspace(kind, Polynomial(*excess)) for number, kind, excess in saved.workspaces}
+    plain["collectives"] = tuple(Collective(*each) for each in saved.collectives)
     plain["streams"] = dict(saved.streams)
     plain["worst"] = saved.worst and _tape(saved.worst)
     plain["operations"] = Operations.of(dict(saved.operations))

@@ -88,6 +88,7 @@ class SavedTape(_Checked):
     base_lr: Annotated[float, Field(gt=0)] | None
     base_batch: Positive | None
     remarks: tuple[str, ...]
+    collectives: tuple[tuple[str, Count, Literal["forward", "backward", "step"], Count], ...]
     own_step: bool
     parameters: dict[str, Count]
     worst: SavedTape | None

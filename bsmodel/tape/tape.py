@@ -46,6 +46,15 @@ class Workspace(NamedTuple):
     excess: Polynomial
 
 
+class Collective(NamedTuple):
+    """What the devices say to one another at once: how it is called, its bytes on each of them, and after how many kernels of a micro-step it begins."""
+
+    kind: str
+    size_bytes: int
+    phase: str
+    after: int
+
+
 @dataclass(frozen=True)
 class Tape:
     """Everything later questions need, and nothing of torch.
@@ -87,6 +96,7 @@ class Tape:
     base_lr: float | None = None  # known to train it, at an effective batch of base_batch
     base_batch: int | None = None
     remarks: tuple[str, ...] = ()  # what an answer rests on that nobody asked for, a sentence each
+    collectives: tuple[Collective, ...] = ()  # of a micro-step, in order, and of an optimizer step
     own_step: bool = False  # whether the workload's own step does all that a loop would
     parameters: dict[str, int] = field(default_factory=dict)  # how many each module has itself
     worst: Tape | None = None  # the same step as it takes the most, where its values or its samples' sizes may turn out otherwise than is likely

@@ -8,10 +8,29 @@ from typing import Any
 
 import torch
 
+from bsmodel.recording.cuda_like.shapes import tensors_in
+
+# What each is called, and which of its arguments holds all that goes round.
+_KINDS = {
+    "allreduce_": ("all-reduce", 0),
+    "broadcast_": ("broadcast", 0),
+    "allgather_": ("all-gather", 0),
+    "_allgather_base_": ("all-gather", 0),
+    "reduce_scatter_": ("reduce-scatter", 1),
+    "_reduce_scatter_base_": ("reduce-scatter", 1),
+}
+
 
 def concerns(func: Any) -> bool:
     """Whether an operator is a collective of a process group (torch/csrc/distributed/c10d/Ops.cpp)."""
     return bool(func.namespace == "c10d")
+
+
+def named(func: Any, args: Any) -> tuple[str, int]:
+    """What a collective is called, and the bytes that every rank has of it when it is done, or had before."""
+    name, position = _KINDS.get(func._schema.name.rpartition("::")[2], (func._schema.name.rpartition("::")[2], 0))
+    tensors = tensors_in((args[position],))
+    return name, sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def run(func: Any, args: Any, same: Callable[[torch.Tensor, torch.Tensor], None]) -> Any:
