@@ -136,6 +136,10 @@ def replays(tape: Tape, gpu: Gpu, accumulation: int, settings: Settings) -> Repl
             return at_worst(batch, assumed, within)
         if assumed not in ("likely", "lenient") and not tape.workspaces:
             return replay(batch, "likely", within)
+        if assumed == "likely" and not within and not settings.garbage_collection_threshold:
+            usual = replay(batch, "lenient", True)
+            if usual is not None and usual.undisturbed:
+                return usual  # the end of the card was never felt
         if assumed == "likely" and within:
             usual = replay(batch, "lenient", within)
             if usual is None or (usual.undisturbed and usual.reserved_bytes + SMALL_SEGMENT <= gpu.sure_bytes):

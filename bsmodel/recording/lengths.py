@@ -106,16 +106,22 @@ def _in_one_run(workload: Callable[[int], Workload], start: int, training: Train
         first, values = in_one_run(run), run.recorder.values
         if first is None or len(first.batches) > len(BATCHES):
             return None
-        tape = tape_of(run, gpu, first.sizes, first.batches, first.work)
-        found = along(lambda length: tape if length == start else _further(run, workload(length), first, gpu)[0])
-        if found.most > start:
-            tape = checked(run, *_further(run, workload(found.most), first, gpu), gpu)
-        run.loop.workload = left_to_chance(shortest, values)
-        ends = (tape, checked(run, found.tapes[0], first.sizes, gpu))
+        known = {start: (tape_of(run, gpu, first.sizes, first.batches, first.work), first.sizes)}
+
+        def recorded(length: int) -> Tape:
+            if length not in known:
+                known[length] = _further(run, workload(length), first, gpu)
+            return known[length][0]
+
+        found = along(recorded)
+        ends = []
+        for length in dict.fromkeys((found.most, start)):
+            run.loop.workload = left_to_chance(workload(length), values)
+            ends.append(checked(run, *known[length], gpu))
         if values.asked or values.reads or {*values.noted} - {EVENLY}:
             return None
         limit = min((each.same_path_up_to for each in ends if each.same_path_up_to is not None), default=None)
-        remarks = tuple(dict.fromkeys([*ends[1].remarks, *ends[0].remarks, *assumptions(values)]))
+        remarks = tuple(dict.fromkeys([*ends[-1].remarks, *ends[0].remarks, *assumptions(values)]))
         tapes = tuple(replace(each, same_path_up_to=limit, remarks=remarks) for each in found.tapes)
         return replace(found, tapes=tapes), EVENLY in values.noted
     return None

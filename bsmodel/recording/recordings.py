@@ -185,7 +185,6 @@ def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple
     checks.require_steady(period, sizes, recorded, run.loop.workload.name)
     allocations = [recorded[number] for number in period.kept]
     found = [sizes.get(number, alignment.Size(Polynomial(recorded[number].size_bytes, 0))) for number in period.kept]
-    parameters = list(run.loop.model.parameters())
     optimizer, family = _optimizer(run)
     return Tape(
         name=run.loop.workload.name,
@@ -196,8 +195,8 @@ def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple
         accumulation=run.loop.training.accumulation,
         versions=_versions(run.loop.model),
         recorded_batches=batches,
-        parameter_count=sum(map(elements, parameters)),
-        trained_parameter_count=sum(p.numel() for p in parameters if p.requires_grad),
+        parameter_count=sum(map(elements, run.loop.model.parameters())),
+        trained_parameter_count=sum(p.numel() for p in run.loop.model.parameters() if p.requires_grad),
         tokens_per_sample=run.loop.workload.tokens_per_sample,
         fixed_bytes=np.array([size.bytes.fixed for size in found], np.int64),
         per_sample_bytes=np.array([size.bytes.per_sample for size in found], np.int64),
