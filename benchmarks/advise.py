@@ -9,11 +9,9 @@ python benchmarks/advise.py --show     # what is there
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from typing import Any
 
-from cases import RESULTS, read
+from cases import RESULTS, add_missing, read
 
 import bsmodel
 from bsmodel.hardware import defaults
@@ -60,16 +58,7 @@ def show(rows: list[Row]) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    known = read(ROWS) if ROWS.exists() else []
-    if arguments.show:
-        return show(known)
-    names = [name for name in arguments.models or MODELS if name not in {row["model"] for row in known}]
-    for number, name in enumerate(names, 1):
-        print(f"{name}, {number} of {len(names)}", file=sys.stderr)
-        rows = tried(name)
-        with ROWS.open("a") as stream:
-            stream.writelines(json.dumps(row) + "\n" for row in rows)
-    show(read(ROWS))
+    show(read(ROWS) if arguments.show else add_missing(ROWS, arguments.models or MODELS, tried))
 
 
 if __name__ == "__main__":

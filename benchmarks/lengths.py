@@ -9,14 +9,12 @@ python benchmarks/lengths.py --show           # what is there
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
 from functools import partial
 from typing import Any
 
 import numpy as np
-from cases import RESULTS, read
+from cases import RESULTS, add_missing, read
 
 import bsmodel
 from bsmodel.workloads import NAMED, Source
@@ -67,7 +65,7 @@ def _same(told: Any, direct: Any) -> bool:
 
 def show(rows: list[Row]) -> None:
     """How many models at how many lengths, and every one that differs, ends early or is refused."""
-    told = [row for row in rows if "equal" in row]
+    told = [row for row in rows if row.get("equal")]
     points = [equal for row in told for equal in row["equal"].values()]
     print(f"{len(told)} models, {len(points)} lengths that were not recorded: {sum(points)} to the byte")
     for row in rows:
@@ -78,16 +76,7 @@ def show(rows: list[Row]) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    known = read(ROWS) if ROWS.exists() else []
-    if arguments.show:
-        return show(known)
-    names = [name for name in arguments.models or NAMED if name not in {row["model"] for row in known}]
-    for number, name in enumerate(names, 1):
-        print(f"{name}, {number} of {len(names)}", file=sys.stderr)
-        row = outcome(name)
-        with ROWS.open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
-    show(read(ROWS))
+    show(read(ROWS) if arguments.show else add_missing(ROWS, arguments.models or NAMED, lambda name: [outcome(name)]))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 """What the scripts of this folder share: models, cases, and where the rows about them lie."""
 
 import json
+import sys
+from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -29,3 +31,15 @@ def read(path: Path) -> list[dict[str, Any]]:
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """One JSON object a line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def add_missing(path: Path, models: Iterable[str], rows_of: Callable[[str], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of a file, with those of the models that it lacked, which are added as they come."""
+    known = {row["model"] for row in (read(path) if path.exists() else [])}
+    missing = [name for name in models if name not in known]
+    for number, name in enumerate(missing, 1):
+        print(f"{name}, {number} of {len(missing)}", file=sys.stderr)
+        rows = rows_of(name)
+        with path.open("a") as stream:
+            stream.writelines(json.dumps(row) + "\n" for row in rows)
+    return read(path)
