@@ -182,6 +182,12 @@ def test_real_lengths_are_padded_to_the_longest_of_a_batch(config, capsys, tmp_p
     assert row["largest_batch"] == json.loads(capsys.readouterr().out)["gpus"][0]["largest_batch"] <= row["likely_batch"]
     assert row["padded_len"] == 512 and row["useful"] == pytest.approx(384 / 512, rel=0.01) and answer["mean_len"] == 384
 
+    assert main([*command, "--lengths", "384:512"]) == 0  # of which no more is known: padded to the longest
+    told = json.loads(capsys.readouterr().out)
+    assert told["gpus"][0]["largest_batch"] == row["largest_batch"] and told["gpus"][0]["useful"] == 384 / 512 and told["samples"] is None
+    assert main(["plan", folder, "--lengths", "512:384"]) == 2
+    assert "lengths are 512 on average and 384 at most; expected the mean first" in capsys.readouterr().err
+
     file.write_text("12\nmany\n")
     assert main(["plan", folder, "--lengths", str(file)]) == 2
     assert "lengths.txt, line 2 is 'many'; expected a whole number of at least 1" in capsys.readouterr().err

@@ -53,7 +53,7 @@ class PaddedDocument(Document):
 
     workload: Recorded
     gpus: tuple[PaddedRow, ...]
-    samples: int
+    samples: int | None
     mean_len: float
     longest: int
 

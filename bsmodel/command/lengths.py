@@ -20,7 +20,21 @@ from bsmodel.command.wording import title
 from bsmodel.errors import InvalidInputError
 from bsmodel.files import require_writable
 from bsmodel.hardware import Gpu
-from bsmodel.studies import ByLength, LengthRow, PaddedRow, by_length, doublings, for_card, lengths, padded, pool, require_range, sides, whole_steps
+from bsmodel.studies import (
+    ByLength,
+    LengthRow,
+    PaddedRow,
+    by_length,
+    doublings,
+    for_card,
+    lengths,
+    padded,
+    padded_to_most,
+    pool,
+    require_range,
+    sides,
+    whole_steps,
+)
 from bsmodel.tape import STEP, Lengths, is_tape, load_lengths, require_agreement, require_same_kernels, save_lengths
 from bsmodel.units import whole
 from bsmodel.workloads import Source
@@ -66,15 +80,17 @@ def of_a_file(options: argparse.Namespace) -> Answer:
     """What batches of samples of the lengths in a file take; raises `InvalidInputError` as `answer` does, and for a file that is none."""
     if options.seq_len is not None:
         raise InvalidInputError("--lengths and --seq-len both say how long samples are; give one")
-    tokens = _read(Path(options.lengths))
+    known = _mean_and_longest(options.lengths)
+    tokens = [] if known else _read(Path(options.lengths))
     with _hands(options) as executor:
-        found = _found(options, _Asked("seq_len", [STEP, whole_steps(max(tokens))]), executor)
-    made = padded(found.lengths, found.gpus, tokens, found.notes)
+        found = _found(options, _Asked("seq_len", [STEP, whole_steps(known[1] if known else max(tokens))]), executor)
+    made = padded_to_most(found.lengths, found.gpus, *known, found.notes) if known else padded(found.lengths, found.gpus, tokens, found.notes)
     recorded = together(made.recorded)
     document = PaddedDocument(
         command="plan", notes=made.notes, workload=recorded, gpus=made.rows, samples=made.samples, mean_len=made.mean_len, longest=made.longest
     )
-    said = f"{made.samples:,} samples of {made.mean_len:,.0f} tokens on average, {made.longest:,} at most, each batch padded to its longest"
+    samples, to = ("samples", "the longest of all") if made.samples is None else (f"{made.samples:,} samples", "its longest")
+    said = f"{samples} of {made.mean_len:,.0f} tokens on average, {made.longest:,} at most, each batch padded to {to}"
     right = ("largest", "likely", "padded to", "useful", "useful tokens per s")
     columns = (("GPU", ""), *((heading, "right") for heading in right))
     shown = table(*columns, rows=[_padded_cells(row) for row in made.rows])
@@ -134,6 +150,17 @@ def _of_recordings(options: argparse.Namespace, asked: _Asked) -> _Found:
     for gpu in gpus:
         require_same_kernels(for_card(firsts, gpu), gpu)
     return _Found([by_family[gpu.kernel_family] for gpu in gpus], gpus, tuple(notes))
+
+
+def _mean_and_longest(text: str) -> tuple[int, int] | None:
+    """`MEAN:LONGEST`, where that is no file."""
+    parts = text.split(":")
+    if Path(text).exists() or len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        return None
+    mean, longest = (whole("lengths", int(part)) for part in parts)
+    if mean > longest:
+        raise InvalidInputError(f"lengths are {mean} on average and {longest} at most; expected the mean first")
+    return mean, longest
 
 
 def _read(path: Path) -> list[int]:

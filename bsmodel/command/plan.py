@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_recipe(parser)
     arguments.add_recording(parser)
     arguments.add_run(parser)
-    text = "a file with the tokens of each sample, one number a line: batches padded to their longest (default: all samples are alike)"
+    text = "a file with the tokens of each sample, one number a line: batches padded to their longest; or MEAN:LONGEST (default: all samples are alike)"
     parser.add_argument("--lengths", metavar="FILE", help=text)
     parser.add_argument("--base-lr", type=arguments.amount, metavar="LR", help="a learning rate that works (default: the published one of a named model)")
     parser.add_argument("--base-batch", type=arguments.positive, metavar="N", help="the effective batch it works at (default: with --base-lr, 256)")

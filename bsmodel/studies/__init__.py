@@ -5,7 +5,7 @@ from bsmodel.studies.advise import Advice, advise
 from bsmodel.studies.by_length import ByLength, LengthRow, by_length, doublings, require_range
 from bsmodel.studies.executors import pool
 from bsmodel.studies.grid import Goal, for_card, one_of_each, require_asked_about
-from bsmodel.studies.padded import Padded, PaddedRow, padded, whole_steps
+from bsmodel.studies.padded import Padded, PaddedRow, padded, padded_to_most, whole_steps
 from bsmodel.studies.recordings import lengths, sides, tapes
 from bsmodel.studies.remedies import written
 from bsmodel.studies.rows import Recorded, Row
@@ -32,6 +32,7 @@ __all__ = (
     "lengths",
     "one_of_each",
     "padded",
+    "padded_to_most",
     "pool",
     "require_asked_about",
     "require_range",

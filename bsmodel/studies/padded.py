@@ -35,11 +35,11 @@ class PaddedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Padded:
-    """Rows by GPU for samples of these lengths: how many, their mean and the longest."""
+    """Rows by GPU for samples of these lengths: how many (null where only their mean and the longest are known), their mean and the longest."""
 
     recorded: tuple[Recorded, ...]
     rows: tuple[PaddedRow, ...]
-    samples: int
+    samples: int | None
     mean_len: float
     longest: int
     notes: tuple[str, ...]
@@ -51,11 +51,25 @@ def padded(found: Sequence[Lengths], gpus: Sequence[Gpu], lengths: Sequence[int]
     `found`: the recordings for each GPU. Raises `InvalidInputError` where they end before the longest sample.
     """
     ordered = np.sort(np.asarray(lengths, np.int64))
-    if min(each.most for each in found) < whole_steps(float(ordered[-1])):
-        raise InvalidInputError(f"the longest sample has {ordered[-1]:,} tokens; {'; '.join([*notes, *(each.ends for each in found[:1])])}")
+    _require_known(found, int(ordered[-1]), notes)
     rows = tuple(_row(each, gpu, ordered) for each, gpu in zip(found, gpus, strict=True))
     mean = float(ordered.mean())
     return Padded(recorded=heads_of(found), rows=rows, samples=len(ordered), mean_len=mean, longest=int(ordered[-1]), notes=tuple(notes))
+
+
+def padded_to_most(found: Sequence[Lengths], gpus: Sequence[Gpu], mean_len: float, longest: int, notes: Sequence[str] = ()) -> Padded:
+    """What batches of samples take of which only the mean and the longest are known: each padded to the longest. Raises as `padded` does."""
+    _require_known(found, longest, notes)
+    rows = []
+    for lengths, gpu in zip(found, gpus, strict=True):
+        fitted = fit(lengths.at(whole_steps(longest)), gpu)
+        rows.append(_of_batch(lengths, gpu, (fitted.batch, fitted.likely_batch), float(longest), mean_len))
+    return Padded(recorded=heads_of(found), rows=tuple(rows), samples=None, mean_len=mean_len, longest=longest, notes=tuple(notes))
+
+
+def _require_known(found: Sequence[Lengths], longest: int, notes: Sequence[str]) -> None:
+    if min(each.most for each in found) < whole_steps(longest):
+        raise InvalidInputError(f"the longest sample has {longest:,} tokens; {'; '.join([*notes, *(each.ends for each in found[:1])])}")
 
 
 def longest_of(ordered: NDArray[np.int64], batch: int) -> float:
@@ -72,14 +86,17 @@ def whole_steps(length: float) -> int:
 def _row(lengths: Lengths, gpu: Gpu, ordered: NDArray[np.int64]) -> PaddedRow:
     safe = fit(lengths.at(whole_steps(float(ordered[-1]))), gpu).batch
     likely = max(safe, _likely(lengths, gpu, ordered))
+    return _of_batch(lengths, gpu, (safe, likely), longest_of(ordered, likely) if likely else float(ordered[-1]), float(ordered.mean()))
+
+
+def _of_batch(lengths: Lengths, gpu: Gpu, batches: tuple[int, int], longest: float, mean_len: float) -> PaddedRow:
+    """The row of a safe and a likely batch whose longest sample has so many tokens, and whose samples so many on average."""
+    safe, likely = batches
+    padded_len = whole_steps(longest)
     if not likely:
-        return PaddedRow(gpu=gpu.id, largest_batch=0, likely_batch=0, padded_len=whole_steps(float(ordered[-1])), useful=None, useful_tokens_per_s=None)
-    longest = longest_of(ordered, likely)
-    tape = lengths.at(whole_steps(longest))
-    text = float(ordered.mean()) * likely
-    speed = text / step_time(tape, gpu, likely).seconds
-    share = float(ordered.mean()) / longest
-    return PaddedRow(gpu=gpu.id, largest_batch=safe, likely_batch=likely, padded_len=whole_steps(longest), useful=share, useful_tokens_per_s=speed)
+        return PaddedRow(gpu=gpu.id, largest_batch=0, likely_batch=0, padded_len=padded_len, useful=None, useful_tokens_per_s=None)
+    speed = mean_len * likely / step_time(lengths.at(padded_len), gpu, likely).seconds
+    return PaddedRow(gpu=gpu.id, largest_batch=safe, likely_batch=likely, padded_len=padded_len, useful=mean_len / longest, useful_tokens_per_s=speed)
 
 
 def _likely(lengths: Lengths, gpu: Gpu, ordered: NDArray[np.int64]) -> int:
