@@ -10,6 +10,7 @@ import bsmodel
 from bsmodel import Parallel, Training, Workload
 from bsmodel.command import main
 from bsmodel.memory import data_parallel
+from bsmodel.tape import Lengths, Piece
 from tests.test_refusals import line_of
 
 transformers = pytest.importorskip("transformers")
@@ -99,6 +100,13 @@ def test_there_is_room_for_what_nccl_takes(of_one, a100):
     assert alone.device_bytes - alone.reserved_bytes + usual == shared.device_bytes - shared.reserved_bytes
     assert alone.device_upper_bytes - alone.reserved_upper_bytes + high == shared.device_upper_bytes - shared.reserved_upper_bytes
     assert bsmodel.fit(data_parallel(of_one), a100).gpu.sure_bytes == a100.sure_bytes - high
+
+
+def test_the_longest_sample_leaves_that_room_too(of_one, a100):
+    """As the largest batch does, whose inverse it is."""
+    tape = data_parallel(of_one)
+    one_length, largest = Lengths((Piece("seq_len", (tape,), (256,), 256, 256),)), bsmodel.fit(tape, a100).batch
+    assert [bsmodel.longest(one_length, a100, batch) for batch in (largest, largest + 1)] == [256, 0]
 
 
 def test_shards_of_all_ranks_are_the_whole(of_one, a100):

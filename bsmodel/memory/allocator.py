@@ -111,7 +111,7 @@ class CachingAllocator:
                 if operation >= 0:
                     size = sizes[operation]
                     stream = streams.get(operation, 0) if streams else 0
-                    block = (malloc(size, stream) if operation not in optional else self._optional(operation, size)) if size else None
+                    block = (malloc(size, stream) if operation not in optional else self._optional(operation, size, stream)) if size else None
                     if operation in live:
                         younger.setdefault(operation, deque()).append(block)
                     else:
@@ -131,11 +131,11 @@ class CachingAllocator:
             error.operation = index
             raise
 
-    def _optional(self, tensor: int, size_bytes: int) -> Block | None:
+    def _optional(self, tensor: int, size_bytes: int, stream: int) -> Block | None:
         if tensor in self.forgone:
             return None
         try:
-            return self.malloc(size_bytes)
+            return self.malloc(size_bytes, stream)
         except OutOfMemoryError:
             self.forgone.add(tensor)
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from bsmodel.hardware import Gpu
 from bsmodel.memory.closed_form import footprint
+from bsmodel.memory.data_parallel import sharing
 from bsmodel.memory.largest import bit_by_bit
 from bsmodel.memory.peak import replays, survives
 from bsmodel.memory.settings import Settings
@@ -18,6 +19,7 @@ def longest(lengths: Lengths, gpu: Gpu, batch: int = 1, accumulation: int | None
     the recordings are known to hold. Raises `InvalidInputError` for what is no batch, and for recordings of kernels of another compute capability.
     """
     require_same_kernels(lengths.first, gpu)
+    gpu = sharing(lengths.first, gpu)
     steps, known = micro_steps(lengths.first, accumulation), lengths.known
 
     def holds(index: int) -> bool:

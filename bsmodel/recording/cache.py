@@ -28,7 +28,7 @@ from bsmodel.workloads import Source, Workload
 
 FOLDER_VARIABLE = "BSMODEL_CACHE_DIR"
 _SHORTEST = STEP  # tokens: recordings at several lengths begin here, or at the shortest that is asked about
-_LIBRARIES = ("torch", "fvcore", "transformers", "diffusers", "accelerate", "peft", "timm", "torchvision")
+_LIBRARIES = ("torch", "fvcore", "transformers", "diffusers", "accelerate", "peft", "bitsandbytes", "torchao", "timm", "torchvision")
 
 
 def cache_folder() -> Path:
