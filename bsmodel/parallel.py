@@ -28,6 +28,20 @@ KINDS: dict[str, KindRule] = {
 MOST_DEVICES = 1 << 14
 
 
+def refusal(error: ValidationError, model: type[BaseModel], kind: str, named: str) -> BsmodelError:
+    """What pydantic complains of first, in one line; a misspelt field goes before the field that is missing because of it.
+
+    A field that the model does not have is called `kind`, and one that it has by `named`.
+    """
+    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return UnknownNameError(kind, name, model.model_fields)
+    if isinstance(reason := first.get("ctx", {}).get("error"), BsmodelError):
+        return reason
+    return InvalidInputError(f"{named.format(name)} is {shown(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}")
+
+
 class Parallel(BaseModel, frozen=True):
     """How one step is split over devices; every field has the default of plain PyTorch."""
 
@@ -56,13 +70,7 @@ class Parallel(BaseModel, frozen=True):
             try:
                 super().__init__(**fields)
             except ValidationError as error:
-                first = next((each for each in error.errors() if each["type"] == "extra_forbidden"), error.errors()[0])
-                name = ".".join(str(part) for part in first["loc"])
-                if first["type"] == "extra_forbidden":
-                    raise UnknownNameError("field of parallel", name, type(self).model_fields) from None
-                if isinstance(reason := first.get("ctx", {}).get("error"), BsmodelError):
-                    raise reason from None
-                raise InvalidInputError(f"parallel {name} is {shown(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+                raise refusal(error, type(self), "field of parallel", "parallel {}") from None
 
     @model_validator(mode="after")
     def _together(self) -> Parallel:

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError
+from bsmodel.errors import InvalidInputError, UnknownNameError
 from bsmodel.hardware import Gpu
-from bsmodel.parallel import Parallel
+from bsmodel.parallel import Parallel, refusal
 from bsmodel.units import finite, whole
 
 
@@ -116,6 +116,16 @@ UNTRAINABLE = {"int4-torchao": "it multiplies by kernels of mslk, which have no 
 FLOAT8 = ("tensorwise", "rowwise", "rowwise_with_gw_hp")  # torchao/float8/config.py, Float8LinearRecipeName
 
 
+# Fields that name something, what that is called, and the names there are.
+NAMES: dict[str, tuple[str, Collection[str]]] = {
+    "precision": ("precision", PRECISIONS),
+    "optimizer": ("optimizer", OPTIMIZERS),
+    "weights": ("format of weights", (*WEIGHTS, *QUANTIZED)),
+    "float8": ("float8 recipe", FLOAT8),
+    "adapter": ("adapter", ADAPTERS),
+}
+
+
 class Training(BaseModel, frozen=True):
     """A training recipe. Frozen; every field has the default of a plain PyTorch loop."""
 
@@ -177,14 +187,7 @@ class Training(BaseModel, frozen=True):
             try:
                 super().__init__(**fields)
             except ValidationError as error:
-                first = error.errors()[0]
-                name = ".".join(str(part) for part in first["loc"])
-                if first["type"] == "extra_forbidden":
-                    raise UnknownNameError("training field", name, type(self).model_fields) from None
-                reason = first.get("ctx", {}).get("error", None)
-                if isinstance(reason, BsmodelError):
-                    raise reason from None
-                raise InvalidInputError(f"training field {name!r} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+                raise refusal(error, type(self), "training field", "training field '{}'") from None
 
     @field_validator("accumulation", "lora_rank", "prompt_tokens", mode="before")
     @classmethod
@@ -196,41 +199,14 @@ class Training(BaseModel, frozen=True):
     def _norm(cls, value: object) -> float | None:
         return None if value is None else finite("training field 'gradient_clipping'", value, above=0)
 
-    @field_validator("precision")
+    @field_validator(*NAMES)
     @classmethod
-    def _known_precision(cls, name: str) -> str:
-        if name not in PRECISIONS:
-            raise UnknownNameError("precision", name, PRECISIONS)
-        return name
-
-    @field_validator("optimizer")
-    @classmethod
-    def _known_optimizer(cls, optimizer: str | Callable[..., object]) -> str | Callable[..., object]:
-        if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
-            raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
-        return optimizer
-
-    @field_validator("weights")
-    @classmethod
-    def _known_weights(cls, name: str | None) -> str | None:
-        if name in UNTRAINABLE:
-            raise InvalidInputError(f"weights {name!r} are not recorded: {UNTRAINABLE[name]}")
-        if name is not None and name not in (*WEIGHTS, *QUANTIZED):
-            raise UnknownNameError("format of weights", name, (*WEIGHTS, *QUANTIZED))
-        return name
-
-    @field_validator("float8")
-    @classmethod
-    def _known_float8(cls, name: str | None) -> str | None:
-        if name is not None and name not in FLOAT8:
-            raise UnknownNameError("float8 recipe", name, FLOAT8)
-        return name
-
-    @field_validator("adapter")
-    @classmethod
-    def _known_adapter(cls, name: str | None) -> str | None:
-        if name is not None and name not in ADAPTERS:
-            raise UnknownNameError("adapter", name, ADAPTERS)
+    def _known(cls, name: object, info: ValidationInfo) -> object:
+        kind, known = NAMES[info.field_name or ""]
+        if info.field_name == "weights" and name in UNTRAINABLE:
+            raise InvalidInputError(f"weights {name!r} are not recorded: {UNTRAINABLE[str(name)]}")
+        if isinstance(name, str) and name not in known:
+            raise UnknownNameError(kind, name, known)
         return name
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from bsmodel.hardware import DEFAULT_GPUS, Gpu, defaults
 from bsmodel.parallel import KINDS, Parallel
 from bsmodel.planning import Price
 from bsmodel.studies import Goal, for_card, one_of_each, pool, require_asked_about, tapes
-from bsmodel.tape import Lengths, Tape, is_tape, load_all, load_lengths, require_agreement, save_all
+from bsmodel.tape import Tape, is_tape, load_all, require_agreement, save_all
 from bsmodel.training import ADAPTERS, FLOAT8, OPTIMIZERS, PRECISIONS, QUANTIZED, WEIGHTS, Training
 from bsmodel.units import MOST_COUNT, finite, format_bytes, parse_bytes, whole
 from bsmodel.workloads import LOSSES, MADE_HERE, NAMED, Source
@@ -199,15 +199,10 @@ def subject(name: str, **options: Any) -> Asked:
         if name not in NAMED and Path(name).is_file() and not name.endswith(".json"):
             raise InvalidInputError(f"no saved tape: {name!r}; expected a file written with --save, a config.json, or path.py:attr")
         return Source.of(name, **options)
-    found = _at_length(load_lengths(name), options) or load_all(name)
+    found = load_all(name, options)
     for tape in found:
         require_agreement(tape, {}, {option: value for option, value in options.items() if value is not None})
     return found
-
-
-def _at_length(several: Sequence[Lengths], options: Mapping[str, Any]) -> tuple[Tape, ...]:
-    """Recordings of several lengths at the one that is asked about; none where none is."""
-    return tuple(each.at(length) for each in several if (length := options.get(each.option)) is not None)
 
 
 def gpus_asked(options: argparse.Namespace, found: Asked, otherwise: tuple[Gpu, ...] | None = None) -> tuple[list[Gpu], list[str]]:

@@ -8,7 +8,7 @@ offset (Dettmers 2023, arXiv 2305.14314; bitsandbytes/functional.py). Products a
 from __future__ import annotations
 
 import types
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -55,16 +55,11 @@ class _Product(torch.autograd.Function):
         return torch.matmul(gradient, _unpacked(ctx.weight, gradient.dtype)), None, None
 
 
-def replaced(model: torch.nn.Module, kept: Collection[str], dtype: torch.dtype, compute: torch.dtype, double_quant: bool) -> int:
-    """Puts such layers in the place of a model's linear ones, but for those that are kept; how many these are."""
-    layers = [(name, layer) for name, layer in model.named_modules() if type(layer) is torch.nn.Linear and not _is_kept(name, kept)]
-    for name, layer in layers:
+def replaced(model: torch.nn.Module, layers: Mapping[str, torch.nn.Linear], dtype: torch.dtype, compute: torch.dtype, double_quant: bool) -> int:
+    """Puts such layers in the place of a model's linear ones; how many these are."""
+    for name, layer in layers.items():
         model.set_submodule(name, Linear(layer, dtype, compute, double_quant))
     return len(layers)
-
-
-def _is_kept(name: str, kept: Collection[str]) -> bool:
-    return any(name == other or name.startswith(f"{other}.") or name.endswith(f".{other}") for other in kept)
 
 
 def _state(weight: torch.Tensor, double_quant: bool) -> types.SimpleNamespace:

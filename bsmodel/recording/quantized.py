@@ -23,9 +23,10 @@ def quantized(model: torch.nn.Module, training: Training, dtype: torch.dtype) ->
     What stays is in float32 where the recipe upcasts (`prepare_model_for_kbit_training` of peft). Raises `InvalidInputError` where nothing is linear.
     """
     bnb = _bitsandbytes(training)
-    count = (
-        by_rule.replaced(model, kept(model), dtype, _computed_in(training), training.double_quant) if bnb is None else _replaced(bnb, model, training, dtype)
-    )
+    if bnb is None:
+        count = by_rule.replaced(model, linear_layers(model), dtype, _computed_in(training), training.double_quant)
+    else:
+        count = _replaced(bnb, model, training, dtype)
     if not count:
         raise InvalidInputError(f"weights {training.weights}: {type(model).__name__} has no linear layers")
     setattr(model, "is_loaded_in_8bit" if training.weights == "int8" else "is_loaded_in_4bit", True)
@@ -38,7 +39,7 @@ def _replaced(bnb: Any, model: torch.nn.Module, training: Training, dtype: torch
     """Puts bitsandbytes' layers in the place of a model's linear ones, their weights packed; how many these are."""
     replace = importlib.import_module("transformers.integrations.bitsandbytes").replace_with_bnb_linear
     formats = {bnb.nn.Linear4bit: packed, bnb.nn.Linear8bitLt: _rounded}
-    replace(model, modules_to_not_convert=kept(model), quantization_config=_config(training))
+    replace(model, modules_to_not_convert=_kept(model), quantization_config=_config(training))
     layers = [module for module in model.modules() if type(module) in formats]
     for layer in layers:
         for parameter in layer.parameters():
@@ -78,12 +79,18 @@ def _computed_in(training: Training) -> torch.dtype:
     return found
 
 
-def kept(model: torch.nn.Module) -> list[str]:
+def _kept(model: torch.nn.Module) -> list[str]:
     """What transformers does not quantize: a head, and what shares its weights; of other models nothing."""
     if not hasattr(model, "get_output_embeddings"):
         return []
     found: list[str] = importlib.import_module("transformers.quantizers.base").get_keys_to_not_convert(model)
     return found
+
+
+def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
+    """The linear layers by name, without a head and what is in it."""
+    whole = tuple(f"{name}." for name in _kept(model))
+    return {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and not f"{name}.".startswith(whole)}
 
 
 def packed(bnb: Any, layer: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bsmodel.errors import InvalidInputError
-from bsmodel.recording.quantized import kept
+from bsmodel.recording.quantized import linear_layers
 from bsmodel.training import Training
 from bsmodel.workloads import silence
 
@@ -26,7 +26,7 @@ _MADE: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
 def quantized(model: torch.nn.Module, weights: str) -> torch.nn.Module:
     """The model with the weights of its linear layers, but for its head, in a format. Raises `InvalidInputError` where nothing is linear."""
     library = _torchao("torchao.quantization")
-    layers = _linear(model)
+    layers = linear_layers(model)
     if not layers:
         raise InvalidInputError(f"weights {weights}: {type(model).__name__} has no linear layers")
     for name, layer in layers.items():
@@ -47,7 +47,7 @@ def in_float8(model: torch.nn.Module, training: Training) -> torch.nn.Module:
     config = library.Float8LinearConfig.from_recipe_name(training.float8)
     layer = _torchao("torchao.float8.float8_linear").Float8Linear
     swap = _torchao("torchao.float8.float8_linear_utils").swap_linear_layers
-    wanted = {id(found) for found in _linear(model).values() if found.in_features % _SIDE == found.out_features % _SIDE == 0}
+    wanted = {id(found) for found in linear_layers(model).values() if found.in_features % _SIDE == found.out_features % _SIDE == 0}
     if not wanted:
         raise InvalidInputError(f"float8 {training.float8}: {type(model).__name__} has no linear layers with sides that are multiples of {_SIDE}")
     swapped: torch.nn.Module = swap(model, lambda found: layer.from_float(found, config=config), module_filter_fn=lambda found, _: id(found) in wanted)
@@ -58,12 +58,6 @@ def in_float8_of(model: torch.nn.Module) -> tuple[int, int]:
     """How many linear layers multiply in float8, and how many there are."""
     linear = [type(module).__name__ for module in model.modules() if isinstance(module, torch.nn.Linear)]
     return linear.count("Float8Linear"), len(linear)
-
-
-def _linear(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
-    """The linear layers by name, without a head and what is in it."""
-    whole = tuple(f"{name}." for name in kept(model))
-    return {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and not f"{name}.".startswith(whole)}
 
 
 def _torchao(name: str) -> Any:

@@ -2,14 +2,14 @@
 """Imported first by the server that a pool's processes are forked from."""
 
 import gc
-import logging
 import os
 import sys
 from types import TracebackType
 
+from bsmodel.workloads import silence
+
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its remarks on configurations would stand in the middle of progress
-for library in ("bitsandbytes", "torchao", "torch.utils._pytree"):
-    logging.getLogger(library).setLevel(logging.ERROR)  # so would theirs of kernels for CPUs and of enumerations
+silence()  # so would those of other libraries
 gc.disable()  # collecting would take a tenth of the imports that follow
 
 

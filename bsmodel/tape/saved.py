@@ -6,7 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
@@ -47,30 +47,37 @@ def save_lengths(several: Iterable[Lengths], path: str | Path) -> None:
     _write([tape for piece in pieces for tape in piece.tapes], pieces, path)
 
 
-def load_all(path: str | Path) -> tuple[Tape, ...]:
-    """Read the recordings in a file, one for each family of kernels.
+def load_all(path: str | Path, options: Mapping[str, Any] | None = None) -> tuple[Tape, ...]:
+    """Read the recordings in a file, one for each family of kernels; of a file of several lengths those at the one among `options`.
 
     Raises `InvalidInputError`, one line that names the field, for a file that is no tape, has another schema version, holds more than
-    `LIMIT_BYTES` of JSON, breaks the schema, or holds recordings of several lengths.
+    `LIMIT_BYTES` of JSON, breaks the schema, or holds recordings of several lengths of which none is given.
     """
     pieces, found = _read(path)
     if pieces:
-        raise InvalidInputError(f"the tape {str(path)!r} holds recordings of several lengths; say which with seq_len, or read it with load_lengths")
+        several = _along(pieces, found)
+        if (length := (options or {}).get(several[0].option)) is None:
+            raise InvalidInputError(f"the tape {str(path)!r} holds recordings of several lengths; say which with seq_len, or read it with load_lengths")
+        found = tuple(each.at(length) for each in several)
     _require_one_workload(found, f"the tape {str(path)!r}")
     return found
 
 
 def load_lengths(path: str | Path) -> tuple[Lengths, ...]:
     """Read what `save_lengths` wrote; none where the file holds recordings of one length. Raises `InvalidInputError` for a file that is no tape."""
-    pieces, tapes = _read(path)
-    families: dict[tuple[int, int], list[Piece]] = {}
-    for saved in pieces:
-        own, tapes = tapes[: len(saved.lengths)], tapes[len(saved.lengths) :]
-        families.setdefault(own[0].gpu.kernel_family, []).append(Piece(tapes=own, **dict(saved)))
-    found = tuple(Lengths(tuple(several)) for several in families.values())
+    found = _along(*_read(path))
     if found:
         _require_one_workload([lengths.first for lengths in found], f"the tape {str(path)!r}")
     return found
+
+
+def _along(pieces: Sequence[SavedPiece], tapes: Sequence[Tape]) -> tuple[Lengths, ...]:
+    """The pieces with their tapes, for each family of kernels."""
+    families: dict[tuple[int, int], list[Piece]] = {}
+    for saved in pieces:
+        own, tapes = tuple(tapes[: len(saved.lengths)]), tapes[len(saved.lengths) :]
+        families.setdefault(own[0].gpu.kernel_family, []).append(Piece(tapes=own, **dict(saved)))
+    return tuple(Lengths(tuple(several)) for several in families.values())
 
 
 def _write(tapes: Sequence[Tape], pieces: Sequence[Piece], path: str | Path) -> None:
