@@ -155,7 +155,7 @@ def test_how_devices_share_the_work_is_asked_on_the_command_line(config, capsys)
 def test_ways_to_share_are_compared(config, capsys):
     """One device, and four and eight of them that each hold all or a shard: a row for each, in which more devices do more at once."""
     folder = config({**BERT, "architectures": ["BertForSequenceClassification"]})
-    asked = ["--gpu", "rtx-3070-8gb", "--devices", "1,4,8", "--parallel", "ddp,fsdp2", "--target-batch", "64", "--no-cache"]
+    asked = ["--gpu", "rtx-3070-8gb", "--devices", "1,4,8", "--parallel", "ddp,fsdp2", "--param-dtype", "bf16", "--target-batch", "64", "--no-cache"]
     assert main(["compare", folder, *asked, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     found = {((row["recipe"].get("parallel") or {}).get("kind"), row["devices"]): row["timing"]["samples_per_s"] for row in answer["gpus"]}
@@ -164,6 +164,12 @@ def test_ways_to_share_are_compared(config, capsys):
     assert any("what they say to each other comes on top" in note for note in answer["notes"])
     assert main(["compare", folder, *asked]) == 0
     shown = capsys.readouterr().out
+    assert main(["compare", folder, *asked[:2], "--parallel", "foo", "--devices", "4"]) == 2
+    assert "unknown kind of parallel 'foo'; known: ddp, fsdp2, zero1" in capsys.readouterr().err
+    assert main(["compare", folder, *asked[:2], "--parallel", "fsdp2"]) == 2
+    assert "--parallel fsdp2 is for several devices; give --devices N" in capsys.readouterr().err
+    assert main(["compare", folder, *asked, "--save", "both.gz"]) == 2
+    assert "--save keeps the recordings of one way to share" in capsys.readouterr().err
     assert "shared by" in shown and shown.count("fsdp2") == 2 and shown.count("ddp") == 2
 
 

@@ -25,7 +25,7 @@ from bsmodel.workloads import LOSSES, MADE_HERE, NAMED, Source
 
 MODELS = f"{', '.join(MADE_HERE)} or another of `bsmodel models`; timm:NAME, torchvision:NAME, config.json, module:attr, path.py:attr, a file of --save"
 
-_SHARING = ("param_dtype", "reduce_dtype", "reshard_after_forward", "wrap")  # fields of `Parallel` that have a flag
+SHARING = ("param_dtype", "reduce_dtype", "reshard_after_forward", "wrap")  # fields of `Parallel` that have a flag
 SHAPE = ("seq_len", "image_size", "attention", "input", "loss")  # the options of a workload that have a flag
 
 
@@ -248,7 +248,7 @@ def changes(options: argparse.Namespace) -> dict[str, Any]:
 
 def _shared(options: argparse.Namespace) -> Parallel | None:
     """How the devices that are asked about share the work, where every one of them does not hold all: that is told of a recording of one."""
-    given: dict[str, Any] = {name: value for name in _SHARING if (value := getattr(options, name, None)) is not None}
+    given: dict[str, Any] = {name: value for name in SHARING if (value := getattr(options, name, None)) is not None}
     kind = getattr(options, "parallel", None)
     if kind in (None, "ddp") and not given:
         return None

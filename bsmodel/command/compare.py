@@ -7,14 +7,15 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 from bsmodel.command import arguments
-from bsmodel.command.asked import foot, of_other_versions, together
+from bsmodel.command.asked import Asked, foot, of_other_versions, together
 from bsmodel.command.documents import CompareDocument, Notes
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Part, render, table
 from bsmodel.command.watching import until_a_defect, watching
 from bsmodel.command.wording import amount, money, seconds, split, title
-from bsmodel.errors import InvalidInputError
+from bsmodel.errors import InvalidInputError, UnknownNameError
 from bsmodel.hardware import Gpu
+from bsmodel.parallel import KINDS
 from bsmodel.planning import EVENLY
 from bsmodel.studies import Recorded, Row, Study, study
 
@@ -30,20 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Answer:
     """The GPUs that have a plan, cheapest first, and why the others have none; raises `InvalidInputError` where none can be answered for."""
     ways = _ways(options)
-    asked = arguments.asked(ways[0])
+    asked, *_ = map(arguments.asked, ways)  # recordings in a file must be of every way
     gpus, notes = arguments.gpus_asked(options, asked) if options.gpu else _all(options)
-    goals = (arguments.goal(options, gpus),)
     asked, notes = arguments.saved(asked, ways[0], gpus), [*notes, *of_other_versions(asked)]
-    alone = [way.devices for way in ways if way.parallel is None]  # of which one recording tells all
-    rows: list[Row] = []
-    with watching() as watch, arguments.hands([asked]) as executor:
-        for changes, devices in (
-            ([arguments.changes_of(asked, ways[0])] if alone else [], alone),
-            ([arguments.changes_of(asked, way) for way in ways if way.parallel is not None], [1]),
-        ):
-            if changes:
-                rows += study([asked], changes, gpus, devices, goals, executor=executor, caching=options.cache, watch=until_a_defect(watch)).rows
-    found = Study(tuple(rows))
+    found = _studied(options, asked, ways, gpus)
     fitting = {row.gpu for row in found.plans}
     left_out = {row.gpu: _reason(row) for row in found.rows if row.gpu not in fitting}
     answered = [row.recorded for row in found.rows if row.recorded and row.status != "refused"]
@@ -56,12 +47,41 @@ def run(options: argparse.Namespace) -> Answer:
     return Answer(document, _text(recorded, found, left_out, tuple(notes)), fits=bool(found.plans))
 
 
+def _studied(options: argparse.Namespace, asked: Asked, ways: Sequence[argparse.Namespace], gpus: Sequence[Gpu]) -> Study:
+    """The rows of every way. Of those in which each device holds all one recording tells every number of them."""
+    goals = (arguments.goal(options, gpus),)
+    plain, shared = [way for way in ways if way.parallel is None], [way for way in ways if way.parallel is not None]
+    rows: list[Row] = []
+    with watching() as watch, arguments.hands([asked]) as executor:
+
+        def add(recipes: Sequence[argparse.Namespace], devices: Sequence[int]) -> None:
+            changes = [arguments.changes_of(asked, way) for way in recipes]
+            rows.extend(study([asked], changes, gpus, devices, goals, executor=executor, caching=options.cache, watch=until_a_defect(watch)).rows)
+
+        if plain:
+            add(plain[:1], [way.devices for way in plain])
+        if shared:
+            add(shared, [1])  # each is for its own number
+    return Study(tuple(rows))
+
+
 def _ways(options: argparse.Namespace) -> list[argparse.Namespace]:
-    """What is asked, once for every number of devices and way to share the work; where each holds all, no way is named."""
-    kinds = [None if kind == "ddp" else kind for kind in (options.parallel or "ddp").split(",")]
-    ways = {(kind if count > 1 else None, count): None for kind in kinds for count in options.devices}
-    several = [argparse.Namespace(**{**vars(options), "parallel": kind, "devices": count}) for kind, count in ways]
-    return sorted(several, key=lambda way: way.parallel is not None)
+    """What is asked, once for every number of devices and way to share the work; where each holds all, no way is named.
+
+    Raises `UnknownNameError` for a way that is none, `InvalidInputError` for one where there is nothing to share, or a file for several.
+    """
+    kinds = (options.parallel or "ddp").split(",")
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UnknownNameError("kind of parallel", kind, KINDS)
+    if options.parallel and max(options.devices) < 2:
+        raise InvalidInputError(f"--parallel {options.parallel} is for several devices; give --devices N")
+    several = {(None if kind == "ddp" or count == 1 else kind, count): None for kind in kinds for count in options.devices}
+    if options.save and len({kind and (kind, count) for kind, count in several}) > 1:
+        raise InvalidInputError("--save keeps the recordings of one way to share; give one of --parallel, and one number of devices")
+    unsharded = dict.fromkeys(arguments.SHARING) if "fsdp2" in kinds else {}
+    ways = [{"devices": count, "parallel": kind, **({} if kind == "fsdp2" else unsharded)} for kind, count in several]
+    return sorted((argparse.Namespace(**{**vars(options), **way}) for way in ways), key=lambda way: way.parallel is not None)
 
 
 def _all(options: argparse.Namespace) -> tuple[list[Gpu], list[str]]:
