@@ -54,3 +54,12 @@ def test_what_is_asked_for_is_kept_and_a_recording_has_no_other_recipe(config, c
     bsmodel.trace(bsmodel.Workload.named(folder, seq_len=64)).save(tmp_path / "tape")
     assert main(["advise", str(tmp_path / "tape")]) == 2
     assert "holds recordings of one recipe" in capsys.readouterr().err
+
+
+def test_several_cards_share_the_model_before_anything_else_is_changed(config, capsys):
+    """Of 0.5 B parameters in float32 each of four cards of 8 GB holds a quarter, which leaves room for what one has not."""
+    code, recipes = asked(capsys, config(WIDE), "--seq-len", "512", "--gpu", "rtx-3070-8gb", "--devices", "4")
+    mildest = next(each for each in recipes if each["mildest"])
+    assert code == 0 and recipes[0]["row"]["status"] == "does not fit"
+    assert mildest["recipe"] == "--parallel fsdp2 --devices 4" and mildest["change"]["parallel"]["kind"] == "fsdp2"
+    assert [each["recipe"] for each in recipes if "nf4" in each["recipe"]] == ["--lora-rank 16 --checkpointing --weights nf4 --double-quant"]

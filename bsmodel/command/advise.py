@@ -53,7 +53,7 @@ def _mildest(made: Sequence[Advice], gpu: str) -> Advice | None:
 def _said(made: Sequence[Advice], gpu: str) -> str:
     found = _mildest(made, gpu)
     if found is None:
-        return f"{gpu}: no recipe fits; several cards, among which a model is divided, are not recorded."
+        return f"{gpu}: no recipe fits{'; give --devices N for several cards, among which the model is divided' if made[0].row.devices == 1 else ''}."
     return f"{gpu}: trains as asked." if not found.change else f"{gpu}: add {written(found.change)}."
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from bsmodel.errors import BsmodelError
 from bsmodel.hardware import Gpu
+from bsmodel.parallel import Parallel
 from bsmodel.studies import executors
 from bsmodel.studies.answering import Ask, answer, refused
 from bsmodel.studies.grid import Goal, Recipe
@@ -18,6 +19,7 @@ from bsmodel.studies.remedies import TWO_MOMENTS
 from bsmodel.studies.rows import Row
 from bsmodel.studies.study import Watch, in_silence
 from bsmodel.tape import Tape
+from bsmodel.training import Training
 from bsmodel.workloads import Source
 
 # From mild to drastic: time for memory; moments and then weights of less precision; other things that are trained, and weights that are packed.
@@ -53,7 +55,7 @@ def advise(
     watch: Watch = in_silence,
     executor: Executor | None = None,
 ) -> list[Advice]:
-    """What is asked for and every recipe of `RECIPES` on every card, card by card from mild to drastic.
+    """What is asked for and every recipe of `RECIPES` on every card, card by card from mild to drastic; several devices share the work as fsdp2 does.
 
     A recipe keeps what is asked for; where it is then another's, it is left out.
 
@@ -76,7 +78,7 @@ def _advice(source: Source, changes: Mapping[str, Any], gpus: Sequence[Gpu], ask
     """The advice for every card, one after the other."""
     made, first = _tried(source, changes, {}, gpus, ask, record)
     last: dict[str, Any] = {}
-    for change in _distinct(changes, first[0]):
+    for change in _distinct(changes, first[0], _recipes(changes, ask[0])):
         more, recorded = _tried(source, changes, change, gpus, ask, record)
         made, last = made + more, change if recorded else last
     length = first[0].tokens_per_sample // 2
@@ -109,10 +111,22 @@ def _asked(source: Source, changes: Mapping[str, Any], change: dict[str, Any]) -
     return source if length is None else Source.of(source.name, **{**dict(source.options), "seq_len": length}), asked
 
 
-def _distinct(changes: Mapping[str, Any], first: Tape) -> list[dict[str, Any]]:
+def _recipes(changes: Mapping[str, Any], devices: int) -> Sequence[dict[str, Any]]:
+    """`RECIPES`, of which several devices hold shards but where weights are quantized: that changes nothing of what is trained, and comes first."""
+    if devices == 1 or "parallel" in changes:
+        return RECIPES
+    shards = {"parallel": Parallel(kind="fsdp2", devices=devices)}
+    try:
+        Training(**{**changes, **shards})
+    except BsmodelError:  # of what is asked for there are no shards
+        return RECIPES
+    return (shards, *(recipe if "weights" in recipe else {**shards, **recipe} for recipe in RECIPES))
+
+
+def _distinct(changes: Mapping[str, Any], first: Tape, recipes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The recipes without what is asked for already, and without 8 bits for an optimizer that has no two moments; for a step of one's own there are none."""
     kept: list[dict[str, Any]] = [{}]
-    for recipe in () if first.own_step else RECIPES:
+    for recipe in () if first.own_step else recipes:
         change = {name: value for name, value in recipe.items() if name not in changes and (name != "optimizer" or first.optimizer in TWO_MOMENTS)}
         adapted = changes.get("adapter") and "lora_rank" in change
         packed = "double_quant" in change and "weights" not in change

@@ -43,4 +43,4 @@ def _plain(value: Any) -> Any:
 def _word(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "on", False: "off"}[value]
-    return value if isinstance(value, str) else ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else shown(value)
+    return str(value) if isinstance(value, str | BaseModel) else ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else shown(value)
