@@ -14,18 +14,32 @@ from bsmodel.units import shown
 
 @dataclass(frozen=True)
 class KindRule:
-    """What a kind of parallelism is, and where its code stands."""
+    """What a kind of parallelism is, where its code stands, and which fields of `Parallel` it has that others have not."""
 
     what: str
     source: str
+    fields: tuple[str, ...] = ()
+    shards: bool = False  # whether each device holds a part of every parameter
 
 
+_DDP = ("bucket_mb", "gradient_as_bucket_view")
+_FSDP = ("reshard_after_forward", "param_dtype", "reduce_dtype", "wrap")
+_SHARD = "torch/distributed/fsdp/_fully_shard"
 KINDS: dict[str, KindRule] = {
-    "ddp": KindRule("every device holds all, gradients are summed in buckets", "torch/nn/parallel/distributed.py"),
-    "zero1": KindRule("as ddp, with states of the optimizer dealt out parameter by parameter", "torch/distributed/optim/zero_redundancy_optimizer.py"),
-    "fsdp2": KindRule("parameters, gradients and states in shards, gathered block by block", "torch/distributed/fsdp/_fully_shard"),
+    "ddp": KindRule("every device holds all, gradients are summed in buckets", "torch/nn/parallel/distributed.py", _DDP),
+    "zero1": KindRule("as ddp, with states of the optimizer dealt out parameter by parameter", "torch/distributed/optim/zero_redundancy_optimizer.py", _DDP),
+    "fsdp2": KindRule("parameters, gradients and states in shards, gathered block by block", _SHARD, _FSDP, shards=True),
+    "hsdp": KindRule("as fsdp2 within each node, and as ddp between nodes", _SHARD, _FSDP, shards=True),
 }
 MOST_DEVICES = 1 << 14
+
+
+GPUS_PER_NODE = 8
+
+
+def nodes_of(devices: int) -> int:
+    """The fewest nodes that hold so many devices, at most eight in each and in all as many."""
+    return next(nodes for nodes in range(-(-devices // GPUS_PER_NODE), devices + 1) if devices % nodes == 0)
 
 
 def refusal(error: ValidationError, model: type[BaseModel], kind: str, named: str) -> BsmodelError:
@@ -48,9 +62,11 @@ class Parallel(BaseModel, frozen=True):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     kind: str
-    """`ddp`, `zero1` or `fsdp2`, of `bsmodel.parallel.KINDS`."""
+    """One of `bsmodel.parallel.KINDS`."""
     devices: int = Field(ge=2, le=MOST_DEVICES)
-    """GPUs, each with a micro-batch of its own."""
+    """GPUs in all."""
+    nodes: int = Field(default_factory=lambda given: nodes_of(given.get("devices", 1)), ge=1)
+    """Machines that they stand in, as many in each; by default as few as hold them by eights."""
     reshard_after_forward: bool | None = None
     """Of `fsdp2`: whether gathered parameters are given back after forward; by default those of all but the root are."""
     param_dtype: Literal["fp16", "bf16"] | None = None
@@ -61,6 +77,8 @@ class Parallel(BaseModel, frozen=True):
     """Of `ddp` and `zero1`: MiB of gradients that are summed together; by default 25, and 1 for the first."""
     gradient_as_bucket_view: bool = False
     """Of `ddp` and `zero1`: whether gradients are views of the buckets."""
+    sync_each_micro_step: bool = True
+    """Whether every micro-step sums its gradients over the devices, or only the last one of an optimizer step."""
     wrap: tuple[str, ...] = ()
     """Of `fsdp2`: names of the classes whose modules are sharded one by one; by default the model's own blocks."""
 
@@ -77,16 +95,25 @@ class Parallel(BaseModel, frozen=True):
         """Raises `InvalidInputError` for a kind that nobody knows, and for fields of another kind."""
         if self.kind not in KINDS:
             raise UnknownNameError("kind of parallel", self.kind, KINDS)
-        others = ("bucket_mb", "gradient_as_bucket_view") if self.kind == "fsdp2" else ("reshard_after_forward", "param_dtype", "reduce_dtype", "wrap")
-        for name in others:
+        known = KINDS[self.kind].fields
+        for name in dict.fromkeys(field for rule in KINDS.values() for field in rule.fields if field not in known):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise InvalidInputError(f"parallel {name} is {shown(getattr(self, name))}, which kind {self.kind!r} does not have")
+        if self.nodes > self.devices or self.devices % self.nodes:
+            raise InvalidInputError(f"parallel nodes is {self.nodes}; expected as many devices in each: a number that divides {self.devices}")
+        if self.kind == "hsdp" and not 1 < self.nodes < self.devices:
+            raise InvalidInputError(f"parallel nodes is {self.nodes}; hsdp shards within each of several nodes, and needs two or more of two devices or more")
         return self
+
+    @property
+    def replicas(self) -> int:
+        """How many micro-batches the devices take at once."""
+        return self.devices
 
     @property
     def shards(self) -> bool:
         """Whether each device holds a part of every parameter."""
-        return self.kind == "fsdp2"
+        return KINDS[self.kind].shards
 
     def __str__(self) -> str:
         return f"{self.kind} over {self.devices:,} devices"

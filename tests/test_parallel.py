@@ -86,7 +86,7 @@ def test_what_is_told_of_one_device_for_data_parallelism_is_what_is_recorded(of_
     assert bsmodel.predict(recorded, a100, 8).reserved_bytes == told.reserved_bytes
     said = [tape.collectives for tape in (recorded, data_parallel(of_one))]
     assert [(each.kind, each.phase) for each in said[0]] == [(each.kind, each.phase) for each in said[1]]
-    assert all(one.size_bytes == pytest.approx(other.size_bytes, rel=0.01) for one, other in zip(*said, strict=True))
+    assert all(one.size(1) == pytest.approx(other.size(1), rel=0.01) for one, other in zip(*said, strict=True))
     kernels = sum(phase in ("forward", "backward") for phase in recorded.operations.phases)
     assert all(abs(one.after - other.after) < kernels / 50 for one, other in zip(*said, strict=True))
 
@@ -131,7 +131,7 @@ def test_what_shards_say_is_what_they_lack(of_one, a100, tmp_path):
     tape = bsmodel.trace(workload("bert"), Training(parallel=Parallel(kind="fsdp2", devices=2)), a100)
     totals = {}
     for each in tape.collectives:
-        totals[each.phase, each.kind] = totals.get((each.phase, each.kind), 0) + each.size_bytes
+        totals[each.phase, each.kind] = totals.get((each.phase, each.kind), 0) + each.size(1)
     whole, root = 4 * tape.parameter_count, 4 * sum(p.numel() for name, p in workload("bert").model().named_parameters() if not name.startswith(BLOCKS))
     assert totals["forward", "all-gather"] == totals["backward", "reduce-scatter"] == pytest.approx(whole, rel=0.01)
     assert totals["backward", "all-gather"] == pytest.approx(whole - root, rel=0.01) and not of_one.collectives
@@ -165,7 +165,7 @@ def test_ways_to_share_are_compared(config, capsys):
     assert main(["compare", folder, *asked]) == 0
     shown = capsys.readouterr().out
     assert main(["compare", folder, *asked[:2], "--parallel", "foo", "--devices", "4"]) == 2
-    assert "unknown kind of parallel 'foo'; known: ddp, fsdp2, zero1" in capsys.readouterr().err
+    assert "unknown kind of parallel 'foo'; known: ddp, fsdp2, hsdp, zero1" in capsys.readouterr().err
     assert main(["compare", folder, *asked[:2], "--parallel", "fsdp2"]) == 2
     assert "--parallel fsdp2 is for several devices; give --devices N" in capsys.readouterr().err
     assert main(["compare", folder, *asked, "--save", "both.gz"]) == 2

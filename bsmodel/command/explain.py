@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> Answer:
     found = tuple(_explained(tape, gpu, options.batch) for gpu, tape in zip(gpus, tapes, strict=True))
     parts: list[Part] = [] if len(found) == 1 else [""]
     parts += [part for explained in found for part in _parts(explained, options.batch, alone=len(found) == 1)]
-    said = spoken(tapes[0])
+    said = spoken(tapes[0], options.batch)
     document = ExplainDocument(**known, gpus=found, collectives=said)
     return Answer(document, render(head, *parts, *_spoken_text(said), uncounted(recorded.uncounted), *foot(recorded, notes)))
 
@@ -80,11 +80,11 @@ def totals(shares: Sequence[Share], key: str) -> dict[str, int]:
     return dict(sorted(sums.items(), key=lambda item: (-item[1], item[0])))
 
 
-def spoken(tape: Tape) -> tuple[Said, ...]:
+def spoken(tape: Tape, batch: int) -> tuple[Said, ...]:
     """What devices say to one another in a step, by phase and kind."""
     found: dict[tuple[str, str], list[int]] = {}
     for each in tape.collectives:
-        found.setdefault((each.phase, each.kind), []).append(each.size_bytes)
+        found.setdefault((each.phase, each.kind), []).append(each.size(batch))
     return tuple(Said(phase=phase, kind=kind, count=len(sizes), total_bytes=sum(sizes)) for (phase, kind), sizes in found.items())
 
 

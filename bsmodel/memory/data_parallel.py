@@ -14,7 +14,7 @@ import numpy as np
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.memory.closed_form import REDUCER
-from bsmodel.tape import WEIGHTS, Collective, Tape
+from bsmodel.tape import WEIGHTS, Collective, Polynomial, Tape
 from bsmodel.units import MiB
 
 BUCKET = "gradient bucket"
@@ -26,7 +26,10 @@ def on_devices(tape: Tape, devices: int) -> Tape:
     """The step on one of several devices: as it was recorded for them, or else `data_parallel`; raises `InvalidInputError` for one of another number."""
     if tape.devices not in (1, devices):
         raise InvalidInputError(f"devices is {devices}; the recording is of one of {tape.devices}")
-    return data_parallel(tape) if devices > 1 and tape.devices == 1 else tape
+    if devices == 1 or tape.devices > 1:
+        return tape
+    shared = data_parallel(tape)
+    return replace(shared, collectives=tuple(each._replace(ranks=devices) for each in shared.collectives))
 
 
 def data_parallel(tape: Tape) -> Tape:
@@ -83,14 +86,15 @@ def _summed(tape: Tape, ready: Sequence[tuple[int, str]], buckets: Sequence[int]
     kernels = enumerate(zip(tape.operations.modules, tape.operations.phases, strict=True), 1)
     last = {module: number for number, (module, phase) in kernels if phase == "backward"}
     held = sum(int(tape.fixed_bytes[number]) for number in tape.blocks["init"] if number >= 0 and tape.categories[number] == "buffer")
-    found = [Collective("broadcast", held, "forward", 0)] if held else []
+    end = len([phase for phase in tape.operations.phases if phase in ("forward", "backward", "recompute")])
+    found = [Collective("broadcast", Polynomial(held, 0), "forward", 0, 0, 2, 1)] if held else []
     through = filled = 0
     waiting = iter(buckets)
     bucket = next(waiting, 0)
     for size, module in ready:
         through, filled = max(through, last.get(module, 0)), filled + size
         if filled >= bucket:
-            found.append(Collective("all-reduce", filled, "backward", through))
+            found.append(Collective("all-reduce", Polynomial(filled, 0), "backward", through, end, 2, 1))
             filled, bucket = 0, next(waiting, 0)
     return tuple(found)
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bsmodel.errors import InvalidInputError, UnreachableTargetError
-from bsmodel.memory import Fit, Peak, footprint, on_devices, predict
+from bsmodel.memory import Fit, Peak, buckets_bytes, footprint, on_devices, predict
 from bsmodel.memory import fit as fit_tape
 from bsmodel.planning.advice import advice
 from bsmodel.planning.learning_rate import learning_rate, warmup_steps
@@ -101,8 +101,8 @@ def _asked(fit: Fit, target: int | None, devices: int, samples: int | None, epoc
     """The fit for that many devices, and target, devices, samples and epochs, in range."""
     devices = whole("devices", devices)
     tape = on_devices(fit.tape, devices)
-    if tape is not fit.tape:
-        fit = fit_tape(tape, fit.gpu, fit.accumulation, fit.settings)
+    alike = buckets_bytes(tape) == buckets_bytes(fit.tape)  # however many share, each takes the same
+    fit = replace(fit, tape=tape) if alike else fit_tape(tape, fit.gpu, fit.accumulation, fit.settings)
     if fit.batch < 1:
         raise InvalidInputError(f"{fit.tape.name} {fit.verdict}")
     known_samples = None if samples is None else whole("samples", samples)

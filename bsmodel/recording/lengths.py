@@ -13,7 +13,7 @@ import torch
 from bsmodel import tape as tapes
 from bsmodel.errors import InvalidInputError, TooLongError, UntraceableError
 from bsmodel.hardware import Gpu
-from bsmodel.recording import alignment, loop, placement
+from bsmodel.recording import alignment, loop, placement, said
 from bsmodel.recording.assumed import EVENLY, Assumed
 from bsmodel.recording.recordings import BATCHES, OneRun, apart, checked, in_one_run, tape_of
 from bsmodel.recording.run import Run, left_to_chance, micro_step, running
@@ -106,7 +106,7 @@ def _in_one_run(workload: Callable[[int], Workload], start: int, training: Train
         first, values = in_one_run(run), run.recorder.values
         if first is None or len(first.batches) > len(BATCHES):
             return None
-        known = {start: (tape_of(run, gpu, first.sizes, first.batches, first.work), first.sizes)}
+        known = {start: (tape_of(run, gpu, first.sizes, first.batches, first.work, first.said), first.sizes)}
 
         def recorded(length: int) -> Tape:
             if length not in known:
@@ -133,13 +133,14 @@ def _further(run: Run, workload: Workload, first: OneRun, gpu: Gpu) -> tuple[Tap
     Raises `UntraceableError` where these differ from the first one's.
     """
     run.loop.workload = left_to_chance(workload, run.recorder.values)
-    steps, rows = [], []
+    steps, rows, spoken = [], [], []
     for batch in _BATCHES:
         loop.zero_gradients(run.loop)
         with run.block("check"):
             micro_step(run, batch)
         steps.append(run.allocated("check"))
         rows.append(apart(run.rows["check"])[0])
+        spoken.append(run.said["check"])
         _require_same_order(run, workload.name)
     groups = {group[0][1][0]: [number for _, (number, _) in group] for group in first.groups}
     steady = [number for number, _ in run.allocated("micro") if number in groups]
@@ -151,7 +152,7 @@ def _further(run: Run, workload: Workload, first: OneRun, gpu: Gpu) -> tuple[Tap
     work = tapes.through(rows, _BATCHES)
     if work is None:
         raise UntraceableError(f"{workload.name} computes otherwise at another length")
-    return tape_of(run, gpu, sizes, first.batches, work), sizes
+    return tape_of(run, gpu, sizes, first.batches, work, said.through(spoken, _BATCHES)), sizes
 
 
 def _require_same_order(run: Run, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +29,9 @@ from bsmodel.recording.cuda_like.pretence import META
 from bsmodel.recording.cuda_like.recurrent import Recurrent, recurrent_layers
 from bsmodel.recording.cuda_like.work import Work, work_of
 from bsmodel.recording.frames import calling_line
+from bsmodel.recording.said import Said
 from bsmodel.recording.values import Values
-from bsmodel.tape import Collective, Row
+from bsmodel.tape import Row
 
 aten = torch.ops.aten
 _LONG = 50  # tensors: operations over lists of tensors, which do not come twice
@@ -75,7 +76,7 @@ class Recorder(TorchDispatchMode):
         self.allocations: list[Allocation] = []
         self.events: list[int] = []
         self.rows: list[Row] = []
-        self.said: list[Collective] = []  # after as many rows
+        self.said: list[Said] = []
         self.recurrent: dict[str, Recurrent] = {}
         self.uncounted_operators: set[str] = set()
         self._known: dict[Any, _Known] = {}
@@ -149,6 +150,19 @@ class Recorder(TorchDispatchMode):
         self.allocations.append(Allocation(size_bytes, operator, module, phase, category, "", *term, self._stream()))
         self.events.append(number)
         return number
+
+    def say(self, kind: str, size_bytes: int, ranks: int, stride: int, waits: bool) -> None:
+        """Write down a collective of the stream in progress, which `waits` for it or goes on."""
+        stream, number = Stream.current, len(self.said)
+        self.said.append(Said(kind, size_bytes, self._where()[0], len(self.rows) if stream is MAIN else stream.kernels, None, ranks, stride))
+        if waits:
+            stream.says(number)
+
+    def joined(self, numbers: Iterable[int]) -> None:
+        """The default stream waits for collectives."""
+        for number in numbers:
+            if self.said[number].before is None:
+                self.said[number].before = len(self.rows)
 
     def _stream(self) -> int:
         return self._streams.setdefault(Stream.current.stream_id, len(self._streams))
@@ -231,8 +245,7 @@ class Recorder(TorchDispatchMode):
             kwargs = kwargs or {}
             given = shapes.tensors_in((*args, *kwargs.values()))
             if collectives.concerns(func):
-                self.said.append(Collective(*collectives.named(func, args), self._where()[0], len(self.rows)))
-                return collectives.run(func, args, self.values.copy)
+                return collectives.run(func, args, self)
             if sparse.concerns(func, args, given):
                 return sparse.run(func, args, kwargs, self, self.place)
             device = kwargs.get("device")

@@ -15,14 +15,14 @@ import torch
 from bsmodel import tape as tapes
 from bsmodel.errors import UntraceableError
 from bsmodel.hardware import Gpu
-from bsmodel.recording import alignment, checks, samples
+from bsmodel.recording import alignment, checks, said, samples
 from bsmodel.recording.assumed import Assumed
 from bsmodel.recording.quantized import by_rules, elements, is_packed
 from bsmodel.recording.recorder import Allocation
 from bsmodel.recording.run import Run, running, two_steps
 from bsmodel.recording.torchao import in_float8_of
 from bsmodel.recording.values import Values
-from bsmodel.tape import BLOCKS, Operations, Polynomial, Row, Tape, Term, Workspace
+from bsmodel.tape import BLOCKS, Collective, Operations, Polynomial, Row, Tape, Term, Workspace
 from bsmodel.training import OPTIMIZERS, QUANTIZED, Training
 from bsmodel.workloads import Workload
 
@@ -46,12 +46,13 @@ _NO_STEP = "a call of step came by in which no optimizer made a step, whose stat
 
 
 class OneRun(NamedTuple):
-    """What two steps of one run say of every batch: which allocations are the same one, their sizes, and the kernels of a micro-step."""
+    """What two steps of one run say of every batch: which allocations are the same one, their sizes, kernels and collectives of a micro-step."""
 
     groups: list[alignment.Group]
     sizes: dict[int, alignment.Size]
     batches: tuple[int, ...]
     work: Operations
+    said: tuple[Collective, ...]
 
 
 def recording_of(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> tuple[Tape, Values]:
@@ -59,7 +60,7 @@ def recording_of(workload: Workload, training: Training, gpu: Gpu, assumed: Assu
     with running(workload, training, gpu, assumed) as run:
         made = in_one_run(run)
         if made is not None:
-            return checked(run, tape_of(run, gpu, made.sizes, made.batches, made.work), made.sizes, gpu), run.recorder.values
+            return checked(run, tape_of(run, gpu, made.sizes, made.batches, made.work, made.said), made.sizes, gpu), run.recorder.values
     try:
         return _traced_in_full(workload, training, gpu, assumed)
     except alignment.OtherPathError as refusal:
@@ -85,15 +86,16 @@ def in_one_run(run: Run) -> OneRun | None:
             return None
         blocks, batches = (*blocks, "check"), (*batches, FURTHER)
     work = tapes.through([apart(run.rows[block])[0] for block in blocks], batches)
-    return None if work is None else OneRun(groups, sizes, batches, work)
+    return None if work is None else OneRun(groups, sizes, batches, work, said.through([run.said[block] for block in blocks], batches))
 
 
 def _traced_in_full(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> tuple[Tape, Values]:
     """For models whose first step differs from later ones: record every step at every batch."""
-    recordings = []
+    recordings, spoken = [], []
     for batches in ((2,), (2, 3), BATCHES, (*BATCHES, FURTHER)):
         with running(workload, training, gpu, assumed) as run:
             recordings.append(_all_steps(run, batches[-1]))
+            spoken.append(run.said["micro"])
             if len(batches) < len(BATCHES):
                 continue
             sizes = alignment.sizes([allocated for allocated, _ in recordings], batches, workload.name)
@@ -101,7 +103,7 @@ def _traced_in_full(workload: Workload, training: Training, gpu: Gpu, assumed: A
                 continue
             work = tapes.through([rows for _, rows in recordings], batches)
             assert work is not None, "allocations agree and operations do not"
-            return checked(run, tape_of(run, gpu, sizes, batches, work), sizes, gpu), run.recorder.values
+            return checked(run, tape_of(run, gpu, sizes, batches, work, said.through(spoken, batches)), sizes, gpu), run.recorder.values
     raise AssertionError("four batches decide")
 
 
@@ -124,7 +126,8 @@ def _traced_by_sample(workload: Workload, training: Training, gpu: Gpu, assumed:
             continue
         for fit, remark in ((alignment.exactly, ()), (alignment.nearly, (_NEARLY,))):
             try:
-                tape = tape_of(runs[0], gpu, alignment.sizes(steps, batches, workload.name, fit), batches, work)
+                found = alignment.sizes(steps, batches, workload.name, fit)
+                tape = tape_of(runs[0], gpu, found, batches, work, said.through([run.said["micro"] for run in runs], batches))
             except UntraceableError as error:
                 refusal = error
                 continue
@@ -171,7 +174,8 @@ def record(workload: Workload, training: Training, gpu: Gpu, batch: int) -> Tape
     """Record the same run directly at `batch`; every size is then fixed. The laws compare this with `trace`."""
     with running(workload, training, gpu, Assumed()) as run:
         allocated, rows = _all_steps(run, batch)
-        return tape_of(run, gpu, alignment.sizes([allocated], (batch,), workload.name), (batch,), tapes.fixed(rows))
+        sizes = alignment.sizes([allocated], (batch,), workload.name)
+        return tape_of(run, gpu, sizes, (batch,), tapes.fixed(rows), said.through([run.said["micro"]], (batch,)))
 
 
 def _all_operations(run: Run, micro_step: Operations) -> Operations:
@@ -180,7 +184,7 @@ def _all_operations(run: Run, micro_step: Operations) -> Operations:
     return tapes.joined([micro_step, tapes.fixed(apart(run.rows["micro"])[1] + added + run.rows["step"])])
 
 
-def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[int, ...], micro_step: Operations) -> Tape:
+def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[int, ...], micro_step: Operations, spoken: tuple[Collective, ...]) -> Tape:
     recorded, period = run.recorder.allocations, alignment.periodic({name: run.events(name) for name in BLOCKS}, run.recorder.allocations)
     checks.require_steady(period, sizes, recorded, run.loop.workload.name)
     allocations = [recorded[number] for number in period.kept]
@@ -215,7 +219,7 @@ def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple
         recipe=run.loop.training.model_dump(mode="json", exclude={"optimizer"}),
         base_lr=run.loop.workload.base_lr if run.loop.training.optimizer_family == run.loop.workload.training.optimizer_family else None,
         base_batch=run.loop.workload.base_batch,
-        collectives=(*run.said["micro"], *run.said["step"]),
+        collectives=(*spoken, *said.through([run.said["step"]], (1,))),
         own_step=run.loop.workload.step is not None,
         parameters=_parameters(run.loop.model),
         remarks=_remarks(run, sizes),

@@ -20,16 +20,17 @@ from torch.utils._pytree import tree_leaves
 
 from bsmodel.errors import BsmodelError, UntraceableError
 from bsmodel.hardware import Gpu
-from bsmodel.recording import devices, frames, leftovers, loop, placement
+from bsmodel.recording import devices, frames, leftovers, loop, placement, said
 from bsmodel.recording.assumed import Assumed
 from bsmodel.recording.chance import decided
-from bsmodel.recording.cuda_like import flash, offload, wrappers
+from bsmodel.recording.cuda_like import flash, machine, offload, wrappers
 from bsmodel.recording.cuda_like.pretence import pretend_cuda, resizing
 from bsmodel.recording.cuda_like.recurrent import as_cudnn
 from bsmodel.recording.loop import Loop
 from bsmodel.recording.recorder import Allocation, Recorder
+from bsmodel.recording.said import Said
 from bsmodel.recording.values import Values
-from bsmodel.tape import Collective, Row
+from bsmodel.tape import Row
 from bsmodel.training import Training
 from bsmodel.workloads import Workload
 
@@ -44,7 +45,7 @@ class Run:
     loop: Loop
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     rows: dict[str, list[Row]] = field(default_factory=dict)
-    said: dict[str, list[Collective]] = field(default_factory=dict)
+    said: dict[str, list[Said]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     stepped: dict[type, int] = field(default_factory=dict)  # how many steps optimizers of each class have made
     idle: bool = False  # whether a call of the user's own step came by without any
@@ -54,7 +55,7 @@ class Run:
         start, first_row, first = len(self.recorder.events), len(self.recorder.rows), len(self.recorder.said)
         yield
         rows = self.recorder.rows[first_row:]
-        self.said[name] = [said._replace(after=_kept(rows[: said.after - first_row])) for said in self.recorder.said[first:]]
+        self.said[name] = said.within(self.recorder.said[first:], rows, first_row)
         self.spans[name] = (start, len(self.recorder.events))
         self.rows[name] = as_cudnn(self.recorder.rows[first_row:], self.recorder.recurrent)
 
@@ -123,6 +124,7 @@ def _run(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> 
                 stack.enter_context(resizing(recorder.resized))
                 stack.enter_context(offload.followed(recorder.follows))
                 stack.enter_context(decided(recorder.values.decided))
+                stack.enter_context(machine.watched(lambda: len(recorder.rows), recorder.joined))
                 stack.enter_context(recorder)
                 run = _prepared(recorder, model, left_to_chance(workload, recorder.values), training, remarks)
                 with _optimizers_of(run):
@@ -219,7 +221,7 @@ def two_steps(run: Run, batches: tuple[int, ...]) -> None:
             else:
                 _optimizer_step(run)
             if block == "first_step":
-                devices.settle(run.loop.model, run.recorder)
+                devices.settle(run.loop.model, run.loop.training, run.recorder)
 
 
 def micro_step(run: Run, batch_size: int) -> None:
@@ -244,11 +246,6 @@ def _require_used(run: Run) -> None:
         if not parameter.is_cuda:
             line = run.recorder.left_at or "an unknown line"
             raise UntraceableError(f"the step of {name} takes {parameter_name} from the device to the host, at {line}; leave the model where it is")
-
-
-def _kept(rows: list[Row]) -> int:
-    """How many kernels of a micro-step these are, without those that keep gradients."""
-    return sum(row.phase != "gradient" for row in rows)
 
 
 def _optimizer_step(run: Run) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 
 from bsmodel.errors import InvalidInputError, UntraceableError
 from bsmodel.tape.operations import COEFFICIENTS, Operations
-from bsmodel.tape.polynomials import Polynomial
-from bsmodel.tape.tape import Tape, Term, Workspace
+from bsmodel.tape.polynomials import NOTHING, Polynomial
+from bsmodel.tape.tape import Collective, Tape, Term, Workspace
 from bsmodel.units import whole
 
 SIZES = ("fixed_bytes", "per_sample_bytes", "per_pair_bytes")
@@ -60,6 +60,7 @@ class Piece:
             terms={number: self._term(length, number) for number in first.terms},
             workspaces={number: self._workspace(length, number) for number in first.workspaces},
             operations=Operations(*(getattr(first.operations, name) for name in _WORDS), *operations),
+            collectives=self._collectives(length),
             tokens_per_sample=int(self._through(length, [np.array(tape.tokens_per_sample) for tape in self.tapes])),
             options={**first.options, self.option: length},
             worst=replace(self, tapes=worst).at(length) if worst else None,
@@ -70,6 +71,10 @@ class Piece:
 
     def _workspace(self, length: int, number: int) -> Workspace:
         return Workspace(self.tapes[0].workspaces[number].kind, *self._polynomials(length, [(tape.workspaces[number].excess,) for tape in self.tapes]))
+
+    def _collectives(self, length: int) -> tuple[Collective, ...]:
+        sizes = self._polynomials(length, [[each.size for each in tape.collectives] for tape in self.tapes])
+        return tuple(each._replace(size=size) for each, size in zip(self.tapes[0].collectives, sizes, strict=True))
 
     def _polynomials(self, length: int, of: Sequence[Sequence[Polynomial]]) -> tuple[Polynomial, ...]:
         rows = self._through(length, [np.array([(each.fixed, each.per_sample, each.per_pair) for each in several], np.int64) for several in of])
@@ -182,8 +187,9 @@ def require_same_step(first: Tape, other: Tape, length: int, another: int) -> No
     same = all(getattr(first, name) == getattr(other, name) for name in _SAME)
     kinds = [[(number, term.formula) for number, term in tape.terms.items()] for tape in (first, other)]
     spaces = [[(number, space.kind) for number, space in tape.workspaces.items()] for tape in (first, other)]
+    said = [[each._replace(size=NOTHING) for each in tape.collectives] for tape in (first, other)]
     words = all(getattr(first.operations, name) == getattr(other.operations, name) for name in _WORDS)
-    if not (same and words and kinds[0] == kinds[1] and spaces[0] == spaces[1]):
+    if not (same and words and kinds[0] == kinds[1] and spaces[0] == spaces[1] and said[0] == said[1]):
         operator = next((f"{a} and {b}" for a, b in zip(first.operators, other.operators, strict=False) if a != b), "their number")
         raise UntraceableError(f"{first.name} takes another path at length {another} than at length {length} ({operator}); ask for one at a time")
 

@@ -161,6 +161,7 @@ def _document(tape: Tape) -> dict[str, Any]:
     document.update((name, plain[name].tolist()) for name in SIZES)
     document["workspaces"] = [[number, workspace.kind, astuple(workspace.excess)] for number, workspace in tape.workspaces.items()]
     document["streams"] = list(tape.streams.items())
+    document["collectives"] = [(each.kind, astuple(each.size), *each[2:]) for each in tape.collectives]
     document["worst"] = tape.worst and _document(tape.worst)
     document["terms"] = [[number, term.formula, [astuple(parameter) for parameter in term.parameters]] for number, term in tape.terms.items()]
     for name in WORDS:
@@ -179,7 +180,7 @@ def _tape(saved: SavedTape) -> Tape:
         plain[name] = np.array(plain[name], np.int64)
     plain["terms"] = {number: Term(formula, tuple(Polynomial(*each) for each in parameters)) for number, formula, parameters in saved.terms}
     plain["workspaces"] = {number: Workspace(kind, Polynomial(*excess)) for number, kind, excess in saved.workspaces}
-    plain["collectives"] = tuple(Collective(*each) for each in saved.collectives)
+    plain["collectives"] = tuple(Collective(each[0], Polynomial(*each[1]), *each[2:]) for each in saved.collectives)
     plain["streams"] = dict(saved.streams)
     plain["worst"] = saved.worst and _tape(saved.worst)
     plain["operations"] = Operations.of(dict(saved.operations))

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError
 from bsmodel.hardware import KINDS, Gpu
+from bsmodel.parallel import MOST_DEVICES
 from bsmodel.tape.operations import COEFFICIENTS, COLUMNS, DTYPES, PHASES
 from bsmodel.tape.polynomials import Polynomial
 from bsmodel.tape.tape import BLOCKS, CATEGORIES
@@ -18,7 +19,7 @@ from bsmodel.tape.workspaces import FORMULAS
 from bsmodel.training import PRECISIONS, Training
 from bsmodel.units import MOST_COUNT
 
-SCHEMA_VERSION = 12
+SCHEMA_VERSION = 13
 SIZES = ("fixed_bytes", "per_sample_bytes", "per_pair_bytes")
 _EXPECTED = "expected none below zero, and none that falls, from batch 1 on"
 _PROGRAM = (("init", "first", "accumulate", "first_step", "micro", "accumulate", "step"), ("init", "first", "first_step", "micro", "step", "micro", "step"))
@@ -88,7 +89,7 @@ class SavedTape(_Checked):
     base_lr: Annotated[float, Field(gt=0)] | None
     base_batch: Positive | None
     remarks: tuple[str, ...]
-    collectives: tuple[tuple[str, Count, Literal["forward", "backward", "step"], Count], ...]
+    collectives: tuple[tuple[str, Sizes, Literal["forward", "backward", "step"], Count, Count, Positive, Positive], ...]
     own_step: bool
     parameters: dict[str, Count]
     worst: SavedTape | None
@@ -108,7 +109,7 @@ class SavedPiece(_Checked):
 class SavedTapes(_Checked):
     """A file: the recordings of one workload and recipe, one for each family of kernels, or pieces of several lengths for each."""
 
-    schema_version: Literal[12]
+    schema_version: Literal[13]
     tapes: tuple[SavedTape, ...] = Field(min_length=1)
     pieces: tuple[SavedPiece, ...] = ()
 
@@ -138,6 +139,7 @@ def _problems(saved: SavedTape) -> Problems:
     yield from _recipe(saved)
     yield from _allocations(saved)
     yield from _buffers(saved)
+    yield from _collectives(saved)
     yield from _events(saved)
     yield from _operations(saved.operations)
     if saved.worst is not None:
@@ -224,6 +226,16 @@ def _term(formula: str, parameters: Sequence[tuple[int, int, int]]) -> Iterator[
         polynomial = Polynomial(*parameter)
         if not polynomial.is_size or not least <= polynomial(1) <= most or (any(parameter[1:]) and most < MOST_COUNT):
             yield f"gives {formula!r} {_text(parameter)} for {name}; expected from {least} to {most}"
+
+
+def _collectives(saved: SavedTape) -> Problems:
+    for position, (_, size, _, after, before, ranks, stride) in enumerate(saved.collectives):
+        if not Polynomial(*size).is_size:
+            yield f"collectives.{position}", f"has {_text(size)} bytes; {_EXPECTED}"
+        if after > before:
+            yield f"collectives.{position}", f"begins after {after} kernels and is waited for after {before}; expected as many or more"
+        if ranks * stride > MOST_DEVICES:
+            yield f"collectives.{position}", f"is of {ranks} ranks, every {stride}th; expected them among {MOST_DEVICES} devices"
 
 
 def _events(saved: SavedTape) -> Problems:

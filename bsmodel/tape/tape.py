@@ -47,12 +47,19 @@ class Workspace(NamedTuple):
 
 
 class Collective(NamedTuple):
-    """What the devices say to one another at once: how it is called, its bytes on each of them, and after how many kernels of a micro-step it begins."""
+    """What devices say to one another at once, counted in kernels of a micro-step, or of the optimizer step where its phase is that.
+
+    It may begin when `after` kernels are done, and the next kernel after `before` of them waits for it. `size` is what each of them has of it when it is
+    done, or had before it began; `ranks` take part, every `stride`-th of all.
+    """
 
     kind: str
-    size_bytes: int
+    size: Polynomial
     phase: str
     after: int
+    before: int
+    ranks: int
+    stride: int
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import collections
 import contextlib
 import itertools
 import types
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -25,19 +26,23 @@ class Properties:
 
 
 class Event:
-    """A moment on a stream, which has always come."""
+    """A moment on a stream, which has always come: what was begun there until then."""
 
     def __init__(self, *options: Any, **named: Any) -> None:
         """Takes what `torch.cuda.Event` takes."""
+        self.kernels, self.said = 0, frozenset[int]()
 
     def record(self, stream: Any = None) -> None:
         """The moment is now."""
+        self.kernels, self.said = (stream or Stream.current).begun()
 
     def wait(self, stream: Any = None) -> None:
-        """Nothing is waited for."""
+        """The stream goes on when the moment has come."""
+        (stream or Stream.current).wait_event(self)
 
     def synchronize(self) -> None:
-        """Nothing is waited for."""
+        """The host, and what it does next, goes on when the moment has come."""
+        Stream.current.wait_event(self)
 
     def query(self) -> bool:
         """It has come."""
@@ -58,16 +63,37 @@ class Stream:
         """Takes what `torch.cuda.Stream` takes."""
         self.cuda_stream = self.stream_id = next(_NUMBERS)
         self._left: list[Stream] = []
+        self.kernels, self.said = 0, frozenset[int]()  # of the default stream, and collectives, that are done when it goes on
+
+    def begun(self) -> tuple[int, frozenset[int]]:
+        """How many kernels of the default stream are done when all that has been asked of this one is, and which collectives."""
+        return (_kernels() if self is MAIN else self.kernels), self.said
+
+    def says(self, collective: int) -> None:
+        """It begins a collective, and goes on when that is done."""
+        self._join(frozenset((collective,)))
 
     def record_event(self, event: Any = None) -> Any:
         """An event of this stream."""
-        return Event() if event is None else event
+        event = Event() if event is None else event
+        event.record(self)
+        return event
 
     def wait_stream(self, stream: Any) -> None:
-        """Nothing is waited for."""
+        """It goes on when all is done that has been asked of the other."""
+        kernels, said = stream.begun()
+        self.kernels = max(self.kernels, kernels)
+        self._join(said)
 
     def wait_event(self, event: Any) -> None:
-        """Nothing is waited for."""
+        """It goes on when the moment has come."""
+        self.kernels = max(self.kernels, event.kernels)
+        self._join(event.said)
+
+    def _join(self, said: frozenset[int]) -> None:
+        if self is MAIN:
+            _joined(said - self.said)
+        self.said |= said
 
     def synchronize(self) -> None:
         """Nothing is waited for."""
@@ -88,6 +114,20 @@ class Stream:
 _NUMBERS = itertools.count()
 MAIN = Stream()
 Stream.current = MAIN
+_kernels: Callable[[], int] = int  # how many the default stream has been asked for
+_joined: Callable[[frozenset[int]], object] = len  # told of collectives that it waits for
+
+
+@contextlib.contextmanager
+def watched(kernels: Callable[[], int], joined: Callable[[frozenset[int]], object]) -> Iterator[None]:
+    """Within this context streams know how far the default one is, and somebody is told when it waits for collectives."""
+    global _kernels, _joined
+    before, MAIN.said = (_kernels, _joined), frozenset()
+    _kernels, _joined = kernels, joined
+    try:
+        yield
+    finally:
+        _kernels, _joined = before
 
 
 class _TensorType(type):
