@@ -16,9 +16,9 @@ from bsmodel import tape as tapes
 from bsmodel.errors import UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.recording import alignment, checks, said, samples
+from bsmodel.recording.allocation import Allocation
 from bsmodel.recording.assumed import Assumed
 from bsmodel.recording.quantized import by_rules, elements, is_packed
-from bsmodel.recording.recorder import Allocation
 from bsmodel.recording.run import Run, running, two_steps
 from bsmodel.recording.torchao import in_float8_of
 from bsmodel.recording.values import Values
