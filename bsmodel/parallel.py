@@ -34,6 +34,7 @@ KINDS: dict[str, KindRule] = {
     "hsdp": KindRule("as fsdp2 within each node, and as ddp between nodes", _SHARD, _FSDP, shards=True),
     "deepspeed-zero1": KindRule("as ddp, with states of the optimizer in float32 dealt out in equal parts", f"{_ZERO}/stage_1_and_2.py", _DEEPSPEED),
     "deepspeed-zero2": KindRule("as deepspeed-zero1, with gradients dealt out as they are made", f"{_ZERO}/stage_1_and_2.py", _DEEPSPEED),
+    "deepspeed-zero3": KindRule("parameters, gradients and states dealt out, gathered module by module", f"{_ZERO}/stage3.py", _DEEPSPEED, shards=True),
 }
 MOST_DEVICES = 1 << 14
 

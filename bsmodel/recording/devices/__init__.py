@@ -24,7 +24,7 @@ RANK = 0  # the one that answers are of
 # Where each kind is wrapped: a module with `placed`, as below, and where it has something to say of these, `optimizer` and `settle`.
 _ROOMS: dict[str, ModuleType] = {
     **{"ddp": replicated, "zero1": replicated, "fsdp2": sharded, "hsdp": sharded},
-    **dict.fromkeys(("deepspeed-zero1", "deepspeed-zero2"), deepspeed),
+    **dict.fromkeys(("deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3"), deepspeed),
 }
 
 

@@ -15,7 +15,7 @@ import torch
 from bsmodel.errors import InvalidInputError
 from bsmodel.parallel import Parallel
 from bsmodel.recording import placement
-from bsmodel.recording.devices import deepspeed_states
+from bsmodel.recording.devices import deepspeed_states, deepspeed_weights
 from bsmodel.recording.recorder import Recorder
 from bsmodel.training import Training
 
@@ -72,9 +72,12 @@ def placed(model: torch.nn.Module, training: Training, parallel: Parallel, recor
     for parameter in model.parameters():
         if parameter.is_floating_point() and parameter.dtype is not low:
             parameter.data = parameter.data.to(low)
-    placement.place(model, training, recorder)
     settings = settings_of(model, parallel)
-    _PLACED[model] = _Setting(deepspeed_states.placed(model, parallel, settings, recorder), settings, recorder)
+    if parallel.shards:
+        _PLACED[model] = _Setting(deepspeed_weights.placed(model, training, parallel, settings, recorder), settings, recorder)
+        return model
+    placement.place(model, training, recorder)
+    _PLACED[model] = _Setting(deepspeed_states.placed(model, parallel, recorder), settings, recorder)
     return model
 
 
@@ -82,6 +85,8 @@ def optimizer(model: torch.nn.Module, training: Training) -> Any:
     """The engine: the recipe's optimizer over the partitions of this rank in float32, and all that goes on round it."""
     assert training.parallel is not None
     setting, stage = _PLACED.pop(model), int(training.parallel.kind[-1])
+    if stage == 3:
+        return deepspeed_weights.Engine(model, setting.groups, training, setting.settings, setting.recorder)
     return deepspeed_states.Engine(setting.groups, training, setting.settings, setting.recorder, stage)
 
 
@@ -95,3 +100,5 @@ def require_known(training: Training) -> None:
         )
     if training.zero_grad != "none":
         raise InvalidInputError(f"{kind} frees the gradients itself, so zero_grad={training.zero_grad} is not applied; leave it out")
+    if training.ema and training.parallel.shards:
+        raise InvalidInputError(f"{kind} keeps no whole parameters, of which ema makes averages; use deepspeed-zero2")

@@ -53,7 +53,7 @@ class Group:
         return found
 
 
-def placed(model: torch.nn.Module, parallel: Parallel, settings: Settings, recorder: Recorder) -> Group:
+def placed(model: torch.nn.Module, parallel: Parallel, recorder: Recorder) -> Group:
     """The trained parameters as views of one buffer; what they were is freed when that has been filled."""
     parameters = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
     total, aligned = sum(parameter.numel() for parameter in parameters), _ALIGNED * parallel.devices
