@@ -6,6 +6,7 @@ By deepspeed/runtime/zero/partitioned_param_coordinator.py, parameter_offload.py
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ class Gatherer:
     def __init__(self, model: torch.nn.Module, shards: dict[torch.nn.Parameter, Shard], ranks: int, settings: Settings, recorder: Recorder) -> None:
         self.shards, self.ranks, self.settings, self.recorder = shards, ranks, settings, recorder
         self.stream = torch.cuda.Stream()
+        self.own = {module: self._of(module) for module in model.modules()}
         self.ordered = self.recording = False
         self.order: list[torch.nn.Module] = []
         self.uses: list[tuple[Shard, int]] = []
@@ -66,7 +68,7 @@ class Gatherer:
         for module in model.modules():
             _follow(module, self)
 
-    def of(self, module: torch.nn.Module) -> list[Shard]:
+    def _of(self, module: torch.nn.Module) -> list[Shard]:
         """What a module works with itself."""
         return sorted({self.shards[parameter] for parameter in module.parameters(recurse=False)}, key=lambda shard: shard.number)
 
@@ -76,7 +78,7 @@ class Gatherer:
         self._settle()
         if not self.ordered:
             self.ordered, self.recording = self.recording, not self.recording
-            self.uses = [(shard, step) for step, module in enumerate(self.order) for shard in self.of(module)] if self.ordered else []
+            self.uses = [(shard, step) for step, module in enumerate(self.order) for shard in self.own[module]] if self.ordered else []
         self.queue, self.last = deque(self.uses), {}
         self.step = self.available = 0
 
@@ -101,7 +103,7 @@ class Gatherer:
         self._note(module)
         if not forward:
             self.backward[module] = None
-        own = self.of(module)
+        own = self.own[module]
         self._gather([shard for shard in own if not shard.here and shard not in self.coming])
         for shard in own:
             shard.users.add(module)
@@ -123,11 +125,13 @@ class Gatherer:
             found.add(shard)
         most = min(self.settings.max_live_parameters - self.available, self.settings.prefetch_bucket_size)
         ahead: dict[Shard, None] = {}
-        while self.queue and sum(shard.numel for shard in ahead) < most:
+        size = 0
+        while self.queue and size < most:
             shard, step = self.queue.popleft()
             self.last[shard] = max(self.last.get(shard, -1), step)
-            if not shard.here and shard not in self.coming:
+            if not shard.here and shard not in self.coming and shard not in ahead:
                 ahead[shard] = None
+                size += shard.numel
         self._gather(list(ahead))
 
     def _gather(self, shards: list[Shard]) -> None:
@@ -178,7 +182,7 @@ class Gatherer:
     @torch.no_grad()
     def leave(self, module: torch.nn.Module, forward: bool) -> None:
         """A module is done: what it used is released, by the known order only where that is not soon used again."""
-        own = self.of(module)
+        own = self.own[module]
         released = self._released(own) if self.ordered else set(own)
         if not forward:
             self.backward.pop(module, None)
@@ -190,10 +194,10 @@ class Gatherer:
     def _released(self, own: Sequence[Shard]) -> set[Shard]:
         found = {shard for shard in own if not shard.persistent and self.last.get(shard, -1) <= self.step}
         passed = 0
-        for module in self.order[self.step :] if found else ():
-            if passed >= self.settings.max_reuse_distance:
+        for module in itertools.islice(self.order, self.step, None):
+            if passed >= self.settings.max_reuse_distance or not found:
                 break
-            used = self.of(module)
+            used = self.own[module]
             found.difference_update(used)
             passed += sum(shard.numel for shard in used)
         return found
@@ -202,7 +206,7 @@ class Gatherer:
     def finish(self) -> None:
         """Backward is over: modules whose inputs have no gradients have not been told so."""
         for module in list(self.backward):
-            for shard in self.of(module):
+            for shard in self.own[module]:
                 shard.users.discard(module)
                 if not shard.persistent:
                     self.release(shard)

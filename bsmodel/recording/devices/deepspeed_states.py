@@ -101,7 +101,7 @@ class Engine(torch.optim.Optimizer):
         if self.stage == 1:
             return
         if first:
-            torch.autograd.Variable._execution_engine.queue_callback(self._finish)  # type: ignore[attr-defined]
+            torch.autograd.Variable._execution_engine.queue_callback(self._finish)
         self._take(parameter)
 
     def _bucket(self) -> torch.Tensor:

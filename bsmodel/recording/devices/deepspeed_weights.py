@@ -16,6 +16,7 @@ from torch._utils import _flatten_dense_tensors
 from bsmodel.parallel import Parallel
 from bsmodel.recording import placement
 from bsmodel.recording.cuda_like.pretence import META
+from bsmodel.recording.devices import deepspeed_linear
 from bsmodel.recording.devices.deepspeed_gathering import Gatherer, Shard
 from bsmodel.recording.devices.deepspeed_states import clipped
 from bsmodel.recording.recorder import Recorder
@@ -29,6 +30,7 @@ Shards = dict[torch.nn.Parameter, Shard]
 
 def placed(model: torch.nn.Module, training: Training, parallel: Parallel, settings: Settings, recorder: Recorder) -> Shards:
     """Buffers on the device; of every parameter a part, those that are trained in one buffer."""
+    deepspeed_linear.replace_all(model)
     absent = _without_parameters(model, training, recorder)
     sizes = {parameter: -(-parameter.numel() // parallel.devices) for parameter in absent}
     trained = [parameter for parameter in absent if parameter.requires_grad]
@@ -93,7 +95,7 @@ class Engine(torch.optim.Optimizer):
             self.queued = True
             self.recorder.categorize(self.bucket, "gradient bucket", "")
             self.recorder.categorize(self.gradients, "gradient", "")
-            torch.autograd.Variable._execution_engine.queue_callback(self._finish)  # type: ignore[attr-defined]
+            torch.autograd.Variable._execution_engine.queue_callback(self._finish)
         size = parameter.numel()
         if self.filled + size > self.settings.reduce_bucket_size and self.filled:
             self._reduce()
@@ -124,10 +126,8 @@ class Engine(torch.optim.Optimizer):
         """The sums of this rank's parts; parts are copied together rank by rank, padded, unless they are those of one gradient that divides."""
         whole: list[Any] = [shard.parameter.grad.view(-1) for shard in self.waiting]  # type: ignore[union-attr]
         sizes = [shard.part.numel() for shard in self.waiting]
-        if len(whole) == 1 and whole[0].numel() % self.ranks == 0:
-            flat = whole[0]
-        else:
-            flat = torch.cat(self._interleaved(whole, sizes))
+        alone = len(whole) == 1 and whole[0].numel() % self.ranks == 0
+        flat = whole[0] if alone else torch.cat(self._interleaved(whole, sizes))
         flat.div_(self.ranks)
         parts = flat.chunk(self.ranks)
         mine = parts[dist.get_rank()]
