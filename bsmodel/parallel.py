@@ -75,7 +75,7 @@ class Parallel(BaseModel, frozen=True):
     reshard_after_forward: bool | None = None
     """Of `fsdp2`: whether gathered parameters are given back after forward; by default those of all but the root are."""
     param_dtype: Literal["fp16", "bf16"] | None = None
-    """Of `fsdp2`: what parameters are gathered and computed in, by default what their shards are in."""
+    """Of `fsdp2` and of DeepSpeed: what parameters are gathered and computed in, by default what their shards are in; what DeepSpeed updates is in float32."""
     reduce_dtype: Literal["fp32", "fp16", "bf16"] | None = None
     """Of `fsdp2`: what gradients are summed in, by default what they come in."""
     bucket_mb: float | None = Field(default=None, gt=0)
