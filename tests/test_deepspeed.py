@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """DeepSpeed's three stages: what a rank takes, holds and says.
 
-Peaks are as recorded from the PyTorch CUDA allocator (2.11) under DeepSpeed 0.19.8 on a simulated A100: three steps, texts of 256 tokens, rank 0, torch's optimizer.
+Peaks are as recorded from the PyTorch CUDA allocator (2.11) under DeepSpeed 0.19.8 on a simulated A100: three steps, texts of 256 tokens, rank 0,
+with the optimizer of torch.
 """
 
 import types
