@@ -128,7 +128,7 @@ def add_parallel(parser: argparse.ArgumentParser, several: bool) -> None:
     parser.add_argument("--network", metavar="NAME", help=text)
     kinds = ", ".join(KINDS)
     parser.add_argument("--parallel", metavar="KIND", help=f"how they share it: {kinds}{more} (default: ddp, every one holds all)")
-    text = "what fsdp2 gathers parameters and computes in (default: what they are held in)"
+    text = "what fsdp2 and DeepSpeed gather parameters and compute in (default: what they are held in)"
     parser.add_argument("--param-dtype", choices=("fp16", "bf16"), help=text)
     parser.add_argument("--reduce-dtype", choices=tuple(WEIGHTS), help="what fsdp2 sums gradients in (default: what they come in)")
     text = "whether fsdp2 gives gathered parameters back after forward (default: those of all but the root)"
