@@ -101,7 +101,7 @@ def waited(said: Sequence[Collective], lasting: Sequence[Array], computing: dict
         reached[place] = now
         for number in waiting.get(place, ()):
             now = np.maximum(now, finished(number))
-    return np.asarray(now - total)
+    return np.asarray(np.clip(now - total, 0, sum(lasting, nothing)))  # but for the rounding of sums
 
 
 def _durations(said: Sequence[Collective], gpu: Gpu, together: int, batch: NDArray[np.int64], end: End) -> list[Array]:
