@@ -29,6 +29,7 @@ KINDS: dict[str, KindRule] = {
     "ddp": KindRule("every device holds all, gradients are summed in buckets", "torch/nn/parallel/distributed.py", _DDP),
     "zero1": KindRule("as ddp, with states of the optimizer dealt out parameter by parameter", "torch/distributed/optim/zero_redundancy_optimizer.py", _DDP),
     "fsdp2": KindRule("parameters, gradients and states in shards, gathered block by block", _SHARD, _FSDP, shards=True),
+    "fsdp1": KindRule("as fsdp2, by the older FullyShardedDataParallel", "torch/distributed/fsdp/fully_sharded_data_parallel.py", _FSDP, shards=True),
     "hsdp": KindRule("as fsdp2 within each node, and as ddp between nodes", _SHARD, _FSDP, shards=True),
 }
 MOST_DEVICES = 1 << 14

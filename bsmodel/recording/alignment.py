@@ -187,6 +187,7 @@ def periodic(events: dict[str, list[int]], allocations: Sequence[Any]) -> Period
     """
     alias: dict[int, int] = {}
     _share(alias, events, "first", ("micro",), {"micro": ("accumulate",), "accumulate": ()}, allocations)
+    _share(alias, events, "first", ("micro",), {"micro": ()}, allocations)
     _share(alias, events, "first_step", ("micro", "accumulate", "step"), {"step": ()}, allocations)
     kept: dict[int, int] = {}
     blocks: dict[str, tuple[int, ...]] = {}
@@ -214,7 +215,8 @@ def _share(
     carried = _left_behind(events, origin, dies_in)
     for heir, heir_dies_in in heirs.items():
         candidates = _left_behind(events, heir, heir_dies_in)
-        waiting = list(carried)
+        taken = {alias[number] for number in events[heir] if number in alias}
+        waiting = [number for number in carried if number not in taken]
         for number in candidates:
             twin = next((c for c in waiting if allocations[c].operator == allocations[number].operator), None)
             if twin is not None:

@@ -24,11 +24,12 @@ from bsmodel.recording.counts import Count, count, rows_of
 from bsmodel.recording.cuda_like import collectives, composites, kernels, offload, refusals, shapes, sparse, wrappers
 from bsmodel.recording.cuda_like.buffers import NO_BUFFERS, Buffer, Kernel
 from bsmodel.recording.cuda_like.engine import SUMS, is_renumbered, sums_in_place
-from bsmodel.recording.cuda_like.machine import MAIN, Stream
+from bsmodel.recording.cuda_like.machine import MAIN, Stream, current, made
 from bsmodel.recording.cuda_like.pretence import META
 from bsmodel.recording.cuda_like.recurrent import Recurrent, recurrent_layers
 from bsmodel.recording.cuda_like.work import Work, work_of
 from bsmodel.recording.frames import calling_line
+from bsmodel.recording.lent import Lent, Waited
 from bsmodel.recording.said import Said
 from bsmodel.recording.values import Values
 from bsmodel.tape import Row
@@ -77,6 +78,7 @@ class Recorder(TorchDispatchMode):
         self.events: list[int] = []
         self.rows: list[Row] = []
         self.said: list[Said] = []
+        self.lent = Lent()
         self.recurrent: dict[str, Recurrent] = {}
         self.uncounted_operators: set[str] = set()
         self._known: dict[Any, _Known] = {}
@@ -153,7 +155,7 @@ class Recorder(TorchDispatchMode):
 
     def say(self, kind: str, size_bytes: int, ranks: int, stride: int, waits: bool) -> None:
         """Write down a collective of the stream in progress, which `waits` for it or goes on."""
-        stream, number = Stream.current, len(self.said)
+        stream, number = current(), len(self.said)
         self.said.append(Said(kind, size_bytes, self._where()[0], len(self.rows) if stream is MAIN else stream.kernels, None, ranks, stride))
         if waits:
             stream.says(number)
@@ -164,8 +166,25 @@ class Recorder(TorchDispatchMode):
             if self.said[number].before is None:
                 self.said[number].before = len(self.rows)
 
-    def _stream(self) -> int:
-        return self._streams.setdefault(Stream.current.stream_id, len(self._streams))
+    def _stream(self, stream: Stream | None = None) -> int:
+        return self._streams.setdefault((stream or current()).stream_id, len(self._streams))
+
+    def lend(self, tensor: torch.Tensor, stream: Stream) -> None:
+        """Another stream than that of a tensor's memory uses it, too."""
+        number, user = self._number(tensor), self._stream(stream)
+        if number is not None and user != self.allocations[number].stream:
+            self.lent.to(number, user)
+
+    def _consume(self, given: list[torch.Tensor]) -> None:
+        """What a node of autograd's graph is given by others that ran in the default stream is lent to its own (torch/csrc/autograd/input_buffer.cpp)."""
+        if Stream.current is None and (stream := current()) is not MAIN:
+            stream.wait_stream(MAIN)
+            for tensor in given:
+                self.lend(tensor, stream)
+
+    def waited(self, reached: dict[int, int]) -> None:
+        """The host goes on when streams, by what torch calls them, are through with so many events."""
+        self.lent.waited.append(Waited(len(self.events), {self._streams[stream]: event for stream, event in reached.items() if stream in self._streams}))
 
     def release(self, number: int) -> None:
         """Write down that an allocation is given back."""
@@ -296,6 +315,7 @@ class Recorder(TorchDispatchMode):
         return output
 
     def _run(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
+        self._consume(given)
         value, because = self.values.computed(func, args, kwargs, given)
         if value is None and shapes.is_view(func):
             output, _ = self._shaped(func, args, kwargs, given, value)
@@ -330,6 +350,7 @@ class Recorder(TorchDispatchMode):
             node = torch._C._autograd._get_sequence_nr() - 1
             if node not in self._made:
                 self._made[node] = (self._stack[-1] if self._stack else "", calling_line())
+                made(node)
 
     def _shaped(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor], value: Any) -> tuple[Any, bool]:
         """The outputs of an operation, without data: by its shape function, or (True) by its value where only that tells the size."""

@@ -15,7 +15,7 @@ import torch
 from bsmodel import tape as tapes
 from bsmodel.errors import UntraceableError
 from bsmodel.hardware import Gpu
-from bsmodel.recording import alignment, checks, said, samples
+from bsmodel.recording import alignment, checks, lent, said, samples
 from bsmodel.recording.assumed import Assumed
 from bsmodel.recording.quantized import by_rules, elements, is_packed
 from bsmodel.recording.recorder import Allocation
@@ -211,6 +211,8 @@ def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple
         categories=tuple(a.category for a in allocations),
         terms={index: Term(size.formula, size.parameters) for index, size in enumerate(found) if size.formula},
         streams={index: a.stream for index, a in enumerate(allocations) if a.stream},
+        lent={index: tuple(sorted(streams)) for index, number in enumerate(period.kept) if (streams := run.recorder.lent.streams.get(number))},
+        waits={name: found for name in BLOCKS if (found := lent.waits(run.recorder.lent, run.recorder.events, *run.spans[name]))},
         workspaces={index: Workspace(size.kind, size.excess) for index, size in enumerate(found) if size.kind},
         blocks=period.blocks,
         operations=_all_operations(run, micro_step),

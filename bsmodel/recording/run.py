@@ -24,7 +24,7 @@ from bsmodel.recording import devices, frames, leftovers, loop, placement, said
 from bsmodel.recording.assumed import Assumed
 from bsmodel.recording.chance import decided
 from bsmodel.recording.cuda_like import flash, machine, offload, wrappers
-from bsmodel.recording.cuda_like.pretence import pretend_cuda, resizing
+from bsmodel.recording.cuda_like.pretence import lending, pretend_cuda, resizing
 from bsmodel.recording.cuda_like.recurrent import as_cudnn
 from bsmodel.recording.loop import Loop
 from bsmodel.recording.recorder import Allocation, Recorder
@@ -124,7 +124,9 @@ def _run(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> 
                 stack.enter_context(resizing(recorder.resized))
                 stack.enter_context(offload.followed(recorder.follows))
                 stack.enter_context(decided(recorder.values.decided))
-                stack.enter_context(machine.watched(lambda: len(recorder.rows), recorder.joined))
+                stack.enter_context(lending(recorder.lend))
+                watch = machine.Watch(lambda: len(recorder.rows), lambda: len(recorder.events), recorder.joined, recorder.waited)
+                stack.enter_context(machine.watched(watch))
                 stack.enter_context(recorder)
                 run = _prepared(recorder, model, left_to_chance(workload, recorder.values), training, remarks)
                 with _optimizers_of(run):

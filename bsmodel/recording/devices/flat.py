@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every device holds a part of each block's parameters, laid end to end in one tensor: FullyShardedDataParallel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bsmodel.parallel import Parallel
+from bsmodel.recording import placement
+from bsmodel.recording.cuda_like.pretence import META
+from bsmodel.recording.devices.sharded import DTYPES, blocks
+from bsmodel.recording.recorder import Recorder
+from bsmodel.training import Training
+
+
+def placed(model: torch.nn.Module, training: Training, parallel: Parallel, recorder: Recorder) -> torch.nn.Module:
+    """The model in shards, which it brings from the host itself, block by block."""
+    from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, ShardingStrategy
+    from torch.distributed.fsdp._runtime_utils import _lazy_init
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    low, summed = (DTYPES[name] if name else None for name in (parallel.param_dtype, parallel.reduce_dtype))
+    options: dict[str, Any] = {"mixed_precision": MixedPrecision(param_dtype=low, reduce_dtype=summed)} if low or summed else {}
+    held = _without_data(model)
+    wrapped = FullyShardedDataParallel(
+        model,
+        device_id=torch.device("cuda", 0),
+        use_orig_params=True,
+        auto_wrap_policy=ModuleWrapPolicy({type(block) for block in blocks(model, parallel.wrap)}),
+        sharding_strategy=ShardingStrategy.SHARD_GRAD_OP if parallel.reshard_after_forward is False else ShardingStrategy.FULL_SHARD,
+        **options,
+    )
+    for buffer in wrapped.buffers():
+        if buffer in held:
+            recorder.values.set(buffer, held[buffer])
+    _lazy_init(wrapped, wrapped)
+    placement.categorize(wrapped, training, recorder)
+    return wrapped
+
+
+def _without_data(model: torch.nn.Module) -> dict[torch.Tensor, torch.Tensor]:
+    """Leaves all that is on the host there without data, as most of it is, for what has some cannot be brought to the device in place.
+
+    Returns what buffers held.
+    """
+    made: dict[torch.Tensor, torch.Tensor] = {}
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+        for module in model.modules():
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None and not tensor.is_meta and tensor not in made:
+                        empty = torch.empty_like(tensor, device=META)
+                        made[tensor] = torch.nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else empty
+                    if tensor in made:
+                        tensors[name] = made[tensor]
+    return {empty: tensor for tensor, empty in made.items()}
