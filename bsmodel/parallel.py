@@ -69,11 +69,11 @@ class Parallel(BaseModel, frozen=True):
     nodes: int = Field(default_factory=lambda given: nodes_of(given.get("devices", 1)), ge=1)
     """Machines that they stand in, as many in each; by default as few as hold them by eights."""
     reshard_after_forward: bool | None = None
-    """Of `fsdp2`: whether gathered parameters are given back after forward; by default those of all but the root are."""
+    """Of `fsdp1` and `fsdp2`: whether gathered parameters are given back after forward; by default those of all but the root are."""
     param_dtype: Literal["fp16", "bf16"] | None = None
-    """Of `fsdp2`: what parameters are gathered and computed in, by default what their shards are in."""
+    """Of `fsdp1` and `fsdp2`: what parameters are gathered and computed in, by default what their shards are in."""
     reduce_dtype: Literal["fp32", "fp16", "bf16"] | None = None
-    """Of `fsdp2`: what gradients are summed in, by default what they come in."""
+    """Of `fsdp1` and `fsdp2`: what gradients are summed in, by default what they come in."""
     bucket_mb: float | None = Field(default=None, gt=0)
     """Of `ddp` and `zero1`: MiB of gradients that are summed together; by default 25, and 1 for the first."""
     gradient_as_bucket_view: bool = False
@@ -81,7 +81,7 @@ class Parallel(BaseModel, frozen=True):
     sync_each_micro_step: bool = True
     """Whether every micro-step sums its gradients over the devices, or only the last one of an optimizer step."""
     wrap: tuple[str, ...] = ()
-    """Of `fsdp2`: names of the classes whose modules are sharded one by one; by default the model's own blocks."""
+    """Of `fsdp1` and `fsdp2`: names of the classes whose modules are sharded one by one; by default the model's own blocks."""
 
     if not TYPE_CHECKING:  # type checkers see the fields, which pydantic has from their annotations
 

@@ -29,7 +29,13 @@ class Lent:
         self.streams.setdefault(allocation, set()).add(stream)
 
 
-def waits(lent: Lent, events: Sequence[int], start: int, end: int) -> tuple[Wait, ...]:
+def by_block(lent: Lent, events: Sequence[int], spans: Mapping[str, tuple[int, int]]) -> dict[str, tuple[Wait, ...]]:
+    """What is waited for within each block of the events that there are, where anything is."""
+    found = {name: _waits(lent, events, start, end) for name, (start, end) in spans.items()} if lent.streams else {}
+    return {name: waits for name, waits in found.items() if waits}
+
+
+def _waits(lent: Lent, events: Sequence[int], start: int, end: int) -> tuple[Wait, ...]:
     """What is waited for within a block of the events, each with the position in it up to which releases are through; 0 is all before the block.
 
     Where only a part of those before the block are through, a lagging device is taken to be through with none of them.

@@ -18,13 +18,15 @@ from torch.utils._pytree import tree_map
 
 from bsmodel.errors import UntraceableError
 from bsmodel.recording import leftovers
+from bsmodel.recording.allocation import Allocation as Allocation
+from bsmodel.recording.allocation import unwrapped
 from bsmodel.recording.assumed import ALL, Assumed, all_selected
 from bsmodel.recording.chance import drawn
 from bsmodel.recording.counts import Count, count, rows_of
 from bsmodel.recording.cuda_like import collectives, composites, kernels, offload, refusals, shapes, sparse, wrappers
 from bsmodel.recording.cuda_like.buffers import NO_BUFFERS, Buffer, Kernel
-from bsmodel.recording.cuda_like.engine import SUMS, is_renumbered, sums_in_place
-from bsmodel.recording.cuda_like.machine import MAIN, Stream, current, made
+from bsmodel.recording.cuda_like.engine import SUMS, in_backward, is_renumbered, keeps_gradient, sums_in_place
+from bsmodel.recording.cuda_like.machine import MAIN, Stream, current, made, node_stream
 from bsmodel.recording.cuda_like.pretence import META
 from bsmodel.recording.cuda_like.recurrent import Recurrent, recurrent_layers
 from bsmodel.recording.cuda_like.work import Work, work_of
@@ -38,23 +40,6 @@ aten = torch.ops.aten
 _LONG = 50  # tensors: operations over lists of tensors, which do not come twice
 _READS = (aten._local_scalar_dense.default, aten.is_nonzero.default)
 _QUESTIONS = (aten.allclose.default, aten.equal.default)
-
-
-@dataclass(slots=True)
-class Allocation:
-    """One storage on the device, or one buffer inside a kernel."""
-
-    size_bytes: int
-    operator: str
-    module: str
-    phase: str  # "forward", "backward" (recomputation included) or "step"
-    category: str
-    owner: str = ""  # the module of a parameter, and of its gradient and optimizer state
-    formula: str = ""  # of `bsmodel.tape.workspaces`, for what comes on top of `size_bytes` and is no polynomial in the batch
-    parameters: tuple[int, ...] = ()
-    kind: str = ""  # of a workspace that a library sizes by rules nobody publishes
-    excess_bytes: int = 0  # how much larger that may be
-    stream: int = 0  # of whose blocks the allocator takes it: 0 is the default one's
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +82,7 @@ class Recorder(TorchDispatchMode):
     @contextmanager
     def following(self, model: torch.nn.Module) -> Iterator[None]:
         """Name the module each operation belongs to, in forward and in backward."""
-        self._modules = weakref.WeakKeyDictionary({module: name for name, module in model.named_modules()})
+        self._modules = weakref.WeakKeyDictionary({module: unwrapped(name) for name, module in model.named_modules()})
         self.recurrent = recurrent_layers(model)
         if any(isinstance(module, torch.nn.RNNBase) for module in model.modules()):
             self.uncounted.add("workspace and reserve of cuDNN's RNNs, which are recorded as PyTorch's own kernels")
@@ -119,8 +104,8 @@ class Recorder(TorchDispatchMode):
     def _where(self) -> tuple[str, str]:
         """The phase and the module of the operation in progress."""
         if self._stack:
-            return ("backward" if _in_backward() else "forward"), self._stack[-1]
-        if not _in_backward():
+            return ("backward" if in_backward() else "forward"), self._stack[-1]
+        if not in_backward():
             return self.phase, ""
         return "backward", self._origin()[0]
 
@@ -171,16 +156,8 @@ class Recorder(TorchDispatchMode):
 
     def lend(self, tensor: torch.Tensor, stream: Stream) -> None:
         """Another stream than that of a tensor's memory uses it, too."""
-        number, user = self._number(tensor), self._stream(stream)
-        if number is not None and user != self.allocations[number].stream:
+        if (number := self._number(tensor)) is not None and (user := self._stream(stream)) != self.allocations[number].stream:
             self.lent.to(number, user)
-
-    def _consume(self, given: list[torch.Tensor]) -> None:
-        """What a node of autograd's graph is given by others that ran in the default stream is lent to its own (torch/csrc/autograd/input_buffer.cpp)."""
-        if Stream.current is None and (stream := current()) is not MAIN:
-            stream.wait_stream(MAIN)
-            for tensor in given:
-                self.lend(tensor, stream)
 
     def waited(self, reached: dict[int, int]) -> None:
         """The host goes on when streams, by what torch calls them, are through with so many events."""
@@ -276,6 +253,7 @@ class Recorder(TorchDispatchMode):
             if func is aten.copy_.default and offload.packing() and not self.follows(args[0]):
                 return args[0]
             if func in _READS:
+                current().synchronize()
                 return self.values.item(args[0])
             if func in _QUESTIONS:
                 return self.values.truth()
@@ -283,7 +261,7 @@ class Recorder(TorchDispatchMode):
                 return self._to_host(args[0], kwargs)
             if host and len(host) < len(given):
                 refusals.mixed_devices(func, args, host)
-            if func in SUMS and not kwargs and _in_backward() and not self._stack and sums_in_place(func, args):
+            if func in SUMS and not kwargs and in_backward() and not self._stack and sums_in_place(func, args):
                 self._note_work(_name(func), work_of(func, args, given, [args[0]], NO_BUFFERS, self.capability), None)
                 return aten.alias.default(args[0])
             if (made_of := composites.composite(func)) is not None:
@@ -315,7 +293,10 @@ class Recorder(TorchDispatchMode):
         return output
 
     def _run(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
-        self._consume(given)
+        if (stream := node_stream()) is not None:
+            stream.wait_stream(MAIN)
+            for tensor in given:
+                self.lend(tensor, stream)
         value, because = self.values.computed(func, args, kwargs, given)
         if value is None and shapes.is_view(func):
             output, _ = self._shaped(func, args, kwargs, given, value)
@@ -346,7 +327,7 @@ class Recorder(TorchDispatchMode):
 
     def _note_node(self) -> None:
         """The newest node of autograd's graph, if the operation in progress made it, belongs to the module in progress."""
-        if self._stack or not _in_backward():
+        if self._stack or not in_backward():
             node = torch._C._autograd._get_sequence_nr() - 1
             if node not in self._made:
                 self._made[node] = (self._stack[-1] if self._stack else "", calling_line())
@@ -393,7 +374,7 @@ class Recorder(TorchDispatchMode):
         """The workspace of a library handle is allocated at its first use in a thread, and kept: backward runs in a thread of its own."""
         for handle in kernel.handles:
             stream = f", stream {self._stream()}" if self._stream() else ""
-            name = f"{handle.name} ({'backward' if _in_backward() else 'main'} thread{stream})"
+            name = f"{handle.name} ({'backward' if in_backward() else 'main'} thread{stream})"
             if name not in self.workspaces:
                 self.workspaces.add(name)
                 self.allocate(handle.size_bytes, name, "workspace")
@@ -405,7 +386,7 @@ class Recorder(TorchDispatchMode):
             return
         phase, module = self._where()
         if phase == "backward":
-            phase = "recompute" if self._stack else "gradient" if _keeps_gradient() else "backward"
+            phase = "recompute" if self._stack else "gradient" if keeps_gradient() else "backward"
         if phase == "forward" and counted is None:
             self.uncounted_operators.add(operator)
         self.rows += rows_of(operator, module, phase, work, counted if phase == "forward" and counted else Count(0))
@@ -416,16 +397,6 @@ class Recorder(TorchDispatchMode):
         if self.allocations[self._live[tensor.untyped_storage()._cdata][0]].category == "parameter":
             self.left_at = calling_line()
         return self.values.on_host(tensor, kwargs.get("dtype") or tensor.dtype)
-
-
-def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1
-
-
-def _keeps_gradient() -> bool:
-    """Whether the engine is at the end of its graph, where a gradient is kept or added to the one that is there."""
-    node: Any = torch._C._current_autograd_node()
-    return node is not None and node.name() == "torch::autograd::AccumulateGrad"
 
 
 # Set from outside: defined in the class it would be wrapped in a guard against torch.compile, a tenth of the time of a recording.

@@ -27,6 +27,17 @@ def is_renumbered(node: Any) -> bool:
     return _MARK in node.metadata
 
 
+def in_backward() -> bool:
+    """Whether the engine runs a backward pass."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def keeps_gradient() -> bool:
+    """Whether the engine is at the end of its graph, where a gradient is kept or added to the one that is there."""
+    node: Any = torch._C._current_autograd_node()
+    return node is not None and node.name() == "torch::autograd::AccumulateGrad"
+
+
 class Numbers:
     """`run`, the engine, whose hooks see the device as the program does, by `mode`.
 

@@ -166,6 +166,15 @@ def current() -> Stream:
     return _last
 
 
+def node_stream() -> Stream | None:
+    """The stream in which autograd's engine runs a node, where that is not the default one.
+
+    What others that ran in the default one give to it is lent to its own (torch/csrc/autograd/input_buffer.cpp).
+    """
+    stream = current() if Stream.current is None else MAIN
+    return None if stream is MAIN else stream
+
+
 def made(node: int) -> None:
     """A node of this number is made by the stream in progress."""
     if (stream := current()) is not MAIN:

@@ -24,6 +24,8 @@ def placed(model: torch.nn.Module, training: Training, parallel: Parallel, recor
     low, summed = (DTYPES[name] if name else None for name in (parallel.param_dtype, parallel.reduce_dtype))
     options: dict[str, Any] = {"mixed_precision": MixedPrecision(param_dtype=low, reduce_dtype=summed)} if low or summed else {}
     held = _without_data(model)
+    for parameter in model.parameters():
+        parameter.whole_elements = parameter.numel()  # type: ignore[attr-defined]
     wrapped = FullyShardedDataParallel(
         model,
         device_id=torch.device("cuda", 0),
@@ -48,7 +50,8 @@ def _without_data(model: torch.nn.Module) -> dict[torch.Tensor, torch.Tensor]:
     made: dict[torch.Tensor, torch.Tensor] = {}
     with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
         for module in model.modules():
-            for tensors in (module._parameters, module._buffers):
+            here: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for tensors in here:
                 for name, tensor in tensors.items():
                     if tensor is not None and not tensor.is_meta and tensor not in made:
                         empty = torch.empty_like(tensor, device=META)
