@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
 from collections.abc import Iterable, Iterator
@@ -26,7 +27,7 @@ from bsmodel.recording.counts import Count, count, rows_of
 from bsmodel.recording.cuda_like import collectives, composites, kernels, offload, refusals, shapes, sparse, wrappers
 from bsmodel.recording.cuda_like.buffers import NO_BUFFERS, Buffer, Kernel
 from bsmodel.recording.cuda_like.engine import SUMS, in_backward, is_renumbered, keeps_gradient, sums_in_place
-from bsmodel.recording.cuda_like.machine import MAIN, Stream, current, made, node_stream
+from bsmodel.recording.cuda_like.machine import MAIN, Stream, current, made, node_stream, summing_stream
 from bsmodel.recording.cuda_like.pretence import META
 from bsmodel.recording.cuda_like.recurrent import Recurrent, recurrent_layers
 from bsmodel.recording.cuda_like.work import Work, work_of
@@ -159,6 +160,12 @@ class Recorder(TorchDispatchMode):
         if (number := self._number(tensor)) is not None and (user := self._stream(stream)) != self.allocations[number].stream:
             self.lent.to(number, user)
 
+    def _lend_all(self, given: list[torch.Tensor], stream: Stream) -> None:
+        """The engine runs a node in another stream than the default one, which has made what it is given."""
+        stream.wait_stream(MAIN)
+        for tensor in given:
+            self.lend(tensor, stream)
+
     def waited(self, reached: dict[int, int]) -> None:
         """The host goes on when streams, by what torch calls them, are through with so many events."""
         self.lent.waited.append(Waited(len(self.events), {self._streams[stream]: event for stream, event in reached.items() if stream in self._streams}))
@@ -261,6 +268,8 @@ class Recorder(TorchDispatchMode):
                 return self._to_host(args[0], kwargs)
             if host and len(host) < len(given):
                 refusals.mixed_devices(func, args, host)
+            if (stream := summing_stream(func, args)) is not None:
+                self._lend_all(given, stream)
             if func in SUMS and not kwargs and in_backward() and not self._stack and sums_in_place(func, args):
                 self._note_work(_name(func), work_of(func, args, given, [args[0]], NO_BUFFERS, self.capability), None)
                 return aten.alias.default(args[0])
@@ -268,7 +277,8 @@ class Recorder(TorchDispatchMode):
                 self.uncounted |= composites.uncounted(func, given)
                 with self:
                     return made_of(*args, **kwargs)
-            return self._by_known_masks(func, args, kwargs, given)
+            with stream or contextlib.nullcontext():
+                return self._by_known_masks(func, args, kwargs, given)
 
     def _by_known_masks(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
         """An operator; masks become the indices that CUDA makes of them first (TensorIndexing, expandTensors)."""
@@ -294,9 +304,7 @@ class Recorder(TorchDispatchMode):
 
     def _run(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
         if (stream := node_stream()) is not None:
-            stream.wait_stream(MAIN)
-            for tensor in given:
-                self.lend(tensor, stream)
+            self._lend_all(given, stream)
         value, because = self.values.computed(func, args, kwargs, given)
         if value is None and shapes.is_view(func):
             output, _ = self._shaped(func, args, kwargs, given, value)

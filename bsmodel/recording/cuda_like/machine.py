@@ -175,6 +175,18 @@ def node_stream() -> Stream | None:
     return None if stream is MAIN else stream
 
 
+def summing_stream(func: Any, args: Any) -> Stream | None:
+    """The stream in which the engine adds what several nodes give to one: that one's, where it is not the default one."""
+    if func is not torch.ops.aten.add.Tensor or Stream.current is not None or not _made_on:
+        return None
+    node: Any = torch._C._current_autograd_node()
+    for given_to, index in () if node is None else node.next_functions:
+        stream = None if given_to is None else _made_on.get(given_to._sequence_nr())
+        if stream is not None and tuple(given_to._input_metadata[index].shape) == tuple(args[0].shape):
+            return stream
+    return None
+
+
 def made(node: int) -> None:
     """A node of this number is made by the stream in progress."""
     if (stream := current()) is not MAIN:
