@@ -30,7 +30,8 @@ class Peak:
     """What torch would report for a run at one batch, in bytes.
 
     `reserved_lower_bytes` and `reserved_upper_bytes`, `device_lower_bytes` and `device_upper_bytes` are what it may also be, where a library
-    sizes workspaces by rules nobody publishes, and where the CUDA context is not known. `fits`: it surely does; `likely_fits`: it probably does.
+    sizes workspaces by rules nobody publishes, where a device lags behind while streams lend one another memory (`fsdp1`: its limiter waits for the
+    second block before), and where the CUDA context is not known. `fits`: it surely does; `likely_fits`: it probably does.
     """
 
     batch: int

@@ -26,3 +26,8 @@ class Allocation:
 def unwrapped(name: str) -> str:
     """The name of a module as the user has it, without those of FullyShardedDataParallel around it and others."""
     return ".".join(part for part in name.split(".") if part != "_fsdp_wrapped_module")
+
+
+def owner(parameter: str) -> str:
+    """The name of the module that a parameter of this name belongs to."""
+    return unwrapped(parameter).rpartition(".")[0]

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import NamedTuple
 
+import torch
+
+from bsmodel.recording.allocation import Allocation
+from bsmodel.recording.cuda_like.machine import MAIN, Stream
 from bsmodel.tape import Wait
 
 
@@ -17,16 +20,31 @@ class Waited(NamedTuple):
     reached: Mapping[int, int]
 
 
-@dataclass
 class Lent:
     """Which allocations are lent to which streams, and what is waited for, as a recording goes on."""
 
-    streams: dict[int, set[int]] = field(default_factory=dict)
-    waited: list[Waited] = field(default_factory=list)
+    def __init__(self, allocations: Sequence[Allocation], events: Sequence[int], numbers: dict[int, int], number: Callable[[torch.Tensor], int | None]) -> None:
+        self._allocations, self._events, self._number = allocations, events, number
+        self._numbers = numbers  # of streams, by what torch calls them
+        self.streams: dict[int, set[int]] = {}  # by allocation: the numbers of those that it is lent to
+        self.waited: list[Waited] = []
 
-    def to(self, allocation: int, stream: int) -> None:
-        """An allocation of another stream is used by this one, too."""
-        self.streams.setdefault(allocation, set()).add(stream)
+    def lend(self, tensor: torch.Tensor, stream: Stream) -> None:
+        """Another stream than that of a tensor's memory uses it, too."""
+        allocation, user = self._number(tensor), self._numbers.setdefault(stream.stream_id, len(self._numbers))
+        if allocation is not None and user != self._allocations[allocation].stream:
+            self.streams.setdefault(allocation, set()).add(user)
+
+    def give(self, tensors: Sequence[torch.Tensor], stream: Stream | None) -> None:
+        """Autograd's engine gives these, made in the default stream, to a node that runs in another (torch/csrc/autograd/input_buffer.cpp)."""
+        if stream is not None:
+            stream.wait_stream(MAIN)
+            for tensor in tensors:
+                self.lend(tensor, stream)
+
+    def wait(self, reached: Mapping[int, int]) -> None:
+        """The host goes on when streams, by what torch calls them, are through with so many events."""
+        self.waited.append(Waited(len(self._events), {self._numbers[stream]: event for stream, event in reached.items() if stream in self._numbers}))
 
 
 def by_block(lent: Lent, events: Sequence[int], spans: Mapping[str, tuple[int, int]]) -> dict[str, tuple[Wait, ...]]:

@@ -27,12 +27,12 @@ from bsmodel.recording.counts import Count, count, rows_of
 from bsmodel.recording.cuda_like import collectives, composites, kernels, offload, refusals, shapes, sparse, wrappers
 from bsmodel.recording.cuda_like.buffers import NO_BUFFERS, Buffer, Kernel
 from bsmodel.recording.cuda_like.engine import SUMS, in_backward, is_renumbered, keeps_gradient, sums_in_place
-from bsmodel.recording.cuda_like.machine import MAIN, Stream, current, made, node_stream, summing_stream
+from bsmodel.recording.cuda_like.machine import MAIN, current, made, node_stream, summing_stream
 from bsmodel.recording.cuda_like.pretence import META
 from bsmodel.recording.cuda_like.recurrent import Recurrent, recurrent_layers
 from bsmodel.recording.cuda_like.work import Work, work_of
 from bsmodel.recording.frames import calling_line
-from bsmodel.recording.lent import Lent, Waited
+from bsmodel.recording.lent import Lent
 from bsmodel.recording.said import Said
 from bsmodel.recording.values import Values
 from bsmodel.tape import Row
@@ -64,7 +64,6 @@ class Recorder(TorchDispatchMode):
         self.events: list[int] = []
         self.rows: list[Row] = []
         self.said: list[Said] = []
-        self.lent = Lent()
         self.recurrent: dict[str, Recurrent] = {}
         self.uncounted_operators: set[str] = set()
         self._known: dict[Any, _Known] = {}
@@ -72,6 +71,7 @@ class Recorder(TorchDispatchMode):
         self.uncounted: set[str] = set()
         self.workspaces: set[str] = set()
         self._streams = {MAIN.stream_id: 0}  # by what torch calls them: numbers in the order of their first allocation
+        self.lent = Lent(self.allocations, self.events, self._streams, self._number)
         self._live: dict[int, tuple[int, weakref.ref[Any]]] = {}  # by storage: its allocation, and what tells of its death
         self._modules: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
         self._stack: list[str] = []
@@ -152,23 +152,8 @@ class Recorder(TorchDispatchMode):
             if self.said[number].before is None:
                 self.said[number].before = len(self.rows)
 
-    def _stream(self, stream: Stream | None = None) -> int:
-        return self._streams.setdefault((stream or current()).stream_id, len(self._streams))
-
-    def lend(self, tensor: torch.Tensor, stream: Stream) -> None:
-        """Another stream than that of a tensor's memory uses it, too."""
-        if (number := self._number(tensor)) is not None and (user := self._stream(stream)) != self.allocations[number].stream:
-            self.lent.to(number, user)
-
-    def _lend_all(self, given: list[torch.Tensor], stream: Stream) -> None:
-        """The engine runs a node in another stream than the default one, which has made what it is given."""
-        stream.wait_stream(MAIN)
-        for tensor in given:
-            self.lend(tensor, stream)
-
-    def waited(self, reached: dict[int, int]) -> None:
-        """The host goes on when streams, by what torch calls them, are through with so many events."""
-        self.lent.waited.append(Waited(len(self.events), {self._streams[stream]: event for stream, event in reached.items() if stream in self._streams}))
+    def _stream(self) -> int:
+        return self._streams.setdefault(current().stream_id, len(self._streams))
 
     def release(self, number: int) -> None:
         """Write down that an allocation is given back."""
@@ -268,8 +253,7 @@ class Recorder(TorchDispatchMode):
                 return self._to_host(args[0], kwargs)
             if host and len(host) < len(given):
                 refusals.mixed_devices(func, args, host)
-            if (stream := summing_stream(func, args)) is not None:
-                self._lend_all(given, stream)
+            self.lent.give(given, stream := summing_stream(func, args))
             if func in SUMS and not kwargs and in_backward() and not self._stack and sums_in_place(func, args):
                 self._note_work(_name(func), work_of(func, args, given, [args[0]], NO_BUFFERS, self.capability), None)
                 return aten.alias.default(args[0])
@@ -303,8 +287,7 @@ class Recorder(TorchDispatchMode):
         return output
 
     def _run(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
-        if (stream := node_stream()) is not None:
-            self._lend_all(given, stream)
+        self.lent.give(given, node_stream())
         value, because = self.values.computed(func, args, kwargs, given)
         if value is None and shapes.is_view(func):
             output, _ = self._shaped(func, args, kwargs, given, value)

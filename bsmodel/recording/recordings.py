@@ -16,6 +16,7 @@ from bsmodel import tape as tapes
 from bsmodel.errors import UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.recording import alignment, checks, lent, said, samples
+from bsmodel.recording.allocation import owner
 from bsmodel.recording.assumed import Assumed
 from bsmodel.recording.quantized import by_rules, elements, is_packed
 from bsmodel.recording.recorder import Allocation
@@ -232,7 +233,7 @@ def _parameters(model: torch.nn.Module) -> dict[str, int]:
     """How many parameters each module has itself; what several share is the first one's."""
     found: dict[str, int] = {}
     for name, parameter in model.named_parameters():
-        module = name.rpartition(".")[0]
+        module = owner(name)
         found[module] = found.get(module, 0) + elements(parameter)
     return found
 

@@ -171,7 +171,7 @@ def node_stream() -> Stream | None:
 
     What others that ran in the default one give to it is lent to its own (torch/csrc/autograd/input_buffer.cpp).
     """
-    stream = current() if Stream.current is None else MAIN
+    stream = current() if Stream.current is None and _made_on else MAIN
     return None if stream is MAIN else stream
 
 

@@ -21,7 +21,7 @@ from bsmodel.training import Training
 from bsmodel.workloads import Workload
 
 RANK = 0  # the one that answers are of
-# Where each kind is wrapped: a module with `placed`, as below, and where it has something to say of these, `optimizer` and `settle`.
+# Where each kind is wrapped: a module with `placed`, as below, and where it has something to say of these, `within`, `optimizer` and `settle`.
 _ROOMS: dict[str, ModuleType] = {"ddp": replicated, "zero1": replicated, "fsdp1": flat, "fsdp2": sharded, "hsdp": sharded}
 
 
@@ -38,7 +38,8 @@ def group(parallel: Parallel | None) -> Iterator[None]:
     hook = sys.excepthook  # torch puts its own there, which says of which rank an error is
     dist.init_process_group("fake", rank=RANK, world_size=parallel.devices, store=FakeStore())
     try:
-        yield
+        with getattr(_ROOMS[parallel.kind], "within", contextlib.nullcontext)():
+            yield
     finally:
         dist.destroy_process_group()
         sys.excepthook = hook

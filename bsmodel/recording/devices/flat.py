@@ -3,16 +3,27 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from bsmodel.parallel import Parallel
 from bsmodel.recording import placement
-from bsmodel.recording.cuda_like.pretence import META
+from bsmodel.recording.cuda_like.pretence import META, replaced
 from bsmodel.recording.devices.sharded import DTYPES, blocks
 from bsmodel.recording.recorder import Recorder
 from bsmodel.training import Training
+
+
+@contextlib.contextmanager
+def within() -> Iterator[None]:
+    """Within this context storages without data are allocated where they have a size."""
+    from torch.distributed.fsdp import _flat_param
+
+    with replaced(_flat_param, "_data_ptr_allocated", lambda tensor: tensor.untyped_storage().nbytes() > 0):
+        yield
 
 
 def placed(model: torch.nn.Module, training: Training, parallel: Parallel, recorder: Recorder) -> torch.nn.Module:
