@@ -73,3 +73,9 @@ def bare(model: torch.nn.Module) -> torch.nn.Module:
     """The user's model inside of a wrapper that is a module of its own."""
     found: torch.nn.Module = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
     return found
+
+
+def parameters(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """All parameters of the user's model by their names, those too in whose place a wrapper has left something else."""
+    found: list[tuple[str, torch.nn.Parameter]] = getattr(model, flat.WHOLE, None) or list(bare(model).named_parameters())
+    return found

@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 
+from bsmodel.errors import InvalidInputError
 from bsmodel.parallel import Parallel
 from bsmodel.recording import placement
 from bsmodel.recording.cuda_like.pretence import META, replaced
 from bsmodel.recording.devices.sharded import DTYPES, blocks
 from bsmodel.recording.recorder import Recorder
 from bsmodel.training import Training
+
+WHOLE = "whole_parameters"  # of the wrapper: the model's own, by their names
 
 
 @contextlib.contextmanager
@@ -34,17 +37,25 @@ def placed(model: torch.nn.Module, training: Training, parallel: Parallel, recor
 
     low, summed = (DTYPES[name] if name else None for name in (parallel.param_dtype, parallel.reduce_dtype))
     options: dict[str, Any] = {"mixed_precision": MixedPrecision(param_dtype=low, reduce_dtype=summed)} if low or summed else {}
+    units = blocks(model, parallel.wrap)
+    for unit in units:
+        if len(dtypes := {str(parameter.dtype).removeprefix("torch.") for parameter in unit.parameters()}) > 1:
+            raise InvalidInputError(
+                f"fsdp1 lays the parameters of a {type(unit).__name__} end to end, and they are in {' and '.join(sorted(dtypes))}; use fsdp2"
+            )
     held = _without_data(model)
-    for parameter in model.parameters():
+    whole = list(model.named_parameters())
+    for _, parameter in whole:
         parameter.whole_elements = parameter.numel()  # type: ignore[attr-defined]
     wrapped = FullyShardedDataParallel(
         model,
         device_id=torch.device("cuda", 0),
         use_orig_params=True,
-        auto_wrap_policy=ModuleWrapPolicy({type(block) for block in blocks(model, parallel.wrap)}),
+        auto_wrap_policy=ModuleWrapPolicy({type(block) for block in units}),
         sharding_strategy=ShardingStrategy.SHARD_GRAD_OP if parallel.reshard_after_forward is False else ShardingStrategy.FULL_SHARD,
         **options,
     )
+    setattr(wrapped, WHOLE, whole)
     for buffer in wrapped.buffers():
         if buffer in held:
             recorder.values.set(buffer, held[buffer])
