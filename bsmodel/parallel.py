@@ -31,6 +31,7 @@ KINDS: dict[str, KindRule] = {
     "ddp": KindRule("every device holds all, gradients are summed in buckets", "torch/nn/parallel/distributed.py", _DDP),
     "zero1": KindRule("as ddp, with states of the optimizer dealt out parameter by parameter", "torch/distributed/optim/zero_redundancy_optimizer.py", _DDP),
     "fsdp2": KindRule("parameters, gradients and states in shards, gathered block by block", _SHARD, _FSDP, shards=True),
+    "fsdp1": KindRule("as fsdp2, by the older FullyShardedDataParallel", "torch/distributed/fsdp/fully_sharded_data_parallel.py", _FSDP, shards=True),
     "hsdp": KindRule("as fsdp2 within each node, and as ddp between nodes", _SHARD, _FSDP, shards=True),
     "deepspeed-zero1": KindRule("as ddp, with states of the optimizer in float32 dealt out in equal parts", f"{_ZERO}/stage_1_and_2.py", _DEEPSPEED),
     "deepspeed-zero2": KindRule("as deepspeed-zero1, with gradients dealt out as they are made", f"{_ZERO}/stage_1_and_2.py", _DEEPSPEED),
@@ -73,11 +74,11 @@ class Parallel(BaseModel, frozen=True):
     nodes: int = Field(default_factory=lambda given: nodes_of(given.get("devices", 1)), ge=1)
     """Machines that they stand in, as many in each; by default as few as hold them by eights."""
     reshard_after_forward: bool | None = None
-    """Of `fsdp2`: whether gathered parameters are given back after forward; by default those of all but the root are."""
+    """Of `fsdp1` and `fsdp2`: whether gathered parameters are given back after forward; by default those of all but the root are."""
     param_dtype: Literal["fp16", "bf16"] | None = None
-    """Of `fsdp2` and of DeepSpeed: what parameters are gathered and computed in, by default what their shards are in; what DeepSpeed updates is in float32."""
+    """Of `fsdp1`, `fsdp2` and DeepSpeed: what parameters are gathered and computed in, by default what their shards are in; DeepSpeed updates float32."""
     reduce_dtype: Literal["fp32", "fp16", "bf16"] | None = None
-    """Of `fsdp2`: what gradients are summed in, by default what they come in."""
+    """Of `fsdp1` and `fsdp2`: what gradients are summed in, by default what they come in."""
     bucket_mb: float | None = Field(default=None, gt=0)
     """Of `ddp` and `zero1`: MiB of gradients that are summed together; by default 25, and 1 for the first."""
     gradient_as_bucket_view: bool = False
@@ -85,7 +86,7 @@ class Parallel(BaseModel, frozen=True):
     sync_each_micro_step: bool = True
     """Whether every micro-step sums its gradients over the devices, or only the last one of an optimizer step."""
     wrap: tuple[str, ...] = ()
-    """Of `fsdp2`: names of the classes whose modules are sharded one by one; by default the model's own blocks."""
+    """Of `fsdp1` and `fsdp2`: names of the classes whose modules are sharded one by one; by default the model's own blocks."""
 
     if not TYPE_CHECKING:  # type checkers see the fields, which pydantic has from their annotations
 

@@ -224,7 +224,9 @@ class Training(BaseModel, frozen=True):
             f"weights {self.weights!r} are not sharded; use parallel ddp or zero1": self.weights in QUANTIZED
             and self.parallel is not None
             and self.parallel.shards,
-            "channels_last parameters are not contiguous, which fsdp2 needs": self.channels_last and self.parallel is not None and self.parallel.shards,
+            f"channels_last parameters are not contiguous, which {self.parallel and self.parallel.kind} needs": self.channels_last
+            and self.parallel is not None
+            and self.parallel.shards,
             "upcast is for quantized weights of bitsandbytes": not self.upcast and not self.packs("bitsandbytes"),
             "float8 is for weights that are trained; under adapters, give weights float8-torchao": self.float8 is not None and self.adapts,
         }

@@ -128,12 +128,13 @@ def add_parallel(parser: argparse.ArgumentParser, several: bool) -> None:
     parser.add_argument("--network", metavar="NAME", help=text)
     kinds = ", ".join(KINDS)
     parser.add_argument("--parallel", metavar="KIND", help=f"how they share it: {kinds}{more} (default: ddp, every one holds all)")
-    text = "what fsdp2 and DeepSpeed gather parameters and compute in (default: what they are held in)"
+    text = "what fsdp1, fsdp2 and DeepSpeed gather parameters and compute in (default: what they are held in)"
     parser.add_argument("--param-dtype", choices=("fp16", "bf16"), help=text)
-    parser.add_argument("--reduce-dtype", choices=tuple(WEIGHTS), help="what fsdp2 sums gradients in (default: what they come in)")
-    text = "whether fsdp2 gives gathered parameters back after forward (default: those of all but the root)"
+    parser.add_argument("--reduce-dtype", choices=tuple(WEIGHTS), help="what fsdp1 or fsdp2 sums gradients in (default: what they come in)")
+    text = "whether fsdp1 or fsdp2 gives gathered parameters back after forward (default: those of all but the root)"
     parser.add_argument("--reshard-after-forward", action=argparse.BooleanOptionalAction, default=None, help=text)
-    parser.add_argument("--wrap", action="append", metavar="CLASS", help="modules that fsdp2 shards one by one, repeatable (default: the model's blocks)")
+    text = "modules that fsdp1 or fsdp2 shards one by one, repeatable (default: the model's blocks)"
+    parser.add_argument("--wrap", action="append", metavar="CLASS", help=text)
 
 
 def add_adapters(parser: argparse.ArgumentParser) -> None:

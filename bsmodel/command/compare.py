@@ -79,8 +79,9 @@ def _ways(options: argparse.Namespace) -> list[argparse.Namespace]:
     several = {(None if kind == "ddp" or count == 1 else kind, count): None for kind in kinds for count in options.devices}
     if options.save and len({kind and (kind, count) for kind, count in several}) > 1:
         raise InvalidInputError("--save keeps the recordings of one way to share; give one of --parallel, and one number of devices")
-    unsharded = dict.fromkeys(arguments.SHARING) if "fsdp2" in kinds else {}
-    ways = [{"devices": count, "parallel": kind, **({} if kind == "fsdp2" else unsharded)} for kind, count in several]
+    sharded = {kind for kind in kinds if KINDS[kind].shards}
+    unsharded = dict.fromkeys(arguments.SHARING) if sharded else {}
+    ways = [{"devices": count, "parallel": kind, **({} if kind in sharded else unsharded)} for kind, count in several]
     return sorted((argparse.Namespace(**{**vars(options), **way}) for way in ways), key=lambda way: way.parallel is not None)
 
 

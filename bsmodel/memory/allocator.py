@@ -95,6 +95,7 @@ class CachingAllocator:
         self._segments: dict[int, Block] = {}  # the first block of every segment, in the order of addresses
         self._live: dict[int, Block | None] = {}  # by tensor, the oldest instance; those behind it wait in _younger
         self._younger: dict[int, deque[Block | None]] = {}
+        self._lent: dict[int, Block] = {}  # by address: what is freed and may not be taken again
         self.forgone: set[int] = set()
 
     def run(self, operations: Iterable[int], sizes: Sequence[int], optional: Container[int] = (), streams: Mapping[int, int] = _ONE_STREAM) -> None:
@@ -178,8 +179,31 @@ class CachingAllocator:
         block.age_base = self._large_searches
         pool.put(block)
 
+    def lend(self, tensor: int) -> Block | None:
+        """Free the oldest living instance of a tensor, whose block another stream still uses: nobody takes it before it is reclaimed."""
+        block = self._live.pop(tensor)
+        if tensor in self._younger:
+            self._live[tensor] = self._younger[tensor].popleft()
+            if not self._younger[tensor]:
+                del self._younger[tensor]
+        if block is not None:
+            self.allocated_bytes -= block.size_bytes
+            self.requested_bytes -= block.requested_bytes
+            self._lent[block.address] = block
+        return block
+
+    def reclaim(self, block: Block) -> None:
+        """No other stream uses a block that was lent; it may have been reclaimed already, where memory ran short."""
+        if self._lent.get(block.address) is block:
+            del self._lent[block.address]
+            self.allocated_bytes += block.size_bytes
+            self.requested_bytes += block.requested_bytes
+            self.free(block)
+
     def release_cached(self) -> None:
         """Return what holds no allocated block to the driver, as `torch.cuda.empty_cache()` does: whole segments, or whole pages."""
+        for block in list(self._lent.values()):  # synchronize_and_free_events
+            self.reclaim(block)
         starts = list(self._segments)
         for pools in (self._large, self._small):
             for _, pool in sorted(pools.items()):
@@ -207,7 +231,7 @@ class CachingAllocator:
         """Where the large blocks lie, free and allocated, and how often the driver was asked; small blocks wander almost without end."""
         free = tuple(tuple(pool.keys) for _, pool in sorted(self._large.items()))
         live = frozenset((tensor, block.address) for tensor, block in self._live.items() if block is not None and block.size_bytes > SMALL_SIZE)
-        return len(self.segment_events), free, live
+        return len(self.segment_events), free, live, frozenset(self._lent)
 
     def _search(self, pool: Pool, size: int) -> int:
         """The index of the free block to use, past the end where there is none: get_free_block."""

@@ -16,6 +16,7 @@ from bsmodel.hardware import Gpu
 from bsmodel.memory.allocator import SMALL_SEGMENT, CachingAllocator, OutOfMemoryError
 from bsmodel.memory.closed_form import STEPS, Footprint, footprint
 from bsmodel.memory.data_parallel import sharing
+from bsmodel.memory.lagging import Lagging
 from bsmodel.memory.settings import Settings
 from bsmodel.tape import Tape, micro_batches, micro_steps, require_same_kernels
 from bsmodel.units import whole
@@ -29,7 +30,8 @@ class Peak:
     """What torch would report for a run at one batch, in bytes.
 
     `reserved_lower_bytes` and `reserved_upper_bytes`, `device_lower_bytes` and `device_upper_bytes` are what it may also be, where a library
-    sizes workspaces by rules nobody publishes, and where the CUDA context is not known. `fits`: it surely does; `likely_fits`: it probably does.
+    sizes workspaces by rules nobody publishes, where a device lags behind while streams lend one another memory (`fsdp1`: its limiter waits for the
+    second block before), and where the CUDA context is not known. `fits`: it surely does; `likely_fits`: it probably does.
     """
 
     batch: int
@@ -128,13 +130,14 @@ def replays(tape: Tape, gpu: Gpu, accumulation: int, settings: Settings) -> Repl
     def trained(batch: int, assumed: str, capacity_bytes: int) -> CachingAllocator | None:
         sizes, optional = _ASSUMED[assumed](tape, batch, gpu).tolist(), tape.workspaces if assumed == "lenient" else ()
         allocator = CachingAllocator(capacity_bytes, settings, total_bytes=max(gpu.memory_bytes, capacity_bytes))
-        return allocator if _train(allocator, tape, sizes, accumulation, optional) else None
+        lagging = Lagging(allocator, tape) if assumed == "upper" and tape.lent else None
+        return allocator if _train(allocator, tape, sizes, accumulation, optional, lagging) else None
 
     @functools.cache
     def replay(batch: int, assumed: str, within: bool) -> _Reached | None:
         if at_worst is not None and assumed in ("upper", "mixed"):
             return at_worst(batch, assumed, within)
-        if assumed not in ("likely", "lenient") and not tape.workspaces:
+        if assumed not in ("likely", "lenient") and not tape.workspaces and not (assumed == "upper" and tape.lent):
             return replay(batch, "likely", within)
         if assumed == "likely" and not within and not settings.garbage_collection_threshold:
             usual = replay(batch, "lenient", True)
@@ -170,7 +173,7 @@ def survives(batch: int, replay: Replay) -> bool:
     return replay(batch, "lower", True) is not None and replay(batch, "mixed", True) is not None
 
 
-def _train(allocator: CachingAllocator, tape: Tape, sizes: list[int], accumulation: int, optional: Container[int]) -> bool:
+def _train(allocator: CachingAllocator, tape: Tape, sizes: list[int], accumulation: int, optional: Container[int], lagging: Lagging | None = None) -> bool:
     """Run training steps until the allocator has come to rest; whether there is memory for that, and so for all later steps.
 
     It has where a step asks nothing of the driver while there is room for the largest block, or where a step ends as an earlier one did:
@@ -187,7 +190,10 @@ def _train(allocator: CachingAllocator, tape: Tape, sizes: list[int], accumulati
         for name, block in tape.program(_MOST_STEPS, accumulation):
             if name in ("micro", "first"):
                 asked, retries = len(allocator.segment_events), allocator.retries
-            allocator.run(block, sizes, optional, tape.streams)
+            if lagging is not None:
+                lagging.run(name, sizes, optional)
+            else:
+                allocator.run(block, sizes, optional, tape.streams)
             if name in ("step", "first_step"):
                 layouts.append(allocator.layout())
                 quiet = len(allocator.segment_events) == asked and allocator.spare_bytes > largest

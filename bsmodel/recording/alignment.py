@@ -188,6 +188,7 @@ def periodic(events: dict[str, list[int]], allocations: Sequence[Any]) -> Period
     """
     alias: dict[int, int] = {}
     _share(alias, events, "first", ("micro",), {"micro": ("accumulate",), "accumulate": ()}, allocations)
+    _share(alias, events, "first", ("micro",), {"micro": ()}, allocations)
     _share(alias, events, "first_step", ("micro", "accumulate", "step"), {"step": ()}, allocations)
     kept: dict[int, int] = {}
     blocks: dict[str, tuple[int, ...]] = {}
@@ -215,12 +216,18 @@ def _share(
     carried = _left_behind(events, origin, dies_in)
     for heir, heir_dies_in in heirs.items():
         candidates = _left_behind(events, heir, heir_dies_in)
-        waiting = list(carried)
+        taken = {alias[number] for number in events[heir] if number in alias}
+        waiting = [number for number in carried if number not in taken]
         for number in candidates:
-            twin = next((c for c in waiting if allocations[c].operator == allocations[number].operator), None)
-            if twin is not None:
-                waiting.remove(twin)
-                alias[number] = twin
+            same = [other for other in waiting if allocations[other].operator == allocations[number].operator]
+            alike = [other for other in same if _likeness(allocations[other]) == _likeness(allocations[number])]
+            if same:
+                alias[number] = (alike or same)[0]
+                waiting.remove(alias[number])
+
+
+def _likeness(allocation: Any) -> tuple[str, int]:
+    return allocation.module, allocation.size_bytes
 
 
 def _left_behind(events: dict[str, list[int]], block: str, dies_in: tuple[str, ...]) -> list[int]:

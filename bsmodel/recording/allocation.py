@@ -21,3 +21,13 @@ class Allocation:
     kind: str = ""  # of a workspace that a library sizes by rules nobody publishes
     excess_bytes: int = 0  # how much larger that may be
     stream: int = 0  # of whose blocks the allocator takes it: 0 is the default one's
+
+
+def unwrapped(name: str) -> str:
+    """The name of a module as the user has it, without those of FullyShardedDataParallel around it and others."""
+    return ".".join(part for part in name.split(".") if part != "_fsdp_wrapped_module")
+
+
+def owner(parameter: str) -> str:
+    """The name of the module that a parameter of this name belongs to."""
+    return unwrapped(parameter).rpartition(".")[0]

@@ -73,7 +73,7 @@ def require_steady(period: Period, sizes: Mapping[int, Size], recorded: Sequence
 def same_memory(tape: Tape, other: Tape) -> bool:
     """Whether two recordings allocate and release the same in the same order."""
     sizes = all(np.array_equal(getattr(tape, name), getattr(other, name)) for name in ("fixed_bytes", "per_sample_bytes", "per_pair_bytes"))
-    return sizes and all(getattr(tape, name) == getattr(other, name) for name in ("blocks", "operators", "terms", "workspaces", "streams"))
+    return sizes and all(getattr(tape, name) == getattr(other, name) for name in ("blocks", "operators", "terms", "workspaces", "streams", "lent", "waits"))
 
 
 def roomiest(gpu: Gpu) -> int:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bsmodel.errors import InvalidInputError, UntraceableError
 from bsmodel.recording import adapters, quantized, torchao
+from bsmodel.recording.allocation import owner
 from bsmodel.recording.cuda_like import wrappers
 from bsmodel.recording.cuda_like.pretence import META
 from bsmodel.recording.recorder import Recorder
@@ -206,7 +207,7 @@ def categorize(model: torch.nn.Module, training: Training, recorder: Recorder) -
     with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             for part in wrappers.parts(tensor):
-                recorder.categorize(part, _category(tensor, training), name.rpartition(".")[0])
+                recorder.categorize(part, _category(tensor, training), owner(name))
 
 
 def _category(tensor: torch.Tensor, training: Training) -> str:

@@ -110,7 +110,9 @@ def _rounded(bnb: Any, layer: Any) -> None:
 
 
 def elements(parameter: torch.Tensor) -> int:
-    """Numbers in a parameter, of one that is packed those that were."""
+    """Numbers in a parameter, of one that is packed those that were, of one of which a part is here those of all."""
+    if (whole := getattr(parameter, "whole_elements", None)) is not None:
+        return int(whole)
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else math.prod(state.shape)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
 from collections.abc import Iterable, Iterator
@@ -18,18 +19,19 @@ from torch.utils._pytree import tree_map
 
 from bsmodel.errors import UntraceableError
 from bsmodel.recording import leftovers
-from bsmodel.recording.allocation import Allocation
+from bsmodel.recording.allocation import Allocation, unwrapped
 from bsmodel.recording.assumed import ALL, Assumed, all_selected
 from bsmodel.recording.chance import drawn
 from bsmodel.recording.counts import Count, count, rows_of
 from bsmodel.recording.cuda_like import collectives, composites, kernels, offload, refusals, shapes, sparse, wrappers
 from bsmodel.recording.cuda_like.buffers import NO_BUFFERS, Buffer, Kernel
-from bsmodel.recording.cuda_like.engine import SUMS, is_renumbered, sums_in_place
-from bsmodel.recording.cuda_like.machine import MAIN, Stream
+from bsmodel.recording.cuda_like.engine import SUMS, in_backward, is_renumbered, keeps_gradient, sums_in_place
+from bsmodel.recording.cuda_like.machine import MAIN, current, made, node_stream, summing_stream
 from bsmodel.recording.cuda_like.pretence import META
 from bsmodel.recording.cuda_like.recurrent import Recurrent, recurrent_layers
 from bsmodel.recording.cuda_like.work import Work, work_of
 from bsmodel.recording.frames import calling_line
+from bsmodel.recording.lent import Lent
 from bsmodel.recording.said import Said
 from bsmodel.recording.values import Values
 from bsmodel.tape import Row
@@ -68,6 +70,7 @@ class Recorder(TorchDispatchMode):
         self.uncounted: set[str] = set()
         self.workspaces: set[str] = set()
         self._streams = {MAIN.stream_id: 0}  # by what torch calls them: numbers in the order of their first allocation
+        self.lent = Lent(self.allocations, self.events, self._streams, self._number)
         self._live: dict[int, tuple[int, weakref.ref[Any]]] = {}  # by storage: its allocation, and what tells of its death
         self._modules: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
         self._stack: list[str] = []
@@ -79,7 +82,7 @@ class Recorder(TorchDispatchMode):
     @contextmanager
     def following(self, model: torch.nn.Module) -> Iterator[None]:
         """Name the module each operation belongs to, in forward and in backward."""
-        self._modules = weakref.WeakKeyDictionary({module: name for name, module in model.named_modules()})
+        self._modules = weakref.WeakKeyDictionary({module: unwrapped(name) for name, module in model.named_modules()})
         self.recurrent = recurrent_layers(model)
         if any(isinstance(module, torch.nn.RNNBase) for module in model.modules()):
             self.uncounted.add("workspace and reserve of cuDNN's RNNs, which are recorded as PyTorch's own kernels")
@@ -101,8 +104,8 @@ class Recorder(TorchDispatchMode):
     def _where(self) -> tuple[str, str]:
         """The phase and the module of the operation in progress."""
         if self._stack:
-            return ("backward" if _in_backward() else "forward"), self._stack[-1]
-        if not _in_backward():
+            return ("backward" if in_backward() else "forward"), self._stack[-1]
+        if not in_backward():
             return self.phase, ""
         return "backward", self._origin()[0]
 
@@ -137,7 +140,7 @@ class Recorder(TorchDispatchMode):
 
     def say(self, kind: str, size_bytes: int, ranks: int, stride: int, waits: bool) -> None:
         """Write down a collective of the stream in progress, which `waits` for it or goes on."""
-        stream, number = Stream.current, len(self.said)
+        stream, number = current(), len(self.said)
         self.said.append(Said(kind, size_bytes, self._where()[0], len(self.rows) if stream is MAIN else stream.kernels, None, ranks, stride))
         if waits:
             stream.says(number)
@@ -149,7 +152,7 @@ class Recorder(TorchDispatchMode):
                 self.said[number].before = len(self.rows)
 
     def _stream(self) -> int:
-        return self._streams.setdefault(Stream.current.stream_id, len(self._streams))
+        return self._streams.setdefault(current().stream_id, len(self._streams))
 
     def release(self, number: int) -> None:
         """Write down that an allocation is given back."""
@@ -241,6 +244,7 @@ class Recorder(TorchDispatchMode):
             if func is aten.copy_.default and offload.packing() and not self.follows(args[0]):
                 return args[0]
             if func in _READS:
+                current().synchronize()
                 return self.values.item(args[0])
             if func in _QUESTIONS:
                 return self.values.truth()
@@ -248,14 +252,16 @@ class Recorder(TorchDispatchMode):
                 return self._to_host(args[0], kwargs)
             if host and len(host) < len(given):
                 refusals.mixed_devices(func, args, host)
-            if func in SUMS and not kwargs and _in_backward() and not self._stack and sums_in_place(func, args):
+            self.lent.give(given, stream := summing_stream(func, args))
+            if func in SUMS and not kwargs and in_backward() and not self._stack and sums_in_place(func, args):
                 self._note_work(_name(func), work_of(func, args, given, [args[0]], NO_BUFFERS, self.capability), None)
                 return aten.alias.default(args[0])
             if (made_of := composites.composite(func)) is not None:
                 self.uncounted |= composites.uncounted(func, given)
                 with self:
                     return made_of(*args, **kwargs)
-            return self._by_known_masks(func, args, kwargs, given)
+            with stream or contextlib.nullcontext():
+                return self._by_known_masks(func, args, kwargs, given)
 
     def _by_known_masks(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
         """An operator; masks become the indices that CUDA makes of them first (TensorIndexing, expandTensors)."""
@@ -280,6 +286,7 @@ class Recorder(TorchDispatchMode):
         return output
 
     def _run(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
+        self.lent.give(given, node_stream())
         value, because = self.values.computed(func, args, kwargs, given)
         if value is None and shapes.is_view(func):
             output, _ = self._shaped(func, args, kwargs, given, value)
@@ -310,10 +317,11 @@ class Recorder(TorchDispatchMode):
 
     def _note_node(self) -> None:
         """The newest node of autograd's graph, if the operation in progress made it, belongs to the module in progress."""
-        if self._stack or not _in_backward():
+        if self._stack or not in_backward():
             node = torch._C._autograd._get_sequence_nr() - 1
             if node not in self._made:
                 self._made[node] = (self._stack[-1] if self._stack else "", calling_line())
+                made(node)
 
     def _shaped(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor], value: Any) -> tuple[Any, bool]:
         """The outputs of an operation, without data: by its shape function, or (True) by its value where only that tells the size."""
@@ -356,7 +364,7 @@ class Recorder(TorchDispatchMode):
         """The workspace of a library handle is allocated at its first use in a thread, and kept: backward runs in a thread of its own."""
         for handle in kernel.handles:
             stream = f", stream {self._stream()}" if self._stream() else ""
-            name = f"{handle.name} ({'backward' if _in_backward() else 'main'} thread{stream})"
+            name = f"{handle.name} ({'backward' if in_backward() else 'main'} thread{stream})"
             if name not in self.workspaces:
                 self.workspaces.add(name)
                 self.allocate(handle.size_bytes, name, "workspace")
@@ -368,7 +376,7 @@ class Recorder(TorchDispatchMode):
             return
         phase, module = self._where()
         if phase == "backward":
-            phase = "recompute" if self._stack else "gradient" if _keeps_gradient() else "backward"
+            phase = "recompute" if self._stack else "gradient" if keeps_gradient() else "backward"
         if phase == "forward" and counted is None:
             self.uncounted_operators.add(operator)
         self.rows += rows_of(operator, module, phase, work, counted if phase == "forward" and counted else Count(0))
@@ -379,16 +387,6 @@ class Recorder(TorchDispatchMode):
         if self.allocations[self._live[tensor.untyped_storage()._cdata][0]].category == "parameter":
             self.left_at = calling_line()
         return self.values.on_host(tensor, kwargs.get("dtype") or tensor.dtype)
-
-
-def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1
-
-
-def _keeps_gradient() -> bool:
-    """Whether the engine is at the end of its graph, where a gradient is kept or added to the one that is there."""
-    node: Any = torch._C._current_autograd_node()
-    return node is not None and node.name() == "torch::autograd::AccumulateGrad"
 
 
 # Set from outside: defined in the class it would be wrapped in a guard against torch.compile, a tenth of the time of a recording.

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ import torch
 from bsmodel import tape as tapes
 from bsmodel.errors import UntraceableError
 from bsmodel.hardware import Gpu
-from bsmodel.recording import alignment, checks, said, samples
-from bsmodel.recording.allocation import Allocation
+from bsmodel.recording import alignment, checks, devices, lent, said, samples
+from bsmodel.recording.allocation import Allocation, owner
 from bsmodel.recording.assumed import Assumed
 from bsmodel.recording.quantized import by_rules, elements, is_packed
 from bsmodel.recording.run import Run, running, two_steps
@@ -203,8 +203,8 @@ def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple
         accumulation=run.loop.training.accumulation,
         versions=_versions(run.loop.model),
         recorded_batches=batches,
-        parameter_count=sum(map(elements, run.loop.model.parameters())),
-        trained_parameter_count=sum(p.numel() for p in run.loop.model.parameters() if p.requires_grad),
+        parameter_count=sum(elements(p) for _, p in devices.parameters(run.loop.model)),
+        trained_parameter_count=sum(elements(p) for _, p in devices.parameters(run.loop.model) if p.requires_grad),
         tokens_per_sample=run.loop.workload.tokens_per_sample,
         fixed_bytes=np.array([size.bytes.fixed for size in found], np.int64),
         per_sample_bytes=np.array([size.bytes.per_sample for size in found], np.int64),
@@ -214,7 +214,7 @@ def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple
         phases=tuple(a.phase for a in allocations),
         categories=tuple(a.category for a in allocations),
         terms={index: Term(size.formula, size.parameters) for index, size in enumerate(found) if size.formula},
-        streams={index: a.stream for index, a in enumerate(allocations) if a.stream},
+        **_streams(run, period.kept),
         workspaces={index: Workspace(size.kind, size.excess) for index, size in enumerate(found) if size.kind},
         blocks=period.blocks,
         operations=_all_operations(run, micro_step),
@@ -230,11 +230,21 @@ def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple
     )
 
 
+def _streams(run: Run, kept: Sequence[int]) -> dict[str, Any]:
+    """Whose blocks allocations take, which other streams use them, and what is waited for."""
+    recorder = run.recorder
+    return {
+        "streams": {index: stream for index, number in enumerate(kept) if (stream := recorder.allocations[number].stream)},
+        "lent": {index: tuple(sorted(streams)) for index, number in enumerate(kept) if (streams := recorder.lent.streams.get(number))},
+        "waits": lent.by_block(recorder.lent, recorder.events, {name: run.spans[name] for name in BLOCKS}),
+    }
+
+
 def _parameters(model: torch.nn.Module) -> dict[str, int]:
     """How many parameters each module has itself; what several share is the first one's."""
     found: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        module = name.rpartition(".")[0]
+    for name, parameter in devices.parameters(model):
+        module = owner(name)
         found[module] = found.get(module, 0) + elements(parameter)
     return found
 

@@ -21,11 +21,11 @@ from torch.utils._pytree import tree_leaves
 from bsmodel.errors import BsmodelError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.recording import devices, frames, leftovers, loop, placement, said
-from bsmodel.recording.allocation import Allocation
+from bsmodel.recording.allocation import Allocation, owner
 from bsmodel.recording.assumed import Assumed
 from bsmodel.recording.chance import decided
 from bsmodel.recording.cuda_like import flash, machine, offload, wrappers
-from bsmodel.recording.cuda_like.pretence import pretend_cuda, resizing
+from bsmodel.recording.cuda_like.pretence import lending, pretend_cuda, resizing
 from bsmodel.recording.cuda_like.recurrent import as_cudnn
 from bsmodel.recording.loop import Loop
 from bsmodel.recording.recorder import Recorder
@@ -125,7 +125,9 @@ def _run(workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> 
                 stack.enter_context(resizing(recorder.resized))
                 stack.enter_context(offload.followed(recorder.follows))
                 stack.enter_context(decided(recorder.values.decided))
-                stack.enter_context(machine.watched(lambda: len(recorder.rows), recorder.joined))
+                stack.enter_context(lending(recorder.lent.lend))
+                watch = machine.Watch(lambda: len(recorder.rows), lambda: len(recorder.events), recorder.joined, recorder.lent.wait)
+                stack.enter_context(machine.watched(watch))
                 stack.enter_context(recorder)
                 run = _prepared(recorder, model, left_to_chance(workload, recorder.values), training, remarks)
                 with _optimizers_of(run):
@@ -232,7 +234,7 @@ def micro_step(run: Run, batch_size: int) -> None:
         loop.micro_step(run.loop, batch_size)
     for name, parameter in model.named_parameters():
         for part in () if parameter.grad is None else wrappers.parts(parameter.grad):
-            run.recorder.categorize(part, "gradient", name.rpartition(".")[0])
+            run.recorder.categorize(part, "gradient", owner(name))
     if run.loop.workload.step is not None:
         run.idle = run.idle or sum(run.stepped.values()) == before
         _require_used(run)
@@ -270,7 +272,7 @@ def _optimizers_of(run: Run) -> Iterator[None]:
 
 
 def _categorize_state(run: Run, optimizer: torch.optim.Optimizer) -> None:
-    owners = {id(parameter): name.rpartition(".")[0] for name, parameter in devices.bare(run.loop.model).named_parameters()}
+    owners = {id(parameter): owner(name) for name, parameter in devices.bare(run.loop.model).named_parameters()}
     for parameter, state in optimizer.state.items():
         for tensor in tree_leaves(state):
             for part in wrappers.parts(tensor) if isinstance(tensor, torch.Tensor) else ():

@@ -20,7 +20,7 @@ from bsmodel.tape.lengths import Lengths, Piece
 from bsmodel.tape.operations import Operations
 from bsmodel.tape.polynomials import Polynomial
 from bsmodel.tape.schema import SCHEMA_VERSION, SIZES, SavedPiece, SavedTape, SavedTapes, require_pieces, require_sound
-from bsmodel.tape.tape import Collective, Tape, Term, Workspace
+from bsmodel.tape.tape import Collective, Tape, Term, Wait, Workspace
 from bsmodel.units import MiB, shown
 
 LIMIT_BYTES = 256 * MiB  # of JSON; the tapes of the largest named models take two
@@ -160,7 +160,7 @@ def _document(tape: Tape) -> dict[str, Any]:
     document = {**plain, "gpu": tape.gpu.model_dump(mode="json"), "operations": tape.operations.document()}
     document.update((name, plain[name].tolist()) for name in SIZES)
     document["workspaces"] = [[number, workspace.kind, astuple(workspace.excess)] for number, workspace in tape.workspaces.items()]
-    document["streams"] = list(tape.streams.items())
+    document["streams"], document["lent"] = list(tape.streams.items()), list(tape.lent.items())
     document["collectives"] = [(each.kind, astuple(each.size), *each[2:]) for each in tape.collectives]
     document["worst"] = tape.worst and _document(tape.worst)
     document["terms"] = [[number, term.formula, [astuple(parameter) for parameter in term.parameters]] for number, term in tape.terms.items()]
@@ -181,7 +181,8 @@ def _tape(saved: SavedTape) -> Tape:
     plain["terms"] = {number: Term(formula, tuple(Polynomial(*each) for each in parameters)) for number, formula, parameters in saved.terms}
     plain["workspaces"] = {number: Workspace(kind, Polynomial(*excess)) for number, kind, excess in saved.workspaces}
     plain["collectives"] = tuple(Collective(each[0], Polynomial(*each[1]), *each[2:]) for each in saved.collectives)
-    plain["streams"] = dict(saved.streams)
+    plain["streams"], plain["lent"] = dict(saved.streams), dict(saved.lent)
+    plain["waits"] = {name: tuple(Wait(*each) for each in found) for name, found in saved.waits.items()}
     plain["worst"] = saved.worst and _tape(saved.worst)
     plain["operations"] = Operations.of(dict(saved.operations))
     return Tape(**plain)

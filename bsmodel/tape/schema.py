@@ -19,7 +19,7 @@ from bsmodel.tape.workspaces import FORMULAS
 from bsmodel.training import PRECISIONS, Training
 from bsmodel.units import MOST_COUNT
 
-SCHEMA_VERSION = 13
+SCHEMA_VERSION = 14
 SIZES = ("fixed_bytes", "per_sample_bytes", "per_pair_bytes")
 _EXPECTED = "expected none below zero, and none that falls, from batch 1 on"
 _PROGRAM = (("init", "first", "accumulate", "first_step", "micro", "accumulate", "step"), ("init", "first", "first_step", "micro", "step", "micro", "step"))
@@ -80,6 +80,8 @@ class SavedTape(_Checked):
     terms: tuple[tuple[Count, str, tuple[Sizes, ...]], ...]
     workspaces: tuple[tuple[Count, str, Sizes], ...]
     streams: tuple[tuple[Count, Positive], ...]
+    lent: tuple[tuple[Count, Annotated[tuple[Count, ...], Field(min_length=1)]], ...]
+    waits: dict[str, tuple[tuple[Count, Count, Count], ...]]
     blocks: dict[str, tuple[int, ...]]
     operations: SavedOperations
     uncounted_operators: tuple[str, ...]
@@ -109,7 +111,7 @@ class SavedPiece(_Checked):
 class SavedTapes(_Checked):
     """A file: the recordings of one workload and recipe, one for each family of kernels, or pieces of several lengths for each."""
 
-    schema_version: Literal[13]
+    schema_version: Literal[14]
     tapes: tuple[SavedTape, ...] = Field(min_length=1)
     pieces: tuple[SavedPiece, ...] = ()
 
@@ -196,7 +198,7 @@ def _allocations(saved: SavedTape) -> Problems:
 
 def _buffers(saved: SavedTape) -> Problems:
     count = len(saved.fixed_bytes)
-    for name in ("terms", "workspaces", "streams"):
+    for name in ("terms", "workspaces", "streams", "lent"):
         numbers = [item[0] for item in getattr(saved, name)]
         if len(set(numbers)) < len(numbers) or max(numbers, default=-1) >= count:
             yield name, f"is of allocations {max(numbers)} and below; expected each of the {count} at most once"
@@ -247,8 +249,22 @@ def _events(saved: SavedTape) -> Problems:
         if events and not (-count <= min(events) and max(events) < count):
             yield f"blocks.{name}", f"goes from {min(events)} to {max(events)}; expected events of the {count} allocations there are"
             return
+    yield from _waits(saved)
     for program in _PROGRAM:
         yield from _released_too_early(saved.blocks, program, count)
+
+
+def _waits(saved: SavedTape) -> Problems:
+    streams = {stream for _, users in saved.lent for stream in users}
+    for name, waits in saved.waits.items():
+        if name not in BLOCKS:
+            yield f"waits.{name}", f"is no block; expected {', '.join(BLOCKS)}"
+            return
+        for index, (position, stream, until) in enumerate(waits):
+            if position > len(saved.blocks[name]) or until > position:
+                yield f"waits.{name}.{index}", f"is at {position}, for the first {until}; expected at most as many, of {len(saved.blocks[name])} events"
+            if stream not in streams:
+                yield f"waits.{name}.{index}", f"is for stream {stream}; expected one that something is lent to"
 
 
 def _released_too_early(blocks: dict[str, tuple[int, ...]], program: Sequence[str], count: int) -> Problems:

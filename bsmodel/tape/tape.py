@@ -62,13 +62,25 @@ class Collective(NamedTuple):
     stride: int
 
 
+class Wait(NamedTuple):
+    """Before the event at `position` of a block the host has waited: a stream is through with what was lent to it and released among the first `until`.
+
+    0 are none of this block, and all of those before it.
+    """
+
+    position: int
+    stream: int
+    until: int
+
+
 @dataclass(frozen=True)
 class Tape:
     """Everything later questions need, and nothing of torch.
 
     Allocation `k` asks for `fixed_bytes[k] + per_sample_bytes[k] * b + per_pair_bytes[k] * b (b - 1) / 2` bytes, and `terms[k]` on top where it has one;
     `streams[k]` is the stream whose blocks it takes where that is not the default one. `workspaces[k]` says what it is where a library sizes it by
-    rules nobody publishes: so much is what its planner wants first, and whether the library of a card takes it depends on the kind. `blocks` holds
+    rules nobody publishes: so much is what its planner wants first, and whether the library of a card takes it depends on the kind. `lent[k]` are further
+    streams that use it: its memory can be taken again when they are through, which the host knows of a lagging device only after `waits`. `blocks` holds
     the events of each part of a run: `k` allocates number k, `~k` releases its oldest living instance. A run of n steps with a micro-steps each is
     `init`, `first`, (`accumulate` x (a-1)), `first_step`, then n-1 times `micro`, (`accumulate` x (a-1)), `step`.
     """
@@ -103,6 +115,8 @@ class Tape:
     base_lr: float | None = None  # known to train it, at an effective batch of base_batch
     base_batch: int | None = None
     remarks: tuple[str, ...] = ()  # what an answer rests on that nobody asked for, a sentence each
+    lent: dict[int, tuple[int, ...]] = field(default_factory=dict)  # of allocations that streams beside their own use: which
+    waits: dict[str, tuple[Wait, ...]] = field(default_factory=dict)  # by block, in order
     collectives: tuple[Collective, ...] = ()  # of a micro-step, in order, and of an optimizer step
     own_step: bool = False  # whether the workload's own step does all that a loop would
     parameters: dict[str, int] = field(default_factory=dict)  # how many each module has itself

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from bsmodel.recording.cuda_like import machine
+
 aten = torch.ops.aten
 SUMS = frozenset((aten.add.Tensor, aten.scatter.src, aten.scatter.value, aten.scatter_add.default, aten.index_add.default, aten.index_put.default))
 _MARK = "made in a backward pass"
@@ -23,6 +25,17 @@ _MARK = "made in a backward pass"
 def is_renumbered(node: Any) -> bool:
     """Whether a node has been given the number it has on CUDA."""
     return _MARK in node.metadata
+
+
+def in_backward() -> bool:
+    """Whether the engine runs a backward pass."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def keeps_gradient() -> bool:
+    """Whether the engine is at the end of its graph, where a gradient is kept or added to the one that is there."""
+    node: Any = torch._C._current_autograd_node()
+    return node is not None and node.name() == "torch::autograd::AccumulateGrad"
 
 
 class Numbers:
@@ -41,7 +54,7 @@ class Numbers:
     def __call__(self, outputs: Any, gradients: Any, retain_graph: Any, create_graph: Any, *rest: Any, **named: Any) -> Any:
         """A run of the engine."""
         start = torch._C._autograd._get_sequence_nr()
-        with self.mode:  # which has stepped aside for the call that this is part of
+        with self.mode, machine.chosen_by_engine():  # the mode has stepped aside for the call that this is part of
             results = self.run(outputs, gradients, retain_graph, create_graph, *rest, **named)
         if not create_graph:
             return results
@@ -60,13 +73,10 @@ def _nodes(tensors: Any, start: int) -> list[Any]:
     found: dict[Any, None] = {}
     while waiting:
         node = waiting.pop()
-        if node not in found and start <= node._sequence_nr() < _LEAF:
+        if node not in found and start <= node._sequence_nr() < machine.LEAF:
             found[node] = None
             waiting += [following for following, _ in node.next_functions if following is not None]
     return list(found)
-
-
-_LEAF = (1 << 64) - 1  # the number of nodes that accumulate a gradient
 
 
 def sums_in_place(func: Any, args: Any) -> bool:

@@ -9,11 +9,13 @@ import itertools
 import types
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from bsmodel.hardware import Gpu
+
+LEAF = (1 << 64) - 1  # the number of nodes that accumulate a gradient
 
 
 class Properties:
@@ -30,19 +32,20 @@ class Event:
 
     def __init__(self, *options: Any, **named: Any) -> None:
         """Takes what `torch.cuda.Event` takes."""
-        self.kernels, self.said = 0, frozenset[int]()
+        self.kernels, self.said, self.reached = 0, frozenset[int](), dict[int, int]()
 
     def record(self, stream: Any = None) -> None:
         """The moment is now."""
-        self.kernels, self.said = (stream or Stream.current).begun()
+        self.kernels, self.said, self.reached = (stream or current()).begun()
 
     def wait(self, stream: Any = None) -> None:
         """The stream goes on when the moment has come."""
-        (stream or Stream.current).wait_event(self)
+        (stream or current()).wait_event(self)
 
     def synchronize(self) -> None:
         """The host, and what it does next, goes on when the moment has come."""
-        Stream.current.wait_event(self)
+        current().wait_event(self)
+        _watch.waited(self.reached)
 
     def query(self) -> bool:
         """It has come."""
@@ -57,17 +60,18 @@ class Stream:
     """A queue of kernels, which is always empty; as a context, the one that is entered."""
 
     device = torch.device("cuda", 0)
-    current: Stream  # the one that is entered, of the whole process as a device is
+    current: Stream | None  # the one that is entered, of the whole process as a device is; None where autograd's engine decides
 
     def __init__(self, *options: Any, **named: Any) -> None:
         """Takes what `torch.cuda.Stream` takes."""
         self.cuda_stream = self.stream_id = next(_NUMBERS)
-        self._left: list[Stream] = []
+        self._left: list[Stream | None] = []
         self.kernels, self.said = 0, frozenset[int]()  # of the default stream, and collectives, that are done when it goes on
+        self.reached: dict[int, int] = {}  # by other streams: how many events of the recording they are through with then
 
-    def begun(self) -> tuple[int, frozenset[int]]:
-        """How many kernels of the default stream are done when all that has been asked of this one is, and which collectives."""
-        return (_kernels() if self is MAIN else self.kernels), self.said
+    def begun(self) -> tuple[int, frozenset[int], dict[int, int]]:
+        """How many kernels of the default stream are done when all that has been asked of this one is, which collectives, and how far all streams are."""
+        return (_watch.kernels() if self is MAIN else self.kernels), self.said, {**self.reached, self.stream_id: _watch.events()}
 
     def says(self, collective: int) -> None:
         """It begins a collective, and goes on when that is done."""
@@ -81,22 +85,25 @@ class Stream:
 
     def wait_stream(self, stream: Any) -> None:
         """It goes on when all is done that has been asked of the other."""
-        kernels, said = stream.begun()
-        self.kernels = max(self.kernels, kernels)
-        self._join(said)
+        self._go_on_after(*stream.begun())
 
     def wait_event(self, event: Any) -> None:
         """It goes on when the moment has come."""
-        self.kernels = max(self.kernels, event.kernels)
-        self._join(event.said)
+        self._go_on_after(event.kernels, event.said, event.reached)
+
+    def _go_on_after(self, kernels: int, said: frozenset[int], reached: dict[int, int]) -> None:
+        self.kernels = max(self.kernels, kernels)
+        self.reached = {stream: max(self.reached.get(stream, 0), reached.get(stream, 0)) for stream in {**self.reached, **reached}}
+        self._join(said)
 
     def _join(self, said: frozenset[int]) -> None:
         if self is MAIN:
-            _joined(said - self.said)
+            _watch.joined(said - self.said)
         self.said |= said
 
     def synchronize(self) -> None:
-        """Nothing is waited for."""
+        """The host goes on when all is done."""
+        _watch.waited(self.begun()[2])
 
     def query(self) -> bool:
         """All is done."""
@@ -114,20 +121,89 @@ class Stream:
 _NUMBERS = itertools.count()
 MAIN = Stream()
 Stream.current = MAIN
-_kernels: Callable[[], int] = int  # how many the default stream has been asked for
-_joined: Callable[[frozenset[int]], object] = len  # told of collectives that it waits for
+
+
+class Watch(NamedTuple):
+    """How far a recording is, and who is told of what is waited for."""
+
+    kernels: Callable[[], int] = int  # how many the default stream has been asked for
+    events: Callable[[], int] = int  # how many allocations and releases there have been
+    joined: Callable[[frozenset[int]], object] = len  # told of collectives that the default stream waits for
+    waited: Callable[[dict[int, int]], object] = len  # told how far streams are when the host has waited for one
+
+
+_watch = Watch()
+_made_on: dict[int, Stream] = {}  # by its number: the stream in which a node of autograd's graph was made, where that is not the default one
+_last = MAIN  # that of the node that the engine was seen in last
 
 
 @contextlib.contextmanager
-def watched(kernels: Callable[[], int], joined: Callable[[frozenset[int]], object]) -> Iterator[None]:
-    """Within this context streams know how far the default one is, and somebody is told when it waits for collectives."""
-    global _kernels, _joined
-    before, MAIN.said = (_kernels, _joined), frozenset()
-    _kernels, _joined = kernels, joined
+def watched(watch: Watch) -> Iterator[None]:
+    """Within this context streams know how far a recording is, and somebody is told when they are waited for."""
+    global _watch
+    before, MAIN.said, MAIN.reached = _watch, frozenset(), {}
+    _watch = watch
+    _made_on.clear()
     try:
         yield
     finally:
-        _kernels, _joined = before
+        _watch = before
+
+
+def current() -> Stream:
+    """The stream that is entered, or else the one in which autograd's engine runs a node: that of the forward pass that made it.
+
+    A node that keeps a gradient was made together with the one that gives it (torch/csrc/autograd/engine.cpp, evaluate_function).
+    """
+    global _last
+    if Stream.current is not None:
+        return Stream.current
+    node: Any = torch._C._current_autograd_node()
+    if node is None:
+        return MAIN
+    if (number := node._sequence_nr()) != LEAF:
+        _last = _made_on.get(number, MAIN)
+    return _last
+
+
+def node_stream() -> Stream | None:
+    """The stream in which autograd's engine runs a node, where that is not the default one.
+
+    What others that ran in the default one give to it is lent to its own (torch/csrc/autograd/input_buffer.cpp).
+    """
+    stream = current() if Stream.current is None and _made_on else MAIN
+    return None if stream is MAIN else stream
+
+
+def summing_stream(func: Any, args: Any) -> Stream | None:
+    """The stream in which the engine adds what several nodes give to one: that one's, where it is not the default one."""
+    if func is not torch.ops.aten.add.Tensor or Stream.current is not None or not _made_on:
+        return None
+    node: Any = torch._C._current_autograd_node()
+    for given_to, index in () if node is None else node.next_functions:
+        stream = None if given_to is None else _made_on.get(given_to._sequence_nr())
+        if stream is not None and tuple(given_to._input_metadata[index].shape) == tuple(args[0].shape):
+            return stream
+    return None
+
+
+def made(node: int) -> None:
+    """A node of this number is made by the stream in progress."""
+    if (stream := current()) is not MAIN:
+        _made_on[node] = stream
+
+
+@contextlib.contextmanager
+def chosen_by_engine() -> Iterator[None]:
+    """Within this context a backward pass runs; the default stream goes on when those are done in which its nodes ran."""
+    global _last
+    before, Stream.current, _last = Stream.current, None, MAIN
+    try:
+        yield
+    finally:
+        Stream.current = before
+        for stream in set(_made_on.values()):
+            current().wait_stream(stream)
 
 
 class _TensorType(type):
@@ -196,7 +272,7 @@ def answers(gpu: Gpu) -> dict[str, Any]:
         "Event": Event,
         "stream": entered,
         "set_stream": become,
-        "current_stream": lambda device=None: Stream.current,
+        "current_stream": lambda device=None: current(),
         "default_stream": lambda device=None: MAIN,
         "is_current_stream_capturing": lambda: False,
         "nvtx": types.SimpleNamespace(range_push=_nothing, range_pop=_nothing, mark=_nothing, range=_Device),

@@ -139,6 +139,11 @@ def resizing(tell: Callable[[torch.UntypedStorage, int], None]) -> Iterator[None
         yield
 
 
+def lending(tell: Callable[[torch.Tensor, Any], None]) -> Any:
+    """Within this context somebody is told of tensors that another stream uses, too, whose memory is free when both are done."""
+    return replaced(torch.Tensor, "record_stream", lambda tensor, stream: tell(tensor, stream))
+
+
 @contextmanager
 def pretend_cuda(gpu: Gpu, follows: Callable[[torch.Tensor], bool], note: Callable[[str], object] = str) -> Iterator[None]:
     """Within this context Python code sees one CUDA device, this card; `follows` tells which `meta` tensors are on it.
@@ -166,7 +171,6 @@ def pretend_cuda(gpu: Gpu, follows: Callable[[torch.Tensor], bool], note: Callab
         stack.enter_context(replaced(torch, "Generator", _Generator))
         calls = _DeviceCalls(follows)
         stack.enter_context(replaced(torch.autograd, "_engine_run_backward", engine.Numbers(_engine_run_backward, calls)))
-        stack.enter_context(replaced(torch.Tensor, "record_stream", lambda tensor, stream: None))
         stack.enter_context(machine.MAIN)
         stack.enter_context(replaced(DefaultDeviceType, "_default_device_type", "cuda"))
         stack.enter_context(calls)

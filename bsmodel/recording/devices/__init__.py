@@ -15,15 +15,15 @@ import torch.distributed as dist
 from bsmodel.errors import InvalidInputError
 from bsmodel.parallel import Parallel
 from bsmodel.recording import placement
-from bsmodel.recording.devices import deepspeed, replicated, sharded
+from bsmodel.recording.devices import deepspeed, flat, replicated, sharded
 from bsmodel.recording.recorder import Recorder
 from bsmodel.training import Training
 from bsmodel.workloads import Workload
 
 RANK = 0  # the one that answers are of
-# Where each kind is wrapped: a module with `placed`, as below, and where it has something to say of these, `optimizer` and `settle`.
+# Where each kind is wrapped: a module with `placed`, as below, and where it has something to say of these, `within`, `optimizer` and `settle`.
 _ROOMS: dict[str, ModuleType] = {
-    **{"ddp": replicated, "zero1": replicated, "fsdp2": sharded, "hsdp": sharded},
+    **{"ddp": replicated, "zero1": replicated, "fsdp1": flat, "fsdp2": sharded, "hsdp": sharded},
     **dict.fromkeys(("deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3"), deepspeed),
 }
 
@@ -41,7 +41,8 @@ def group(parallel: Parallel | None) -> Iterator[None]:
     hook = sys.excepthook  # torch puts its own there, which says of which rank an error is
     dist.init_process_group("fake", rank=RANK, world_size=parallel.devices, store=FakeStore())
     try:
-        yield
+        with getattr(_ROOMS[parallel.kind], "within", contextlib.nullcontext)():
+            yield
     finally:
         dist.destroy_process_group()
         sys.excepthook = hook
@@ -74,4 +75,10 @@ def settle(model: torch.nn.Module, training: Training, recorder: Recorder) -> No
 def bare(model: torch.nn.Module) -> torch.nn.Module:
     """The user's model inside of a wrapper that is a module of its own."""
     found: torch.nn.Module = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+    return found
+
+
+def parameters(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """All parameters of the user's model by their names, those too in whose place a wrapper has left something else."""
+    found: list[tuple[str, torch.nn.Parameter]] = getattr(model, flat.WHOLE, None) or list(bare(model).named_parameters())
     return found
