@@ -24,12 +24,14 @@ class KindRule:
 
 _DDP = ("bucket_mb", "gradient_as_bucket_view")
 _FSDP = ("reshard_after_forward", "param_dtype", "reduce_dtype", "wrap")
+_TENSOR = "torch/distributed/tensor/parallel/style.py"
 _SHARD = "torch/distributed/fsdp/_fully_shard"
 KINDS: dict[str, KindRule] = {
     "ddp": KindRule("every device holds all, gradients are summed in buckets", "torch/nn/parallel/distributed.py", _DDP),
     "zero1": KindRule("as ddp, with states of the optimizer dealt out parameter by parameter", "torch/distributed/optim/zero_redundancy_optimizer.py", _DDP),
-    "fsdp2": KindRule("parameters, gradients and states in shards, gathered block by block", _SHARD, _FSDP, shards=True),
+    "fsdp2": KindRule("parameters, gradients and states in shards, gathered block by block", _SHARD, (*_FSDP, "tensor"), shards=True),
     "hsdp": KindRule("as fsdp2 within each node, and as ddp between nodes", _SHARD, _FSDP, shards=True),
+    "tp": KindRule("layers in parts by the model's own plan, all devices at work on the same samples", _TENSOR, ("tensor",)),
 }
 MOST_DEVICES = 1 << 14
 
@@ -67,6 +69,8 @@ class Parallel(BaseModel, frozen=True):
     """GPUs in all."""
     nodes: int = Field(default_factory=lambda given: nodes_of(given.get("devices", 1)), ge=1)
     """Machines that they stand in, as many in each; by default as few as hold them by eights."""
+    tensor: int = Field(default=1, ge=1)
+    """Of `tp` and `fsdp2`: devices that hold a layer together and share each micro-batch; by default all of `tp`, and one of `fsdp2`."""
     reshard_after_forward: bool | None = None
     """Of `fsdp2`: whether gathered parameters are given back after forward; by default those of all but the root are."""
     param_dtype: Literal["fp16", "bf16"] | None = None
@@ -90,6 +94,13 @@ class Parallel(BaseModel, frozen=True):
             except ValidationError as error:
                 raise refusal(error, type(self), "field of parallel", "parallel {}") from None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _all_of_tp(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("kind") == "tp" and "devices" in given:
+            return {"tensor": given["devices"], **given}
+        return given
+
     @model_validator(mode="after")
     def _together(self) -> Parallel:
         """Raises `InvalidInputError` for a kind that nobody knows, and for fields of another kind."""
@@ -108,7 +119,7 @@ class Parallel(BaseModel, frozen=True):
     @property
     def replicas(self) -> int:
         """How many micro-batches the devices take at once."""
-        return self.devices
+        return self.devices // self.tensor
 
     @property
     def shards(self) -> bool:

@@ -15,14 +15,14 @@ import torch.distributed as dist
 from bsmodel.errors import InvalidInputError
 from bsmodel.parallel import Parallel
 from bsmodel.recording import placement
-from bsmodel.recording.devices import replicated, sharded
+from bsmodel.recording.devices import layers, replicated, sharded
 from bsmodel.recording.recorder import Recorder
 from bsmodel.training import Training
 from bsmodel.workloads import Workload
 
 RANK = 0  # the one that answers are of
 # Where each kind is wrapped: a module with `placed`, as below, and where it has something to say of these, `optimizer` and `settle`.
-_ROOMS: dict[str, ModuleType] = {"ddp": replicated, "zero1": replicated, "fsdp2": sharded, "hsdp": sharded}
+_ROOMS: dict[str, ModuleType] = {"ddp": replicated, "zero1": replicated, "fsdp2": sharded, "hsdp": sharded, "tp": layers}
 
 
 @contextlib.contextmanager
@@ -38,7 +38,8 @@ def group(parallel: Parallel | None) -> Iterator[None]:
     hook = sys.excepthook  # torch puts its own there, which says of which rank an error is
     dist.init_process_group("fake", rank=RANK, world_size=parallel.devices, store=FakeStore())
     try:
-        yield
+        with layers.unasked():
+            yield
     finally:
         dist.destroy_process_group()
         sys.excepthook = hook
