@@ -112,6 +112,12 @@ class Parallel(BaseModel, frozen=True):
                 raise InvalidInputError(f"parallel {name} is {shown(getattr(self, name))}, which kind {self.kind!r} does not have")
         if self.nodes > self.devices or self.devices % self.nodes:
             raise InvalidInputError(f"parallel nodes is {self.nodes}; expected as many devices in each: a number that divides {self.devices}")
+        if self.devices % self.tensor:
+            raise InvalidInputError(f"parallel tensor is {self.tensor}; expected as many devices for each micro-batch: a number that divides {self.devices}")
+        if self.kind == "tp" and self.tensor != self.devices:
+            raise InvalidInputError(f"parallel tensor is {self.tensor}; tp has every layer on all {self.devices} devices, and fsdp2 goes with fewer")
+        if self.kind == "fsdp2" and 1 < self.tensor == self.devices:
+            raise InvalidInputError(f"parallel tensor is {self.tensor}, which leaves fsdp2 nothing to shard over; use kind 'tp'")
         if self.kind == "hsdp" and not 1 < self.nodes < self.devices:
             raise InvalidInputError(f"parallel nodes is {self.nodes}; hsdp shards within each of several nodes, and needs two or more of two devices or more")
         return self
