@@ -76,9 +76,10 @@ def interval(likely_bytes: int, low_bytes: int, high_bytes: int) -> str:
 
 
 def split(row: Row) -> str:
-    """`micro x accumulation x devices = effective`."""
+    """`micro x accumulation x devices = effective`; of the devices `/ N` share each micro-batch."""
     near = "" if row.exact else " (nearest)"
-    return f"{row.micro_batch} x {row.accumulation} x {row.devices} = {row.effective_batch}{near}" if row.split else "-"
+    devices = f"{row.devices}/{row.tensor}" if row.tensor > 1 else row.devices
+    return f"{row.micro_batch} x {row.accumulation} x {devices} = {row.effective_batch}{near}" if row.split else "-"
 
 
 def seconds(value: float) -> str:
