@@ -133,4 +133,5 @@ class Parallel(BaseModel, frozen=True):
         return KINDS[self.kind].shards
 
     def __str__(self) -> str:
-        return f"{self.kind} over {self.devices:,} devices"
+        parts = f", layers over {self.tensor} of them" if 1 < self.tensor < self.devices else ""
+        return f"{self.kind} over {self.devices:,} devices{parts}"

@@ -26,7 +26,8 @@ def title(recorded: Recorded, target: str = "") -> str:
         rank = f" rank {recorded.recipe['lora_rank']}" if recorded.recipe.get("lora_rank") else ""
         recipe.append(f"{_ADAPTERS.get(adapter or 'lora', adapter)}{rank}")
     if parallel := recorded.recipe.get("parallel"):
-        recipe.append(f"{parallel['kind']} over {parallel['devices']:,} devices")
+        parts = f", layers over {parallel['tensor']} of them" if 1 < parallel.get("tensor", 1) < parallel["devices"] else ""
+        recipe.append(f"{parallel['kind']} over {parallel['devices']:,} devices{parts}")
     if recorded.own_step:
         recipe.append("a step of its own")
     return f"{recorded.name}: {recorded.parameters / 1e6:,.1f} M parameters, {', '.join(recipe)}{target}"

@@ -77,7 +77,7 @@ class Recorder(TorchDispatchMode):
         self.events: list[int] = []
         self.rows: list[Row] = []
         self.said: list[Said] = []
-        self.begun: dict[int, int] = {}  # by storage: the collective that writes into it, until somebody waits
+        self.begun: dict[int, int] = {}  # of `said`, by the storage that it writes into
         self.recurrent: dict[str, Recurrent] = {}
         self.uncounted_operators: set[str] = set()
         self._known: dict[Any, _Known] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +84,9 @@ def optimizer(model: torch.nn.Module, training: Training) -> Any:
     for parameter in model.parameters():
         if parameter.requires_grad:
             groups.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
-    return placement.make_optimizer([{"params": group} for mesh, group in sorted(groups.items(), key=lambda item: item[0] is None)], training)
+    last = groups.pop(None, None)
+    split: list[Any] = [{"params": group} for group in (*groups.values(), *([last] if last else []))]
+    return placement.make_optimizer(split, training)
 
 
 # -- the plan ---------------------------------------------------------------------------------------------------------------------------
@@ -107,7 +110,9 @@ def layers(model: torch.nn.Module, parts: int) -> list[tuple[torch.nn.Module, St
         if style.kind and not isinstance(module, torch.nn.Linear):
             raise InvalidInputError(f"the plan of {name} splits {path}, a {type(module).__name__}; only linear layers are recorded in parts")
         if style.kind and module.weight.size(style.dimension) % parts:
-            raise InvalidInputError(f"{path} has {module.weight.size(style.dimension):,} {('outputs', 'inputs')[style.dimension]}, no multiple of tensor {parts}")
+            raise InvalidInputError(
+                f"{path} has {module.weight.size(style.dimension):,} {('outputs', 'inputs')[style.dimension]}, no multiple of tensor {parts}"
+            )
         found.append((module, style))
     for path, _ in model.named_parameters():  # of experts, which are no modules
         if (asked := plan.get(re.sub(r"\d+", "*", path))) is not None:
@@ -121,7 +126,7 @@ def plan_of(model: torch.nn.Module) -> dict[str, str]:
     for name, module in model.named_modules():
         own = dict(getattr(type(module), "_tp_plan", None) or {})
         if getattr(module, "base_model", None) is module:
-            own |= getattr(module.config, "base_model_tp_plan", None) or {}
+            own |= getattr(getattr(module, "config", None), "base_model_tp_plan", None) or {}
         prefix = re.sub(r"\d+", "*", f"{name}." if name else "")
         found |= {prefix + path: style for path, style in own.items()}
     return found
@@ -145,7 +150,7 @@ def _require_heads(model: torch.nn.Module, plan: dict[str, str], parts: int) -> 
     """Raises `InvalidInputError` where a device would have a part of a head."""
     if not any(style == "colwise" and path.rpartition(".")[2] in _OF_HEADS for path, style in plan.items()):
         return
-    config: Any = model.config
+    config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     for field in _HEADS:
         heads = getattr(config, field, None)
@@ -158,7 +163,10 @@ def _require_heads(model: torch.nn.Module, plan: dict[str, str], parts: int) -> 
 
 @contextlib.contextmanager
 def unasked() -> Iterator[None]:
-    """Within this context nothing is recorded of what DTensor asks about shapes, of tensors of the whole size that no device ever has."""
+    """Within this context nothing is recorded of what DTensor asks about shapes, of tensors of the whole size that no device ever has.
+
+    Nor is said what PyTorch says of layers whose outputs are views, which a loop that changes none of them in place need not know.
+    """
     from torch.distributed.tensor._sharding_prop import ShardingPropagator
 
     name = "_propagate_tensor_meta_non_cached"
@@ -168,5 +176,6 @@ def unasked() -> Iterator[None]:
         with _disable_current_modes():
             return asks(*given)
 
-    with replaced(ShardingPropagator, name, aside):
+    with replaced(ShardingPropagator, name, aside), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         yield
