@@ -165,7 +165,7 @@ def test_ways_to_share_are_compared(config, capsys):
     assert main(["compare", folder, *asked]) == 0
     shown = capsys.readouterr().out
     assert main(["compare", folder, *asked[:2], "--parallel", "foo", "--devices", "4"]) == 2
-    assert "unknown kind of parallel 'foo'; known: ddp, fsdp2, hsdp, zero1" in capsys.readouterr().err
+    assert "unknown kind of parallel 'foo'; known: ddp, fsdp2, hsdp, tp, zero1" in capsys.readouterr().err
     assert main(["compare", folder, *asked[:2], "--parallel", "fsdp2"]) == 2
     assert "--parallel fsdp2 is for several devices; give --devices N" in capsys.readouterr().err
     assert main(["compare", folder, *asked, "--save", "both.gz"]) == 2
