@@ -16,7 +16,7 @@ from cases import RESULTS, read
 from cases.errors import brackets_line, brackets_table, causes_table, error, peaks_table, rivals_table
 from pydantic import BaseModel
 
-from bsmodel.hardware import Gpu, Kernels, Runtime, Source, WorkspaceRule
+from bsmodel.hardware import Gpu, Kernels, Network, Runtime, Source, WorkspaceRule
 from bsmodel.validation import rows as validated
 from bsmodel.validation import summary
 from bsmodel.validation.rivals import RIVALS
@@ -148,18 +148,20 @@ def _unit(name: str, field: dict[str, Any]) -> str:
     """The unit a name ends in, otherwise the type of its value."""
     if found := re.search(r"_(bytes_per_s|flops_per_s|usd_per_hour|seconds|bytes|count)(_low|_high)?$", name):
         return {"flops_per_s": "FLOP/s", "bytes_per_s": "bytes/s", "usd_per_hour": "USD/h"}.get(found[1], found[1])
-    kind = next((choice for choice in field.get("anyOf", ()) if choice["type"] != "null"), field)
+    kind = next((choice for choice in field.get("anyOf", ()) if choice.get("type") != "null"), field)
+    if "$ref" in kind:
+        return "table"
     if "enum" in kind:
         return "one of " + ", ".join(f"`{value}`" for value in kind["enum"])
     if kind["type"] == "array":
         return "list of tables" if "$ref" in kind["items"] else "list of text"
-    return {"string": kind.get("format", "text"), "boolean": "true or false", "number": "fraction", "object": "table"}[kind["type"]]
+    return {"string": kind.get("format", "text"), "boolean": "true or false", "number": "fraction", "integer": "count", "object": "table"}[kind["type"]]
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"summary": headline},
     "benchmarks/README.md": {"summary": headline, "cards": cards, "errors": tables, "rivals": estimators, "times": times},
-    "hardware/README.md": {row.__name__.lower(): lambda row=row: fields(row) for row in (Gpu, Source, Runtime, Kernels, WorkspaceRule)},
+    "hardware/README.md": {row.__name__.lower(): lambda row=row: fields(row) for row in (Gpu, Source, Runtime, Kernels, Network, WorkspaceRule)},
 }
 
 

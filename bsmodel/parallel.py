@@ -25,6 +25,8 @@ class KindRule:
 _DDP = ("bucket_mb", "gradient_as_bucket_view")
 _FSDP = ("reshard_after_forward", "param_dtype", "reduce_dtype", "wrap")
 _TENSOR = "torch/distributed/tensor/parallel/style.py"
+_DEEPSPEED = ("param_dtype",)
+_ZERO = "deepspeed/runtime/zero"
 _SHARD = "torch/distributed/fsdp/_fully_shard"
 KINDS: dict[str, KindRule] = {
     "ddp": KindRule("every device holds all, gradients are summed in buckets", "torch/nn/parallel/distributed.py", _DDP),
@@ -32,6 +34,9 @@ KINDS: dict[str, KindRule] = {
     "fsdp2": KindRule("parameters, gradients and states in shards, gathered block by block", _SHARD, (*_FSDP, "tensor"), shards=True),
     "hsdp": KindRule("as fsdp2 within each node, and as ddp between nodes", _SHARD, _FSDP, shards=True),
     "tp": KindRule("layers in parts by the model's own plan, all devices at work on the same samples", _TENSOR, ("tensor",)),
+    "deepspeed-zero1": KindRule("as ddp, with states of the optimizer in float32 dealt out in equal parts", f"{_ZERO}/stage_1_and_2.py", _DEEPSPEED),
+    "deepspeed-zero2": KindRule("as deepspeed-zero1, with gradients dealt out as they are made", f"{_ZERO}/stage_1_and_2.py", _DEEPSPEED),
+    "deepspeed-zero3": KindRule("parameters, gradients and states dealt out, gathered module by module", f"{_ZERO}/stage3.py", _DEEPSPEED, shards=True),
 }
 MOST_DEVICES = 1 << 14
 
@@ -74,7 +79,7 @@ class Parallel(BaseModel, frozen=True):
     reshard_after_forward: bool | None = None
     """Of `fsdp2`: whether gathered parameters are given back after forward; by default those of all but the root are."""
     param_dtype: Literal["fp16", "bf16"] | None = None
-    """Of `fsdp2`: what parameters are gathered and computed in, by default what their shards are in."""
+    """Of `fsdp2` and of DeepSpeed: what parameters are gathered and computed in, by default what their shards are in; what DeepSpeed updates is in float32."""
     reduce_dtype: Literal["fp32", "fp16", "bf16"] | None = None
     """Of `fsdp2`: what gradients are summed in, by default what they come in."""
     bucket_mb: float | None = Field(default=None, gt=0)

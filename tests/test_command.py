@@ -50,6 +50,11 @@ def test_every_answer_follows_its_published_schema(question, capsys):
     assert not checked.is_valid({**json.loads(answer), "command": 3})  # the check can fail
 
 
+def test_where_nothing_fits_compare_says_why(capsys):
+    code, text = asked(capsys, "compare", MINE, "--cache", "--gpu", "rtx-3070-8gb", "--headroom", "7.2GiB")
+    assert code == 1 and "rtx-3070-8gb one sample needs" in text and "micro x accumulation" not in text
+
+
 @pytest.mark.parametrize("columns", [80, 120, 200])
 @pytest.mark.parametrize("question", ["plan", "compare", "predict", "explain", "explain by module", "gpus", "study"])
 def test_tables_fit_the_window(question, columns, capsys, monkeypatch):

@@ -14,7 +14,7 @@ from bsmodel.command.asked import Asked, recorded_cards
 from bsmodel.command.watching import watching
 from bsmodel.errors import InvalidInputError
 from bsmodel.files import require_writable
-from bsmodel.hardware import DEFAULT_GPUS, Gpu, defaults
+from bsmodel.hardware import DEFAULT_GPUS, Gpu, defaults, network_named
 from bsmodel.parallel import KINDS, Parallel
 from bsmodel.planning import Price
 from bsmodel.studies import Goal, for_card, one_of_each, pool, require_asked_about, tapes
@@ -124,11 +124,13 @@ def add_parallel(parser: argparse.ArgumentParser, several: bool) -> None:
     """How many devices share the work, and how."""
     number, default, more = (counts, (1,), ", or several with commas between") if several else (positive, 1, "")
     parser.add_argument("--devices", type=number, default=default, metavar="N", help=f"GPUs, each with a micro-batch of its own{more} (default: 1)")
+    text = "what connects the nodes, of hardware/networks.toml, or a TOML file (default: any that the card is rented with)"
+    parser.add_argument("--network", metavar="NAME", help=text)
     kinds = ", ".join(KINDS)
     parser.add_argument("--parallel", metavar="KIND", help=f"how they share it: {kinds}{more} (default: ddp, every one holds all)")
     text = "devices that hold each layer together and share a micro-batch (default: all of tp, one of fsdp2)"
     parser.add_argument("--tensor", type=positive, metavar="N", help=text)
-    text = "what fsdp2 gathers parameters and computes in (default: what they are held in)"
+    text = "what fsdp2 and DeepSpeed gather parameters and compute in (default: what they are held in)"
     parser.add_argument("--param-dtype", choices=("fp16", "bf16"), help=text)
     parser.add_argument("--reduce-dtype", choices=tuple(WEIGHTS), help="what fsdp2 sums gradients in (default: what they come in)")
     text = "whether fsdp2 gives gathered parameters back after forward (default: those of all but the root)"
@@ -221,10 +223,13 @@ def gpus_asked(options: argparse.Namespace, found: Asked, otherwise: tuple[Gpu, 
 
 
 def with_room(options: argparse.Namespace, gpus: Iterable[Gpu]) -> list[Gpu]:
-    """The cards as `--context` and `--headroom` say."""
+    """The cards as `--context` and `--headroom` say, in nodes connected as `--network` says."""
+    found = list(gpus)
+    if name := getattr(options, "network", None):
+        found = [gpu.among(network_named(name)) for gpu in found]
     if options.context is None and options.headroom is None:
-        return list(gpus)
-    return [gpu.leaving(options.headroom or 0, options.context) for gpu in gpus]
+        return found
+    return [gpu.leaving(options.headroom or 0, options.context) for gpu in found]
 
 
 def room_asked(options: argparse.Namespace) -> list[str]:

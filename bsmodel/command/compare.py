@@ -12,7 +12,7 @@ from bsmodel.command.documents import CompareDocument, Notes
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Part, render, table
 from bsmodel.command.watching import until_a_defect, watching
-from bsmodel.command.wording import amount, money, seconds, split, title
+from bsmodel.command.wording import amount, money, seconds, split, title, waiting
 from bsmodel.errors import InvalidInputError, UnknownNameError
 from bsmodel.hardware import Gpu
 from bsmodel.parallel import KINDS
@@ -101,7 +101,7 @@ def _reason(row: Row) -> str:
 def _text(recorded: Recorded, found: Study, left_out: Mapping[str, str], notes: Notes) -> str:
     rows = found.plans
     priced = sorted({row.timing.price.source for row in rows if row.timing and row.timing.price})
-    parts: list[Part] = [title(recorded), "", _table(rows), ""]
+    parts: list[Part] = [title(recorded), "", *([_table(rows), ""] if rows else [])]
     parts += [f"Prices, on demand and per card: {'; '.join(priced)}.", ""] if priced else []
     return render(*parts, *(f"{name} {reason}" for name, reason in left_out.items()), *([""] if left_out else []), *foot(recorded, notes))
 
@@ -110,7 +110,7 @@ def _table(rows: Sequence[Row]) -> Part:
     by_time = sorted((row for row in rows if row.timing), key=lambda row: -row.timing.samples_per_s if row.timing else 0.0)
     places = {id(row): str(place) for place, row in enumerate(by_time, 1)}
     shared = any(row.devices > 1 for row in rows)
-    right = ("step", "samples per s", "MFU", "by time", "hours", "USD per million", "cost")
+    right = ("step", "samples per s", "MFU", *(["waiting"] if shared else []), "by time", "hours", "USD per million", "cost")
     columns = (
         ("by cost", "right"),
         ("GPU", ""),
@@ -124,8 +124,8 @@ def _table(rows: Sequence[Row]) -> Part:
 def _cells(row: Row, places: Mapping[int, str], shared: bool) -> list[str]:
     timing, head = row.timing, [row.gpu, *([_way(row)] if shared else []), split(row)]
     if timing is None:
-        return [*head, f"unknown: {row.untimed}", *["-"] * 6]
-    times = [seconds(timing.step.seconds), f"{timing.samples_per_s:,.1f}", f"{timing.mfu:.0%}", places[id(row)]]
+        return [*head, f"unknown: {row.untimed}", *["-"] * (7 if shared else 6)]
+    times = [seconds(timing.step.seconds), f"{timing.samples_per_s:,.1f}", f"{timing.mfu:.0%}", *([waiting(timing.step)] if shared else []), places[id(row)]]
     return [*head, *times, amount(timing.hours), amount(timing.usd_per_million), money(row)]
 
 

@@ -78,8 +78,7 @@ def table(*columns: tuple[str, str], rows: Iterable[Sequence[Cell]], repeated: i
     from rich.console import Group
 
     cells = [[styled(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
-    wide = [max(len(heading), *(cell.cell_len for cell in column), 0) for (heading, _), column in zip(columns, zip(*cells, strict=True), strict=True)]
-    wide = wide or [len(heading) for heading, _ in columns]
+    wide = [max(len(heading), *(row[position].cell_len for row in cells), 0) for position, (heading, _) in enumerate(columns)]
     least = [size if side == "right" else max(len(heading), min(size, _LEAST_TEXT)) for size, (heading, side) in zip(wide, columns, strict=True)]
     parts: list[RenderableType] = []
     for group in _groups(least, repeated):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from bsmodel.command.terminal import Cell, Part, ellipsis, styled, table, verdict, width
 from bsmodel.memory import Footprint, Peak
 from bsmodel.studies import Recorded, Row
+from bsmodel.timing import StepTime
 from bsmodel.units import GiB, format_bytes
 
 _ADAPTERS = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA", "ia3": "IA3"}
@@ -103,22 +104,28 @@ def money(row: Row) -> str:
     timing = row.timing
     if timing is None or timing.price is None:
         return "-"
-    return f"{timing.price.usd_per_hour * row.devices:.2f} USD/h" if timing.cost_usd is None else f"{amount(timing.cost_usd)} USD"
+    return f"{timing.price.usd_per_hour * timing.rented:.2f} USD/h" if timing.cost_usd is None else f"{amount(timing.cost_usd)} USD"
+
+
+def waiting(step: StepTime[int, float]) -> str:
+    """The share of a step in which a device waits for the others."""
+    return f"{step.exposed_seconds / step.seconds:.0%}" if step.seconds else "-"
 
 
 def time_table(rows: Sequence[Row]) -> list[Part]:
     """One line per GPU: step time, throughput and utilisation of the plan, the knee, hours and money."""
-    cells = [_time_cells(row) for row in rows]
-    headings = ("samples per s", "MFU", "bound by", "knee / fastest batch", "h per epoch", "h in all", "cost")
+    several = any(row.devices > 1 for row in rows)
+    last = ("bound by", "knee / fastest batch", "h per epoch", "h in all", "cost")
+    headings = ("samples per s", "MFU", *(["waiting"] if several else []), *last)
     columns = (("GPU", ""), ("step", ""), *((heading, "" if heading == "bound by" else "right") for heading in headings))
     prices = sorted({f"{row.gpu}: {row.timing.price.source}" for row in rows if row.timing and row.timing.price})
-    return [table(*columns, rows=cells), *([""] if prices else []), *(f"Price of {price}." for price in prices)]
+    return [table(*columns, rows=[_time_cells(row, several) for row in rows]), *([""] if prices else []), *(f"Price of {price}." for price in prices)]
 
 
-def _time_cells(row: Row) -> list[str]:
+def _time_cells(row: Row, several: bool) -> list[str]:
     timing = row.timing
     if timing is None:
-        return [row.gpu, f"unknown: {row.untimed}", *["-"] * 7]
+        return [row.gpu, f"unknown: {row.untimed}", *["-"] * (8 if several else 7)]
     step = timing.step
     interval = "" if step.high_seconds <= 1.001 * step.low_seconds else f" ({seconds(step.low_seconds)} to {seconds(step.high_seconds)})"
     tokens = f" ({timing.tokens_per_s:,.0f} tokens)" if step.tokens_per_sample > 1 else ""
@@ -128,7 +135,8 @@ def _time_cells(row: Row) -> list[str]:
         f"{seconds(step.seconds)}{interval}",
         f"{timing.samples_per_s:,.1f}{tokens}",
         f"{timing.mfu:.0%}",
-        "host" if step.host_seconds >= step.device_seconds else "device",
+        *([waiting(step)] if several else []),
+        step.bound,
         f"{timing.knee} / {timing.fastest_batch}{fewest}",
         amount(timing.hours_per_epoch),
         amount(timing.hours),

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from bsmodel.errors import InvalidInputError, UnknownNameError
+from bsmodel.hardware.links import Network
 from bsmodel.hardware.rows import Count, HardwareRow, Rate, Source, catalogue_folder, read, validated
 from bsmodel.hardware.runtime import Context, runtime, threads_per_sm
 from bsmodel.hardware.workspaces import KINDS
@@ -23,8 +24,8 @@ from bsmodel.units import format_bytes, whole
 DEFAULT_GPUS = ("rtx-3070-8gb", "rtx-4090-24gb", "a100-40gb", "h100-80gb")
 SEARCH_PATH_VARIABLE = "BSMODEL_HARDWARE_PATH"
 CALIBRATION = "bsmodel validate --calibrate"  # how the source of a figure measured by the user begins
-_SHARED = ("runtime.toml", "workspaces.toml")  # what holds for every card
-NO_FIGURES = {"id", "name", "aliases", "headroom_bytes", "shared", "interconnect", "power_limited", "sources"}  # the fields that need no source
+_SHARED = ("nccl.toml", "networks.toml", "runtime.toml", "workspaces.toml")  # what holds for every card
+NO_FIGURES = {"id", "name", "aliases", "headroom_bytes", "shared", "interconnect", "network", "power_limited", "sources"}  # the fields that need no source
 
 Dtype = Literal["fp32", "tf32", "fp16", "bf16", "fp8"]
 
@@ -72,6 +73,8 @@ class Gpu(HardwareRow):
     """Link to other GPUs."""
     interconnect_bytes_per_s: Rate | None = None
     """Its bandwidth in one direction."""
+    network: Network | None = None
+    """What connects the nodes that it stands in, where that is known; else any that it is rented with."""
     power_limited: bool = False
     """Whether the card throttles far below its peak under sustained load."""
     matmul_efficiency: dict[Dtype, Rate] | None = None
@@ -200,6 +203,12 @@ class Gpu(HardwareRow):
             own = Source(figures=("context_bytes",), source="given with the question", checked=date.today(), kind="reported")
             update |= {"context_bytes": taken, "sources": (*(source for source in kept if source), own)}
         return self.model_copy(update=update)
+
+    def among(self, network: Network) -> Gpu:
+        """This card in nodes that are connected so; raises `InvalidInputError` where those are rented with other cards."""
+        if network.gpus and self.id not in network.gpus:
+            raise InvalidInputError(f"network {network.id} is rented with {', '.join(network.gpus)}, not with {self.id}; expected one of its own, or a file")
+        return self.model_copy(update={"network": network})
 
     @staticmethod
     def all() -> tuple[Gpu, ...]:

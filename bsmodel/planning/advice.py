@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bsmodel.hardware import Gpu
+from bsmodel.hardware import Gpu, between_nodes
 from bsmodel.memory import buckets_bytes
 from bsmodel.planning.splits import Split
 from bsmodel.tape import Tape
+from bsmodel.timing import per_node
 from bsmodel.units import format_bytes
 
-EVENLY = "times take the devices to share the work evenly; what they say to each other comes on top"
+EVENLY = "devices are taken to share the work evenly; what they say to one another is timed by NCCL's own model over the links of each card"
 LARGE_BATCH = 16_384  # above it layer-wise rates (LARS, LAMB) are the usual advice: You 2017, arXiv 1708.03888; You 2019, arXiv 1904.00962
 TRADE_OFF = "small batches: noisier gradients, often better generalisation; large batches: smoother, fewer steps, may end in sharper minima"
 
@@ -42,6 +43,19 @@ def _of_the_split(tape: Tape, gpu: Gpu, chosen: Split) -> Iterator[str]:
             yield f"{format_bytes(buckets_bytes(tape))} of gradient buckets a device are counted, as DistributedDataParallel has them"
         low, usual, high = map(format_bytes, gpu.communicator)
         yield f"NCCL takes {usual} ({low} to {high}) of each device beside what PyTorch reserves, and has room for it"
-        yield EVENLY
+        yield _carried(tape, gpu, chosen.devices)
     if chosen.accumulation > 1 and any("batch_norm" in operator for operator in tape.operators):
         yield "batch norm sees the micro-batch, not the effective batch; other layers do not notice accumulation"
+
+
+def _carried(tape: Tape, gpu: Gpu, devices: int) -> str:
+    """Over what devices talk, and how far that is known."""
+    said = f"devices share the work evenly, and what they say to one another goes over the {gpu.interconnect or 'unknown link'} of {gpu.id}"
+    nodes = -(-devices // per_node(tape))
+    if nodes == 1:
+        return said
+    if gpu.network is not None:
+        return f"{said}, between {nodes:,} nodes over {gpu.network.name}"
+    band = between_nodes(None, gpu.id)
+    rates = f"{band.slow / 1e9:,.3g} to {band.fast / 1e9:,.3g} GB/s"
+    return f"{said}, between {nodes:,} nodes over any network that it is rented with ({rates} a node), give --network for one"

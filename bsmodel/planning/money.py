@@ -13,9 +13,10 @@ import numpy as np
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Fit
+from bsmodel.parallel import GPUS_PER_NODE
 from bsmodel.planning.splits import Split
 from bsmodel.tape import Tape
-from bsmodel.timing import StepTime, curve, knee, step_time
+from bsmodel.timing import StepTime, curve, knee, per_node, step_time
 from bsmodel.units import finite
 
 
@@ -34,7 +35,8 @@ class Price:
 class Timing:
     """How long the plan takes on its GPUs, and what that costs; what needs samples, epochs or a price is None without them.
 
-    `step` is one optimizer step on one device. Devices are taken to share the work evenly; what they say to each other is not counted.
+    `step` is one optimizer step on one device, which waits for the others where it must; the work is taken to be shared evenly. `rented` are the cards
+    that are paid: where there are several nodes, or a network that is rented with them, all of each node.
     """
 
     step: StepTime[int, float]
@@ -48,6 +50,7 @@ class Timing:
     price: Price | None
     cost_usd: float | None
     usd_per_million: float | None  # samples
+    rented: int
 
 
 def catalogue_price(gpu: Gpu) -> Price | None:
@@ -73,6 +76,7 @@ def timing_of(fit: Fit, chosen: Split, per_epoch: int | None, total: int | None,
     seconds = step.seconds
     hours = seconds * total / 3600 if total is not None else None
     samples_per_s = step.samples_per_s * chosen.replicas
+    paid = rented(fit.tape, fit.gpu, chosen.devices)
     return Timing(
         step,
         samples_per_s,
@@ -83,9 +87,18 @@ def timing_of(fit: Fit, chosen: Split, per_epoch: int | None, total: int | None,
         seconds * per_epoch / 3600 if per_epoch is not None else None,
         hours,
         price,
-        hours * price.usd_per_hour * chosen.devices if hours is not None and price is not None else None,
-        price.usd_per_hour * chosen.devices / samples_per_s * 1e6 / 3600 if price is not None else None,
+        hours * price.usd_per_hour * paid if hours is not None and price is not None else None,
+        price.usd_per_hour * paid / samples_per_s * 1e6 / 3600 if price is not None else None,
+        paid,
     )
+
+
+def rented(tape: Tape, gpu: Gpu, devices: int) -> int:
+    """Cards that are paid for so many devices of this step: nodes are rented whole where there are several, or where their network says how large they are."""
+    together = per_node(tape)
+    if gpu.network is None and devices <= together:
+        return devices
+    return -(-devices // together) * max(together, gpu.network.gpus_per_node if gpu.network else GPUS_PER_NODE)
 
 
 class Timed(Protocol):

@@ -130,6 +130,7 @@ def _same_path(first: Allocated, other: Allocated, low: int, high: int, workload
     )
 
 
+_OF_GRADIENTS = ("gradient", "gradient bucket")  # which a first micro-step makes and later ones find
 Group = list[tuple[int, tuple[int, Any]]]  # the same allocation of several micro-steps: (batch, (number, allocation)), that of the steady one first
 
 
@@ -150,7 +151,7 @@ def grouped(steps: Sequence[Allocated], released: set[int], batches: Sequence[in
             if tag == "equal":
                 for offset in range(high - low):
                     groups[low + offset].append((batch, step[start + offset]))
-            elif any(number in released for number, _ in step[start:end]) or any(a.category != "gradient" for _, a in steps[middle][low:high]):
+            elif any(number in released for number, _ in step[start:end]) or any(a.category not in _OF_GRADIENTS for _, a in steps[middle][low:high]):
                 return None
     if any(len(group) == 1 and group[0][1][0] in released for group in groups):
         return None

@@ -17,8 +17,8 @@ from bsmodel.errors import InvalidInputError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.recording import loop, placement
 from bsmodel.recording.alignment import NOTHING, Period, Size
+from bsmodel.recording.allocation import Allocation
 from bsmodel.recording.frames import first_line
-from bsmodel.recording.recorder import Allocation
 from bsmodel.recording.run import Run, micro_step
 from bsmodel.tape import BLOCKS, Envelope, Polynomial, Tape, polynomials, upper_envelope
 from bsmodel.units import format_bytes

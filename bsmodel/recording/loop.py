@@ -87,7 +87,7 @@ def optimizer_step(loop: Loop) -> None:
     """Clip, update, average, and let go of the gradients."""
     if loop.workload.step is not None:
         return
-    if loop.training.gradient_clipping is not None:
+    if loop.training.gradient_clipping is not None and not getattr(loop.optimizer, "clips", False):
         if loop.scaler:
             loop.scaler.unscale_(loop.optimizer)
         torch.nn.utils.clip_grad_norm_(loop.model.parameters(), loop.training.gradient_clipping)

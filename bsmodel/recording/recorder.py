@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from bsmodel.errors import UntraceableError
 from bsmodel.recording import leftovers
+from bsmodel.recording.allocation import Allocation
 from bsmodel.recording.assumed import ALL, Assumed, all_selected
 from bsmodel.recording.chance import drawn
 from bsmodel.recording.counts import Count, count, rows_of
@@ -37,23 +38,6 @@ aten = torch.ops.aten
 _LONG = 50  # tensors: operations over lists of tensors, which do not come twice
 _READS = (aten._local_scalar_dense.default, aten.is_nonzero.default)
 _QUESTIONS = (aten.allclose.default, aten.equal.default)
-
-
-@dataclass(slots=True)
-class Allocation:
-    """One storage on the device, or one buffer inside a kernel."""
-
-    size_bytes: int
-    operator: str
-    module: str
-    phase: str  # "forward", "backward" (recomputation included) or "step"
-    category: str
-    owner: str = ""  # the module of a parameter, and of its gradient and optimizer state
-    formula: str = ""  # of `bsmodel.tape.workspaces`, for what comes on top of `size_bytes` and is no polynomial in the batch
-    parameters: tuple[int, ...] = ()
-    kind: str = ""  # of a workspace that a library sizes by rules nobody publishes
-    excess_bytes: int = 0  # how much larger that may be
-    stream: int = 0  # of whose blocks the allocator takes it: 0 is the default one's
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from bsmodel import tape as tapes
 from bsmodel.errors import UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.recording import alignment, checks, said, samples
+from bsmodel.recording.allocation import Allocation
 from bsmodel.recording.assumed import Assumed
 from bsmodel.recording.quantized import by_rules, elements, is_packed
-from bsmodel.recording.recorder import Allocation
 from bsmodel.recording.run import Run, running, two_steps
 from bsmodel.recording.torchao import in_float8_of
 from bsmodel.recording.values import Values
@@ -37,6 +37,10 @@ _FLOAT8 = (
     "their casts are kernels of their own, which torch.compile would fuse"
 )
 _BY_RULE = "bitsandbytes is not installed: weights in four bits are recorded by their layout, as its version 0.50 holds and unpacks them"
+_DEEPSPEED = (
+    "{} is recorded by the rules of DeepSpeed 0.19's engine with the optimizer of torch: what it allocates and frees is re-enacted, and its package, its own "
+    "kernels and offloading are not in it"
+)
 _UPCAST = "weights that are not quantized are in float32, as peft's prepare_model_for_kbit_training leaves them; without upcast they are as published"
 Recorded = tuple[Tape, Values]
 _BY_SAMPLE = f"what the step does for every sample apart is counted as often as there are samples; recordings at batches {_APART[0]} to {_APART[-1]} agree"
@@ -248,6 +252,7 @@ def _remarks(run: Run, sizes: dict[int, alignment.Size]) -> tuple[str, ...]:
         whole: packed,
         _UPCAST: training.packs("bitsandbytes") and training.upcast,
         _BY_RULE: by_rules(training),
+        _DEEPSPEED.format(training.parallel): training.parallel is not None and training.parallel.kind.startswith("deepspeed"),
         _FLOAT8.format(*in_float8_of(run.loop.model)): training.float8 is not None,
         _NO_STEP: run.idle,
         _PAIRED: _pairs_samples(sizes),

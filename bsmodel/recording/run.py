@@ -21,13 +21,14 @@ from torch.utils._pytree import tree_leaves
 from bsmodel.errors import BsmodelError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.recording import devices, frames, leftovers, loop, placement, said
+from bsmodel.recording.allocation import Allocation
 from bsmodel.recording.assumed import Assumed
 from bsmodel.recording.chance import decided
 from bsmodel.recording.cuda_like import flash, machine, offload, wrappers
 from bsmodel.recording.cuda_like.pretence import pretend_cuda, resizing
 from bsmodel.recording.cuda_like.recurrent import as_cudnn
 from bsmodel.recording.loop import Loop
-from bsmodel.recording.recorder import Allocation, Recorder
+from bsmodel.recording.recorder import Recorder
 from bsmodel.recording.said import Said
 from bsmodel.recording.values import Values
 from bsmodel.tape import Row

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bsmodel.recording.recorder import Allocation
+from bsmodel.recording.allocation import Allocation
 from bsmodel.tape import Row
 
 _NOWHERE = 1 << 40  # places

@@ -4,7 +4,7 @@
 from bsmodel.tape.agreement import require_agreement
 from bsmodel.tape.asked import another_path, micro_batches, micro_steps, require_accumulates
 from bsmodel.tape.lengths import STEP, Lengths, Piece, piece_from, pieces_from
-from bsmodel.tape.operations import Operations, Row, fixed, joined, through
+from bsmodel.tape.operations import PHASES, Operations, Row, fixed, joined, through
 from bsmodel.tape.polynomials import Coefficients, Envelope, Integer, Integers, Polynomial, interpolated, pairs, polynomials, upper_envelope, values
 from bsmodel.tape.saved import is_tape, load_all, load_lengths, save_all, save_lengths
 from bsmodel.tape.tables import ModuleRow, OperatorRow, by_module, by_operator, counted
@@ -14,6 +14,7 @@ from bsmodel.tape.workspaces import buffer_bytes
 __all__ = (
     "BLOCKS",
     "CATEGORIES",
+    "PHASES",
     "STEP",
     "WEIGHTS",
     "Coefficients",

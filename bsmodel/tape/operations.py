@@ -60,19 +60,18 @@ class Operations:
         return np.array([phase in phases for phase in self.phases], bool)
 
     @cached_property
-    def distinct(self) -> tuple[Operations, dict[str, NDArray[np.float64]]]:
-        """One row for all that are equal but for operator, module and phase, and how often each phase has it."""
+    def distinct(self) -> tuple[Operations, NDArray[np.int64]]:
+        """One row for all that are equal but for operator, module and phase, and which of them each row is."""
         words = list(zip(self.kinds, self.dtypes, strict=True))
         index = {word: position for position, word in enumerate(dict.fromkeys(words))}
         marks = np.array([index[word] for word in words], np.float64).reshape(-1, 1)
         table = np.ascontiguousarray(np.hstack([marks, *self._coefficients]))
         whole_rows = table.view(np.dtype((np.void, table.dtype.itemsize * table.shape[1]))).ravel()
         _, first, inverse = np.unique(whole_rows, return_index=True, return_inverse=True)
-        counts = {phase: np.bincount(inverse.ravel(), self.where(phase), len(first)).astype(np.float64) for phase in PHASES}
         operators, modules, phases, kinds, dtypes = (
             tuple(words[i] for i in first) for words in (self.operators, self.modules, self.phases, self.kinds, self.dtypes)
         )
-        return Operations(operators, modules, phases, kinds, dtypes, *(numbers[first] for numbers in self._coefficients)), counts
+        return Operations(operators, modules, phases, kinds, dtypes, *(numbers[first] for numbers in self._coefficients)), inverse.ravel()
 
     @property
     def _coefficients(self) -> tuple[NDArray[np.float64], ...]:

@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a tape to seconds: the time of its kernels on a card, of a whole step, and the batch from which more gains little."""
 
+from bsmodel.timing.collectives import Group, bus_share, group_of, seconds
 from bsmodel.timing.kernels import KINDS
+from bsmodel.timing.schedule import per_node
 from bsmodel.timing.step import StepTime, curve, knee, step_time
 
 __all__ = (
     "KINDS",
+    "Group",
     "StepTime",
+    "bus_share",
     "curve",
+    "group_of",
     "knee",
+    "per_node",
+    "seconds",
     "step_time",
 )

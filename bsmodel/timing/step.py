@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a step takes: a roofline over the recorded kernels, in closed form in the batch.
+"""How long a step takes: a roofline over the recorded kernels, in closed form in the batch, and what the devices say to one another beside them.
 
 Each kernel takes the larger of its arithmetic and its memory time, and a moment to start; the step takes the longer of the device's
-work and the host's launches. Nothing here is fitted to step times: rates and shares are measured elsewhere, in `hardware/` and the tables below.
+work and the host's launches, and what it waits for other devices. Nothing here is fitted to step times:
+rates and shares are measured elsewhere, in `hardware/` and the tables below.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar, overload
+from functools import cached_property
+from typing import Annotated, Any, Generic, TypeVar, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 from bsmodel.errors import InvalidInputError
-from bsmodel.hardware import Gpu, runtime
-from bsmodel.tape import Integer, Integers, Operations, Tape, micro_batches, micro_steps, require_accumulates, require_same_kernels
+from bsmodel.hardware import End, Gpu, runtime
+from bsmodel.tape import PHASES, Integer, Integers, Operations, Tape, micro_batches, micro_steps, require_accumulates, require_same_kernels
 from bsmodel.timing.kernels import kind_of, product_seconds
 from bsmodel.timing.rates import Rates, launch_seconds, peak_flops_per_s, rate_dtype, rates_of
+from bsmodel.timing.schedule import Spoken, spoken
 from bsmodel.units import finite, whole, wholes
 
 
@@ -35,6 +38,7 @@ def _read(values: object) -> NDArray[Any]:
 
 # In JSON arrays are lists, of lists where they have more than one axis.
 _LISTS = PlainValidator(_read), PlainSerializer(_write), WithJsonSchema({"type": "array", "items": {"type": ["number", "array"]}})
+ENDS: tuple[End, ...] = get_args(End)  # likely, least and most seconds, as `launch_seconds` has them
 Array = Annotated[NDArray[np.float64], *_LISTS]
 Counts = Annotated[NDArray[np.int64], *_LISTS]
 Count = TypeVar("Count", int, Counts)
@@ -46,7 +50,9 @@ class StepTime(Generic[Count, Value]):
     """Seconds of one optimizer step of `accumulation` micro-steps: numbers for one batch, arrays for several.
 
     `low_seconds` and `high_seconds` enclose what is not known of the card: an unmeasured matmul efficiency, throttling of power-limited
-    cards, the host's time per launch. `launches` are the kernels of the step, `phases` the device's seconds of forward, backward,
+    cards, the host's time per launch, the links to other devices. What these say to one another takes `communication_seconds`, of which
+    `exposed_seconds` are not beside kernels and make the step longer.
+    `launches` are the kernels of the step, `phases` the device's seconds of forward, backward,
     recompute and step. `flops` are those of forward and backward, without recomputation; at the card's peaks they would take
     `ideal_seconds`, each product at that of the arithmetic it runs in, and `mfu`, the model FLOPs utilisation, is that over `seconds`
     (Chowdhery 2022). It is at most 1: arithmetic that an algorithm saves (Winograd's) is not counted as done, and where a card was measured
@@ -60,6 +66,8 @@ class StepTime(Generic[Count, Value]):
     high_seconds: Value
     device_seconds: Value
     host_seconds: Value
+    communication_seconds: Value
+    exposed_seconds: Value
     launches: Value
     phases: dict[str, Value]
     flops: Value
@@ -68,6 +76,17 @@ class StepTime(Generic[Count, Value]):
     samples_per_s: Value
     tokens_per_s: Value
     tokens_per_sample: int
+
+    @property
+    def scaling_efficiency(self) -> Value:
+        """The throughput of a device over that of one that waits for no other, at the same batch; at most 1."""
+        return 1 - self.exposed_seconds / self.seconds
+
+    @property
+    def bound(self) -> str:
+        """What is busy for most of the step of one batch: "device", "host" or "network"."""
+        busy = {"host": self.host_seconds, "device": self.device_seconds, "network": self.communication_seconds}
+        return max(busy, key=lambda name: busy[name])
 
 
 @overload
@@ -82,11 +101,11 @@ def step_time(
     """Time of one optimizer step at micro-batch `batch`, with `accumulation` micro-steps (default: the recipe's). Both may be several,
     broadcast as numpy does it; then all answers are.
 
-    t_kernel = max(arithmetic, bytes / bandwidth) + kernel_seconds;  t_step = max(sum of t_kernel, launches x launch_seconds), where the
+    t_kernel = max(arithmetic, bytes / bandwidth) + kernel_seconds;  t_step = max(sum of t_kernel, launches x launch_seconds) + exposed, where the
     arithmetic of a product is that of whole tiles in whole waves: ceil(tiles / SMs) SMs a b 2(k + fill) / (peak efficiency share), over the
     best tile a x b.
     Raises `InvalidInputError` for what is no batch or no number of micro-steps, a batch at which the step takes another path than recorded, a card
-    without a bandwidth or a peak rate, or a tape of another compute capability.
+    without a bandwidth, a peak rate or, among several, a link, or a tape of another compute capability.
     """
     batches = micro_batches(tape, batch)
     require_same_kernels(tape, gpu)
@@ -110,31 +129,56 @@ def _each(convert: Callable[[Any], Any], found: dict[str, Any]) -> dict[str, Any
 
 def _step_times(tape: Tape, gpu: Gpu, batches: Counts, micro_steps: Counts) -> dict[str, Any]:
     """The fields of `StepTime` that are measures of time and work, as arrays."""
-    likely, fast, slow = (rates_of(gpu, tape.precision, end) for end in ("likely", "low", "high"))
-    work = _Work(*tape.operations.distinct)
-    phases = _whole_step(work.seconds(gpu, likely, batches), micro_steps)
-    ends = [phases if rates == likely else _whole_step(work.seconds(gpu, rates, batches), micro_steps) for rates in (likely, fast, slow)]
-    totals = [sum(end.values()) for end in ends]
-    launches = sum(_whole_step(work.launches(batches), micro_steps).values())
-    hosts = [launches * seconds for seconds in launch_seconds(gpu)]
-    seconds, low_seconds, high_seconds = (np.maximum(device, host) for device, host in zip(totals, hosts, strict=True))
-    flops, ideal_seconds = work.useful(gpu, likely, batches)
+    work = _Work(*tape.operations.distinct, tape.operations.phases)
+    launches = _sum(_whole_step(work.launches(batches), micro_steps))
+    found = [_at(end, work, tape, gpu, batches, micro_steps, launches) for end in ENDS]
+    likely = found[0]
+    seconds, low_seconds, high_seconds = (np.maximum(each.device, each.host) + each.spoken.exposed_seconds for each in found)
+    flops, ideal_seconds = work.useful(gpu, rates_of(gpu, tape.precision, "likely"), batches)
     with np.errstate(divide="ignore", invalid="ignore"):  # a step without a kernel takes no time, and has no rates
         samples_per_s, mfu = batches * micro_steps / seconds, micro_steps * ideal_seconds / seconds
     return {
         "seconds": seconds,
         "low_seconds": low_seconds,
         "high_seconds": high_seconds,
-        "device_seconds": totals[0],
-        "host_seconds": hosts[0],
+        "device_seconds": likely.device,
+        "host_seconds": likely.host,
+        "communication_seconds": likely.spoken.seconds,
+        "exposed_seconds": likely.spoken.exposed_seconds,
         "launches": launches,
-        "phases": phases,
+        "phases": likely.phases,
         "flops": micro_steps * flops,
         "ideal_seconds": micro_steps * ideal_seconds,
         "mfu": mfu,
         "samples_per_s": samples_per_s,
         "tokens_per_s": samples_per_s * tape.tokens_per_sample,
     }
+
+
+@dataclass(frozen=True)
+class _At:
+    """Seconds of a step at one end of what is not known."""
+
+    phases: dict[str, Array]
+    device: Array
+    host: Array
+    spoken: Spoken
+
+
+def _at(end: End, work: _Work, tape: Tape, gpu: Gpu, batches: Counts, micro_steps: Counts, launches: Array) -> _At:
+    """Where the host is slower than the device, kernels are as far from one another as it launches them."""
+    rows = work.seconds(gpu, rates_of(gpu, tape.precision, end), batches)
+    phases = _whole_step(work.by_phase(rows), micro_steps)
+    device, host = _sum(phases), launches * launch_seconds(gpu)[ENDS.index(end)]
+    one = _sum(_whole_step(work.by_phase(rows), np.ones_like(batches)))
+    hosted = _sum(_whole_step(work.launches(batches), np.ones_like(batches))) * launch_seconds(gpu)[ENDS.index(end)]
+    with np.errstate(divide="ignore", invalid="ignore"):  # a step without a kernel is as long as its launches
+        slower = np.where(one > 0, np.maximum(1, hosted / one), 1.0)
+    return _At(phases, device, host, spoken(tape, gpu, rows * slower[..., None], batches, micro_steps, end))
+
+
+def _sum(phases: dict[str, Array]) -> Array:
+    return np.asarray(sum(phases.values()))
 
 
 def curve(tape: Tape, gpu: Gpu, largest: int, accumulation: int | None = None) -> StepTime[Counts, Array]:
@@ -152,13 +196,20 @@ def knee(times: StepTime[Counts, Array], share: float = 0.9) -> int:
 
 @dataclass(frozen=True)
 class _Work:
-    """The distinct kernels of a tape, and how often each phase runs each of them."""
+    """The distinct kernels of a tape, which of them each of its kernels is, and the phases of those."""
 
     operations: Operations
-    counts: dict[str, Array]
+    which: NDArray[np.int64]
+    phases: tuple[str, ...]
 
-    def seconds(self, gpu: Gpu, rates: Rates, batch: ArrayLike) -> dict[str, Array]:
-        """Device seconds of one pass through each phase."""
+    @cached_property
+    def counts(self) -> dict[str, Array]:
+        """How often each phase runs each of the distinct kernels."""
+        phases = np.array(self.phases, str)
+        return {phase: np.bincount(self.which[phases == phase], minlength=len(self.operations)).astype(np.float64) for phase in PHASES}
+
+    def seconds(self, gpu: Gpu, rates: Rates, batch: ArrayLike) -> Array:
+        """Device seconds of each of the distinct kernels."""
         kinds, dtypes = self.operations.kinds, self.operations.dtypes
         whole = rates.bytes_per_s * np.array([kind_of(kind).bandwidth_share for kind in kinds])
         blocks = np.maximum(1, self.operations.column("groups", batch)) * np.array([kind_of(kind).block_bytes_per_s for kind in kinds])
@@ -170,14 +221,14 @@ class _Work:
             columns = [self.operations.column(name, batch, rows) for name in ("groups", "m", "n", "k")]
             arithmetic = product_seconds(columns, [kind_of(kinds[i]) for i in rows], gpu, rates, dtype)
             times[..., rows] = np.maximum(times[..., rows], arithmetic)
-        times += runtime().kernel_seconds * self.operations.column("launches", batch)
-        return self._by_phase(times)
+        return np.asarray(times + runtime().kernel_seconds * self.operations.column("launches", batch))
 
     def launches(self, batch: ArrayLike) -> dict[str, Array]:
         """Kernels launched in one pass through each phase."""
-        return self._by_phase(self.operations.column("launches", batch))
+        return self.by_phase(self.operations.column("launches", batch))
 
-    def _by_phase(self, values: Array) -> dict[str, Array]:
+    def by_phase(self, values: Array) -> dict[str, Array]:
+        """Sums over one pass through each phase."""
         sums = values @ np.stack(list(self.counts.values()), axis=1)
         return {phase: sums[..., position] for position, phase in enumerate(self.counts)}
 

@@ -15,14 +15,17 @@ import torch.distributed as dist
 from bsmodel.errors import InvalidInputError
 from bsmodel.parallel import Parallel
 from bsmodel.recording import placement
-from bsmodel.recording.devices import layers, replicated, sharded
+from bsmodel.recording.devices import deepspeed, layers, replicated, sharded
 from bsmodel.recording.recorder import Recorder
 from bsmodel.training import Training
 from bsmodel.workloads import Workload
 
 RANK = 0  # the one that answers are of
 # Where each kind is wrapped: a module with `placed`, as below, and where it has something to say of these, `optimizer` and `settle`.
-_ROOMS: dict[str, ModuleType] = {"ddp": replicated, "zero1": replicated, "fsdp2": sharded, "hsdp": sharded, "tp": layers}
+_ROOMS: dict[str, ModuleType] = {
+    **{"ddp": replicated, "zero1": replicated, "fsdp2": sharded, "hsdp": sharded, "tp": layers},
+    **dict.fromkeys(("deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3"), deepspeed),
+}
 
 
 @contextlib.contextmanager

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When each device computes and when it waits for the others: collectives beside kernels, in the order in which they were recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bsmodel.hardware import End, Gpu
+from bsmodel.parallel import nodes_of
+from bsmodel.tape import Collective, Tape
+from bsmodel.timing.collectives import group_of, seconds
+
+Array = NDArray[np.float64]
+_MICRO_STEP = ("forward", "backward", "recompute")
+_REDUCED = ("all-reduce", "reduce-scatter")
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """Seconds of a pass's collectives in all, and of those in which no kernel runs meanwhile; an array over batches each."""
+
+    seconds: Array
+    exposed_seconds: Array
+
+    def times(self, count: Any) -> Spoken:
+        """Those of so many passes."""
+        return Spoken(self.seconds * count, self.exposed_seconds * count)
+
+    def __add__(self, other: Spoken) -> Spoken:
+        return Spoken(self.seconds + other.seconds, self.exposed_seconds + other.exposed_seconds)
+
+
+def per_node(tape: Tape) -> int:
+    """How many of the devices stand in a node."""
+    devices = max([tape.devices, *(each.ranks * each.stride for each in tape.collectives)])
+    nodes = (tape.recipe.get("parallel") or {}).get("nodes") or nodes_of(devices)
+    return -(-devices // int(nodes))
+
+
+def spoken(tape: Tape, gpu: Gpu, rows: Array, batch: NDArray[np.int64], micro_steps: NDArray[np.int64], end: End) -> Spoken:
+    """What a whole optimizer step of `micro_steps` says, where distinct kernels take so many seconds each: an array of (batches..., kernels).
+
+    Where not every micro-step sums its gradients, all but the last leave that out.
+    """
+    if not tape.collectives:
+        nothing = np.zeros(np.broadcast_shapes(batch.shape, micro_steps.shape))
+        return Spoken(nothing, nothing)
+    within = [each for each in tape.collectives if each.phase != "step"]
+    after = [each for each in tape.collectives if each.phase == "step"]
+    kernels = tape.operations.where(*_MICRO_STEP), tape.operations.where("step")
+    together = _pass(tape, gpu, rows, within, kernels[0], batch, end)
+    step = _pass(tape, gpu, rows, after, kernels[1], batch, end)
+    alone = together
+    if not (tape.recipe.get("parallel") or {}).get("sync_each_micro_step", True):
+        alone = _pass(tape, gpu, rows, [each for each in within if not _sums_gradients(each)], kernels[0], batch, end)
+    return together + alone.times(micro_steps - 1) + step
+
+
+def _sums_gradients(said: Collective) -> bool:
+    """Whether it is of gradients, which are as large whatever the batch."""
+    return said.phase == "backward" and said.kind in _REDUCED and not said.size.per_sample
+
+
+def _pass(tape: Tape, gpu: Gpu, rows: Array, said: Sequence[Collective], chosen: NDArray[np.bool_], batch: NDArray[np.int64], end: End) -> Spoken:
+    """The collectives of one pass through some of the kernels."""
+    places = sorted({0, int(chosen.sum()), *(place for each in said for place in (each.after, each.before))})
+    lasting = _durations(said, gpu, per_node(tape), batch, end)
+    between = _between(tape, rows, chosen, places)
+    return Spoken(sum(lasting, np.zeros(batch.shape)), waited(said, lasting, dict(zip(places[1:], between, strict=True)), np.zeros(batch.shape)))
+
+
+def waited(said: Sequence[Collective], lasting: Sequence[Array], computing: dict[int, Array], nothing: Array) -> Array:
+    """Seconds for which kernels wait: `computing[p]` are those of kernels from the place before up to p.
+
+    Each group of ranks has one link, over which collectives go one after the other as they were begun, none before the kernels that it
+    comes `after` are done; the kernels that come after its `before` wait until it is.
+    """
+    done: list[Array] = []  # when each collective is
+    free: dict[tuple[int, int], Array] = {}  # when a group's link is
+    reached = {0: nothing}  # when the kernels up to a place are done
+    now = total = nothing
+
+    def finished(number: int) -> Array:
+        while len(done) <= number:
+            each = said[len(done)]
+            begun = np.maximum(reached[min(each.after, max(reached))], free.get((each.ranks, each.stride), nothing))
+            free[each.ranks, each.stride] = begun + lasting[len(done)]
+            done.append(free[each.ranks, each.stride])
+        return done[number]
+
+    waiting: dict[int, list[int]] = {}
+    for number, each in enumerate(said):
+        waiting.setdefault(each.before, []).append(number)
+    for place in (0, *computing):
+        now, total = now + computing.get(place, nothing), total + computing.get(place, nothing)
+        reached[place] = now
+        for number in waiting.get(place, ()):
+            now = np.maximum(now, finished(number))
+    return np.asarray(now - total)
+
+
+def _durations(said: Sequence[Collective], gpu: Gpu, together: int, batch: NDArray[np.int64], end: End) -> list[Array]:
+    """Seconds of each collective at each batch; those of one kind and group are asked for at once."""
+    found: list[Array] = [np.zeros(batch.shape)] * len(said)
+    alike: dict[tuple[str, int, int], list[int]] = {}
+    for number, each in enumerate(said):
+        alike.setdefault((each.kind, each.ranks, each.stride), []).append(number)
+    for (kind, ranks, stride), numbers in alike.items():
+        sizes = np.array([np.vectorize(said[number].size, otypes=[np.float64])(batch) for number in numbers]).reshape(len(numbers), *batch.shape)
+        for number, lasting in zip(numbers, seconds(kind, sizes, group_of(ranks, stride, together), gpu, end), strict=True):
+            found[number] = lasting
+    return found
+
+
+def _between(tape: Tape, rows: Array, chosen: NDArray[np.bool_], places: Sequence[int]) -> list[Array]:
+    """Seconds of the chosen kernels from place to place."""
+    own = tape.operations.distinct[1][chosen]
+    counts = np.zeros((rows.shape[-1], max(len(places) - 1, 0)))
+    piece = np.searchsorted(places, np.arange(len(own)), side="right") - 1
+    np.add.at(counts, (own, np.minimum(piece, max(len(places) - 2, 0))), 1.0) if len(places) > 1 else None
+    return list(np.moveaxis(rows @ counts, -1, 0))
