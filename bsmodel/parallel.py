@@ -24,15 +24,17 @@ class KindRule:
 
 _DDP = ("bucket_mb", "gradient_as_bucket_view")
 _FSDP = ("reshard_after_forward", "param_dtype", "reduce_dtype", "wrap")
+_TENSOR = "torch/distributed/tensor/parallel/style.py"
 _DEEPSPEED = ("param_dtype",)
 _ZERO = "deepspeed/runtime/zero"
 _SHARD = "torch/distributed/fsdp/_fully_shard"
 KINDS: dict[str, KindRule] = {
     "ddp": KindRule("every device holds all, gradients are summed in buckets", "torch/nn/parallel/distributed.py", _DDP),
     "zero1": KindRule("as ddp, with states of the optimizer dealt out parameter by parameter", "torch/distributed/optim/zero_redundancy_optimizer.py", _DDP),
-    "fsdp2": KindRule("parameters, gradients and states in shards, gathered block by block", _SHARD, _FSDP, shards=True),
+    "fsdp2": KindRule("parameters, gradients and states in shards, gathered block by block", _SHARD, (*_FSDP, "tensor"), shards=True),
     "fsdp1": KindRule("as fsdp2, by the older FullyShardedDataParallel", "torch/distributed/fsdp/fully_sharded_data_parallel.py", _FSDP, shards=True),
     "hsdp": KindRule("as fsdp2 within each node, and as ddp between nodes", _SHARD, _FSDP, shards=True),
+    "tp": KindRule("layers in parts by the model's own plan, all devices at work on the same samples", _TENSOR, ("tensor",)),
     "deepspeed-zero1": KindRule("as ddp, with states of the optimizer in float32 dealt out in equal parts", f"{_ZERO}/stage_1_and_2.py", _DEEPSPEED),
     "deepspeed-zero2": KindRule("as deepspeed-zero1, with gradients dealt out as they are made", f"{_ZERO}/stage_1_and_2.py", _DEEPSPEED),
     "deepspeed-zero3": KindRule("parameters, gradients and states dealt out, gathered module by module", f"{_ZERO}/stage3.py", _DEEPSPEED, shards=True),
@@ -73,6 +75,8 @@ class Parallel(BaseModel, frozen=True):
     """GPUs in all."""
     nodes: int = Field(default_factory=lambda given: nodes_of(given.get("devices", 1)), ge=1)
     """Machines that they stand in, as many in each; by default as few as hold them by eights."""
+    tensor: int = Field(default=1, ge=1)
+    """Of `tp` and `fsdp2`: devices that hold a layer together and share each micro-batch; by default all of `tp`, and one of `fsdp2`."""
     reshard_after_forward: bool | None = None
     """Of `fsdp1` and `fsdp2`: whether gathered parameters are given back after forward; by default those of all but the root are."""
     param_dtype: Literal["fp16", "bf16"] | None = None
@@ -96,6 +100,13 @@ class Parallel(BaseModel, frozen=True):
             except ValidationError as error:
                 raise refusal(error, type(self), "field of parallel", "parallel {}") from None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _all_of_tp(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("kind") == "tp" and "devices" in given:
+            return {"tensor": given["devices"], **given}
+        return given
+
     @model_validator(mode="after")
     def _together(self) -> Parallel:
         """Raises `InvalidInputError` for a kind that nobody knows, and for fields of another kind."""
@@ -107,6 +118,12 @@ class Parallel(BaseModel, frozen=True):
                 raise InvalidInputError(f"parallel {name} is {shown(getattr(self, name))}, which kind {self.kind!r} does not have")
         if self.nodes > self.devices or self.devices % self.nodes:
             raise InvalidInputError(f"parallel nodes is {self.nodes}; expected as many devices in each: a number that divides {self.devices}")
+        if self.devices % self.tensor:
+            raise InvalidInputError(f"parallel tensor is {self.tensor}; expected as many devices for each micro-batch: a number that divides {self.devices}")
+        if self.kind == "tp" and self.tensor != self.devices:
+            raise InvalidInputError(f"parallel tensor is {self.tensor}; tp has every layer on all {self.devices} devices, and fsdp2 goes with fewer")
+        if self.kind == "fsdp2" and 1 < self.tensor == self.devices:
+            raise InvalidInputError(f"parallel tensor is {self.tensor}, which leaves fsdp2 nothing to shard over; use kind 'tp'")
         if self.kind == "hsdp" and not 1 < self.nodes < self.devices:
             raise InvalidInputError(f"parallel nodes is {self.nodes}; hsdp shards within each of several nodes, and needs two or more of two devices or more")
         return self
@@ -114,7 +131,7 @@ class Parallel(BaseModel, frozen=True):
     @property
     def replicas(self) -> int:
         """How many micro-batches the devices take at once."""
-        return self.devices
+        return self.devices // self.tensor
 
     @property
     def shards(self) -> bool:
@@ -122,4 +139,5 @@ class Parallel(BaseModel, frozen=True):
         return KINDS[self.kind].shards
 
     def __str__(self) -> str:
-        return f"{self.kind} over {self.devices:,} devices"
+        parts = f", layers over {self.tensor} of them" if 1 < self.tensor < self.devices else ""
+        return f"{self.kind} over {self.devices:,} devices{parts}"

@@ -224,6 +224,7 @@ class Training(BaseModel, frozen=True):
             f"weights {self.weights!r} are not sharded; use parallel ddp or zero1": self.weights in QUANTIZED
             and self.parallel is not None
             and self.parallel.shards,
+            **_of_layers_in_parts(self),
             f"channels_last parameters are not contiguous, which {self.parallel and self.parallel.kind} needs": self.channels_last
             and self.parallel is not None
             and self.parallel.shards,
@@ -270,6 +271,27 @@ class Training(BaseModel, frozen=True):
         if isinstance(self.optimizer, str):
             return OPTIMIZERS[self.optimizer].family
         return "sgd" if "sgd" in self.optimizer_name.lower() else "adam"
+
+
+def _of_layers_in_parts(training: Training) -> dict[str, bool]:
+    """What does not go with tensor parallelism, by what is said of it: DTensors and plain tensors are not taken together by operators over lists."""
+    parallel = training.parallel
+    if parallel is None or parallel.tensor == 1:
+        return {}
+    mixed, where = parallel.kind == "tp", f"where layers are in {parallel.tensor} parts"
+    return {
+        f"weights {training.weights!r} are not recorded {where}; use parallel ddp or zero1": training.weights in QUANTIZED,
+        f"adapters are not recorded {where}; use parallel ddp, zero1 or fsdp2 without tensor": training.adapts,
+        f"float8 is not recorded {where}; leave it out": training.float8 is not None,
+        f"gradient_clipping is not recorded {where}: clip_grad_norm_ takes no DTensors of several meshes, nor any beside plain tensors; leave it out": (
+            training.gradient_clipping is not None
+        ),
+        f"precision fp16-mixed is not recorded {where}: loss scaling takes no DTensors beside plain tensors; use bf16-mixed": (
+            mixed and training.numerics.loss_scaling
+        ),
+        f"ema is not recorded {where}: averages take no DTensors beside plain tensors; leave it out": mixed and training.ema,
+        f"optimizer adafactor does not run {where}: its norms in place are no DTensors; use adamw": training.optimizer == "adafactor",
+    }
 
 
 def require_arithmetic(training: Training, gpu: Gpu) -> None:

@@ -25,7 +25,7 @@ from bsmodel.workloads import LOSSES, MADE_HERE, NAMED, Source
 
 MODELS = f"{', '.join(MADE_HERE)} or another of `bsmodel models`; timm:NAME, torchvision:NAME, config.json, module:attr, path.py:attr, a file of --save"
 
-SHARING = ("param_dtype", "reduce_dtype", "reshard_after_forward", "wrap")  # fields of `Parallel` that have a flag
+SHARING = ("tensor", "param_dtype", "reduce_dtype", "reshard_after_forward", "wrap")  # fields of `Parallel` that have a flag
 SHAPE = ("seq_len", "image_size", "attention", "input", "loss")  # the options of a workload that have a flag
 
 
@@ -128,6 +128,8 @@ def add_parallel(parser: argparse.ArgumentParser, several: bool) -> None:
     parser.add_argument("--network", metavar="NAME", help=text)
     kinds = ", ".join(KINDS)
     parser.add_argument("--parallel", metavar="KIND", help=f"how they share it: {kinds}{more} (default: ddp, every one holds all)")
+    text = "devices that hold each layer together and share a micro-batch (default: all of tp, one of fsdp2)"
+    parser.add_argument("--tensor", type=positive, metavar="N", help=text)
     text = "what fsdp1, fsdp2 and DeepSpeed gather parameters and compute in (default: what they are held in)"
     parser.add_argument("--param-dtype", choices=("fp16", "bf16"), help=text)
     parser.add_argument("--reduce-dtype", choices=tuple(WEIGHTS), help="what fsdp1 or fsdp2 sums gradients in (default: what they come in)")

@@ -27,7 +27,8 @@ def title(recorded: Recorded, target: str = "") -> str:
         rank = f" rank {recorded.recipe['lora_rank']}" if recorded.recipe.get("lora_rank") else ""
         recipe.append(f"{_ADAPTERS.get(adapter or 'lora', adapter)}{rank}")
     if parallel := recorded.recipe.get("parallel"):
-        recipe.append(f"{parallel['kind']} over {parallel['devices']:,} devices")
+        parts = f", layers over {parallel['tensor']} of them" if 1 < parallel.get("tensor", 1) < parallel["devices"] else ""
+        recipe.append(f"{parallel['kind']} over {parallel['devices']:,} devices{parts}")
     if recorded.own_step:
         recipe.append("a step of its own")
     return f"{recorded.name}: {recorded.parameters / 1e6:,.1f} M parameters, {', '.join(recipe)}{target}"
@@ -77,9 +78,10 @@ def interval(likely_bytes: int, low_bytes: int, high_bytes: int) -> str:
 
 
 def split(row: Row) -> str:
-    """`micro x accumulation x devices = effective`."""
+    """`micro x accumulation x devices = effective`; of the devices `/ N` share each micro-batch."""
     near = "" if row.exact else " (nearest)"
-    return f"{row.micro_batch} x {row.accumulation} x {row.devices} = {row.effective_batch}{near}" if row.split else "-"
+    devices = f"{row.devices}/{row.tensor}" if row.tensor > 1 else row.devices
+    return f"{row.micro_batch} x {row.accumulation} x {devices} = {row.effective_batch}{near}" if row.split else "-"
 
 
 def seconds(value: float) -> str:

@@ -75,7 +75,7 @@ def timing_of(fit: Fit, chosen: Split, per_epoch: int | None, total: int | None,
     times = curve(fit.tape, fit.gpu, fit.batch)
     seconds = step.seconds
     hours = seconds * total / 3600 if total is not None else None
-    samples_per_s = step.samples_per_s * chosen.devices
+    samples_per_s = step.samples_per_s * chosen.replicas
     paid = rented(fit.tape, fit.gpu, chosen.devices)
     return Timing(
         step,

@@ -107,7 +107,7 @@ def _asked(fit: Fit, target: int | None, devices: int, samples: int | None, epoc
         raise InvalidInputError(f"{fit.tape.name} {fit.verdict}")
     known_samples = None if samples is None else whole("samples", samples)
     known_epochs = None if epochs is None else finite("epochs", epochs, above=0)
-    return fit, fit.batch * devices if target is None else whole("target batch", target), devices, known_samples, known_epochs
+    return fit, fit.batch * (devices // tape.tensor) if target is None else whole("target batch", target), devices, known_samples, known_epochs
 
 
 def require_together(**given: object) -> None:
@@ -144,8 +144,8 @@ def _chosen(fit: Fit, target: int, devices: int, in_time: bool) -> tuple[Split, 
         found = eligible(among, target, fit.tape, gpu)
         return found[0], fastest(found, fit.tape, fit.gpu) if in_time else found[0]
 
-    for limit in _limits(fit, target, devices):
-        candidates = list(splits(target, fit.batch, limit, devices))
+    for limit in _limits(fit, target, devices // fit.tape.tensor):
+        candidates = list(splits(target, fit.batch, limit, devices, fit.tape.tensor))
         fewest, chosen = best(candidates)
         if peak_of(fewest).fits and peak_of(chosen).fits:
             return fewest, chosen, peak_of(chosen)
@@ -158,14 +158,14 @@ def _chosen(fit: Fit, target: int, devices: int, in_time: bool) -> tuple[Split, 
     raise UnreachableTargetError(f"no split of {target} survives; a micro-batch of {fit.batch}, the largest, does")
 
 
-def _limits(fit: Fit, target: int, devices: int) -> Iterator[int]:
+def _limits(fit: Fit, target: int, replicas: int) -> Iterator[int]:
     """The largest micro-batch that accumulates: by the closed form, which is seldom too large for the split it leads to; else by replay."""
     if fit.tape.own_step:
-        if round(target / devices) > fit.batch:
-            raise UnreachableTargetError(f"{target} samples a step are more than {fit.batch * devices}, and its own step does not accumulate gradients")
+        if round(target / replicas) > fit.batch:
+            raise UnreachableTargetError(f"{target} samples a step are more than {fit.batch * replicas}, and its own step does not accumulate gradients")
         yield 0
         return
-    if target <= fit.batch * devices or fit.accumulation > 1:
+    if target <= fit.batch * replicas or fit.accumulation > 1:
         yield fit.batch
         return
     yield min(footprint(fit.tape, 2, fit.gpu).largest(fit.gpu.usable_bytes), fit.batch)

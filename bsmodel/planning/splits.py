@@ -22,16 +22,22 @@ DEAREST = 1.05  # of the time of the nearest split: what hitting the target exac
 
 @dataclass(frozen=True)
 class Split:
-    """`micro_batch x accumulation x devices` samples per optimizer step."""
+    """`micro_batch x accumulation x devices` samples per optimizer step, or fewer, where `tensor` devices share each micro-batch."""
 
     micro_batch: int
     accumulation: int
     devices: int
+    tensor: int = 1
+
+    @property
+    def replicas(self) -> int:
+        """How many micro-batches the devices take at once."""
+        return self.devices // self.tensor
 
     @property
     def effective_batch(self) -> int:
         """Samples per optimizer step."""
-        return self.micro_batch * self.accumulation * self.devices
+        return self.micro_batch * self.accumulation * self.replicas
 
 
 def power_of_two_at_most(batch: int) -> int:
@@ -39,30 +45,33 @@ def power_of_two_at_most(batch: int) -> int:
     return 1 << (batch.bit_length() - 1) if batch > 0 else 0
 
 
-def splits(target_batch: int, largest: int, largest_accumulating: int, devices: int = 1) -> tuple[Split, ...]:
+def splits(target_batch: int, largest: int, largest_accumulating: int, devices: int = 1, tensor: int = 1) -> tuple[Split, ...]:
     """The splits to choose from: nearest to the target first, then fewest micro-steps, then even micro-batches.
 
     Without accumulation the micro-batch may be `largest`; with it, gradients stay alive and it may be `largest_accumulating`.
     Micro-batches down to half of that are tried, so none takes more than twice the fewest steps; behind them stand all smaller ones that hit the
-    target exactly. The first hits it exactly whenever one of the larger ones divides the target over the devices.
+    target exactly. The first hits it exactly whenever one of the larger ones divides the target over the devices, of which `tensor` share a micro-batch.
     Raises `InvalidInputError` for what is no number of at least 1, a target below the devices, or where no batch fits, `UnreachableTargetError` where one fits
     without accumulation only.
     """
     target, devices = whole("target batch", target_batch), whole("devices", devices)
+    replicas = devices // tensor
     largest, most = (whole(name, value, least=0, most=LARGEST) for name, value in (("largest", largest), ("largest accumulating", largest_accumulating)))
-    if target < devices:
-        raise InvalidInputError(f"target batch {target} is less than one sample for each of {devices} devices; expected at least {devices}")
+    if target < replicas:
+        each = f"{devices} devices" if tensor == 1 else f"{replicas} groups of {tensor} devices"
+        raise InvalidInputError(f"target batch {target} is less than one sample for each of {each}; expected at least {replicas}")
     if largest < 1:
         raise InvalidInputError("no batch fits, so there is nothing to split")
-    per_device = max(1, round(target / devices))
+    per_device = max(1, round(target / replicas))
     if per_device > largest and most < 1:
-        raise UnreachableTargetError(f"the target needs accumulation, and its gradients leave no room for a sample; at most {largest * devices} without")
-    unsplit = [Split(per_device, 1, devices)] if per_device <= largest else []
+        raise UnreachableTargetError(f"the target needs accumulation, and its gradients leave no room for a sample; at most {largest * replicas} without")
+    unsplit = [Split(per_device, 1, devices, tensor)] if per_device <= largest else []
     most = min(most, per_device // 2) if unsplit else most
-    accumulated = [Split(micro, max(1, round(per_device / micro)), devices) for micro in range(max(1, most // 2), most + 1)]
+    accumulated = [Split(micro, max(1, round(per_device / micro)), devices, tensor) for micro in range(max(1, most // 2), most + 1)]
     candidates = unsplit + [split for split in accumulated if split.accumulation > 1 or not unsplit]
     candidates.sort(key=lambda s: (missed(s, target), s.accumulation, s.micro_batch % 2, s.micro_batch % _ROUNDING != 0))
-    return (*candidates, *(Split(micro, per_device // micro, devices) for micro in _smaller_divisors(per_device, most // 2, target == per_device * devices)))
+    smaller = _smaller_divisors(per_device, most // 2, target == per_device * replicas)
+    return (*candidates, *(Split(micro, per_device // micro, devices, tensor) for micro in smaller))
 
 
 def _smaller_divisors(per_device: int, below: int, exact: bool) -> list[int]:

@@ -63,6 +63,7 @@ class Recorder(TorchDispatchMode):
         self.events: list[int] = []
         self.rows: list[Row] = []
         self.said: list[Said] = []
+        self.begun: dict[int, int] = {}  # of `said`, by the storage that it writes into
         self.recurrent: dict[str, Recurrent] = {}
         self.uncounted_operators: set[str] = set()
         self._known: dict[Any, _Known] = {}

@@ -78,7 +78,10 @@ def written(change: dict[str, Any]) -> str:
 
 
 def _word(value: Any) -> str:
-    return f"{value.kind} --devices {value.devices}" if isinstance(value, Parallel) else str(value)
+    if not isinstance(value, Parallel):
+        return str(value)
+    tensor = f" --tensor {value.tensor}" if 1 < value.tensor < value.devices else ""
+    return f"{value.kind} --devices {value.devices}{tensor}"
 
 
 def remedied(unfit: Sequence[tuple[Cell, Row]], work: Callable[[Sequence[Cell]], Iterable[tuple[Cell, Row]]]) -> Iterator[tuple[Cell, Row]]:

@@ -46,7 +46,7 @@ class Row:
     answered. `verdict` says why, in a sentence. `largest_batch` is the safe one and `likely_batch` what probably runs too;
     `bounded` whether memory is what limits it; `binding` is the moment that does, `headroom_bytes` what it leaves of the card (below zero:
     what is missing). The split is
-    `micro_batch` x `accumulation` x `devices` = `effective_batch`, of which `peak` is the memory and `timing` the time;
+    `micro_batch` x `accumulation` x `devices` / `tensor` = `effective_batch`, of which `peak` is the memory and `timing` the time;
     `fewest` is the split with the fewest micro-steps. `closed_form` is that of the recording, `ladder` the peaks at powers of two.
     """
 
@@ -93,7 +93,13 @@ class Row:
         """The split of a plan."""
         if self.micro_batch is None or self.accumulation is None:
             return None
-        return Split(self.micro_batch, self.accumulation, self.devices)
+        return Split(self.micro_batch, self.accumulation, self.devices, self.tensor)
+
+    @property
+    def tensor(self) -> int:
+        """How many of the devices share each micro-batch."""
+        parallel = self.recorded.recipe.get("parallel") if self.recorded is not None else None
+        return int((parallel or {}).get("tensor", 1))
 
 
 def of_fit(fit: Fit) -> dict[str, Any]:

@@ -128,6 +128,11 @@ class Tape:
         """How many there are, of which it is one's; one where no recipe says how they share the work."""
         return int((self.recipe.get("parallel") or {}).get("devices", 1))
 
+    @property
+    def tensor(self) -> int:
+        """How many of them share each micro-batch."""
+        return int((self.recipe.get("parallel") or {}).get("tensor", 1))
+
     def __repr__(self) -> str:  # its arrays would fill pages
         return f"Tape({self.name!r}, {self.precision}, {self.optimizer}, {self.gpu.id}, {len(self.categories)} allocations)"
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from bsmodel.errors import InvalidInputError
 from bsmodel.parallel import Parallel
 from bsmodel.recording import placement
-from bsmodel.recording.devices import deepspeed, flat, replicated, sharded
+from bsmodel.recording.devices import deepspeed, flat, layers, replicated, sharded
 from bsmodel.recording.recorder import Recorder
 from bsmodel.training import Training
 from bsmodel.workloads import Workload
@@ -23,7 +23,7 @@ from bsmodel.workloads import Workload
 RANK = 0  # the one that answers are of
 # Where each kind is wrapped: a module with `placed`, as below, and where it has something to say of these, `within`, `optimizer` and `settle`.
 _ROOMS: dict[str, ModuleType] = {
-    **{"ddp": replicated, "zero1": replicated, "fsdp1": flat, "fsdp2": sharded, "hsdp": sharded},
+    **{"ddp": replicated, "zero1": replicated, "fsdp1": flat, "fsdp2": sharded, "hsdp": sharded, "tp": layers},
     **dict.fromkeys(("deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3"), deepspeed),
 }
 
@@ -41,7 +41,7 @@ def group(parallel: Parallel | None) -> Iterator[None]:
     hook = sys.excepthook  # torch puts its own there, which says of which rank an error is
     dist.init_process_group("fake", rank=RANK, world_size=parallel.devices, store=FakeStore())
     try:
-        with getattr(_ROOMS[parallel.kind], "within", contextlib.nullcontext)():
+        with getattr(_ROOMS[parallel.kind], "within", contextlib.nullcontext)(), layers.unasked():
             yield
     finally:
         dist.destroy_process_group()

@@ -10,6 +10,7 @@ import torch
 from bsmodel.errors import InvalidInputError
 from bsmodel.parallel import Parallel
 from bsmodel.recording import placement
+from bsmodel.recording.devices import layers
 from bsmodel.recording.recorder import Recorder
 from bsmodel.training import Training
 
@@ -24,9 +25,14 @@ def placed(model: torch.nn.Module, training: Training, parallel: Parallel, recor
     sides, names = [parallel.devices], ["shard"]
     if parallel.kind == "hsdp":
         sides, names = [parallel.nodes, parallel.devices // parallel.nodes], ["replicate", "shard"]
+    if parallel.tensor > 1:
+        sides, names = [parallel.replicas, parallel.tensor], ["shard", "tensor"]
     low, summed = (DTYPES[name] if name else None for name in (parallel.param_dtype, parallel.reduce_dtype))
+    mesh = init_device_mesh("cuda", tuple(sides), mesh_dim_names=tuple(names))
+    if parallel.tensor > 1:
+        layers.split(model, training, recorder, mesh["tensor"])
     options: dict[str, Any] = {
-        "mesh": init_device_mesh("cuda", tuple(sides), mesh_dim_names=tuple(names)),
+        "mesh": mesh["shard"] if parallel.tensor > 1 else mesh,
         "reshard_after_forward": parallel.reshard_after_forward,
     }
     if low is not None or summed is not None:
@@ -36,6 +42,11 @@ def placed(model: torch.nn.Module, training: Training, parallel: Parallel, recor
         fully_shard(unit, **options)
     placement.categorize(model, training, recorder)
     return model
+
+
+def optimizer(model: torch.nn.Module, training: Training) -> Any:
+    """Where layers are split, too, the optimizer of the recipe over groups; else None, for it takes them all."""
+    return layers.optimizer(model, training) if training.parallel is not None and training.parallel.tensor > 1 else None
 
 
 def blocks(model: torch.nn.Module, names: tuple[str, ...]) -> list[torch.nn.Module]:
