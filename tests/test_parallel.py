@@ -180,6 +180,8 @@ def test_a_study_has_ways_to_share_as_recipes(a100):
     rows = bsmodel.study([workload("bert")], recipes, [a100], [1, 2], caching=False).rows
     assert [(row.devices, bool(row.recipe.get("parallel"))) for row in rows] == [(1, False), (2, False), (4, True)]
     assert all(row.status == "plan" for row in rows)
+    rows = bsmodel.study([workload("bert")], gpus=[a100], devices=[1, 2], parallel=["ddp", "fsdp2"], caching=False).rows
+    assert [(row.devices, bool(row.recipe.get("parallel"))) for row in rows] == [(1, False), (2, False), (2, True)]
 
 
 @pytest.mark.parametrize(

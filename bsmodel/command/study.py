@@ -21,6 +21,7 @@ from bsmodel.command.watching import watching
 from bsmodel.command.wording import amount, money, no_plan, reserved_of, seconds, split
 from bsmodel.errors import InvalidInputError, UnknownNameError
 from bsmodel.hardware import Gpu, defaults
+from bsmodel.parallel import KINDS
 from bsmodel.studies import Goal, Row, Study, one_of_each, study
 from bsmodel.training import Training
 from bsmodel.units import MOST_COUNT
@@ -41,7 +42,9 @@ class StudyFile(BaseModel):
     gpus: list[str] = []
     """Ids or TOML files; the four defaults where there is none."""
     devices: list[Count] = Field(default=[1], min_length=1)
-    """Numbers of data-parallel GPUs."""
+    """Numbers of GPUs."""
+    parallel: list[str] = Field(default=["ddp"], min_length=1)
+    """How several of them share the work."""
     target_batch: list[Count] = []
     """Samples per optimizer step; the largest micro-batch where there is none."""
     samples: Count | None = None
@@ -63,7 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpointing", action="append", choices=("yes", "no"), help="repeatable (default: the workload's own)")
     parser.add_argument("--gpu", action="append", metavar="GPU", help="id or TOML file, repeatable (default: the four defaults)")
     arguments.add_room(parser)
-    parser.add_argument("--devices", action="append", type=arguments.positive, metavar="N", help="data-parallel GPUs, repeatable (default: 1)")
+    parser.add_argument("--devices", action="append", type=arguments.positive, metavar="N", help="GPUs, repeatable (default: 1)")
+    text = f"how several share the work, repeatable: {', '.join(KINDS)} (default: ddp)"
+    parser.add_argument("--parallel", action="append", metavar="KIND", help=text)
     parser.add_argument("--target-batch", action="append", type=arguments.positive, metavar="N", help="repeatable (default: the largest micro-batch)")
     parser.add_argument("--samples", type=arguments.positive, metavar="N", help="samples in the training set (default: unknown)")
     parser.add_argument("--epochs", type=arguments.amount, metavar="N", help="passes over it (default: unknown)")
@@ -82,7 +87,18 @@ def run(options: argparse.Namespace) -> Answer:
     targets: list[int | None] = [*asked.target_batch] or [None]
     goals = [Goal(target, asked.samples, asked.epochs, prices=arguments.prices([*asked.prices.items()], gpus)) for target in targets]
     with watching("rows") as watch, arguments.hands(workloads, options.workers) as executor:
-        found = study(workloads, asked.trainings, gpus, asked.devices, goals, executor=executor, out=options.out, caching=options.cache, watch=watch)
+        found = study(
+            workloads,
+            asked.trainings,
+            gpus,
+            asked.devices,
+            goals,
+            parallel=asked.parallel,
+            executor=executor,
+            out=options.out,
+            caching=options.cache,
+            watch=watch,
+        )
     notes = tuple(dict.fromkeys([*arguments.room_asked(options), *(note for subject in workloads for note in of_other_versions(subject))]))
     text = found.to_csv() if options.csv else _text(found, notes)
     return Answer(StudyDocument(command="study", notes=notes, rows=found.rows), text, fits=any(row.fits for row in found.rows))
@@ -90,7 +106,7 @@ def run(options: argparse.Namespace) -> Answer:
 
 def _from_file(options: argparse.Namespace) -> StudyFile:
     """The study of a file; raises `InvalidInputError` where it cannot be read, or flags ask for another one."""
-    flags = ("model", "seq_len", "image_size", "precision", "optimizer", "checkpointing", "gpu", "devices", "target_batch", "samples", "epochs")
+    flags = ("model", "seq_len", "image_size", "precision", "optimizer", "checkpointing", "gpu", "devices", "parallel", "target_batch", "samples", "epochs")
     for name in flags:
         if getattr(options, name) is not None:
             raise InvalidInputError(f"--{name.replace('_', '-')} and the file {str(options.file)!r} both say what to study; give one of them")
@@ -132,6 +148,7 @@ def _from_flags(options: argparse.Namespace) -> StudyFile:
         "trainings": [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())],
         "gpus": options.gpu or [],
         "devices": options.devices or [1],
+        "parallel": options.parallel or ["ddp"],
         "target_batch": options.target_batch or [],
         "samples": options.samples,
         "epochs": options.epochs,
@@ -152,6 +169,8 @@ def _text(found: Study, notes: Notes) -> str:
 
 
 def _word(value: Any) -> str:
+    if isinstance(value, dict):
+        return str(value.get("kind", value))
     return "-" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 

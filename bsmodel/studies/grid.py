@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 from pydantic import BaseModel
 
-from bsmodel.errors import InvalidInputError
+from bsmodel.errors import InvalidInputError, UnknownNameError
 from bsmodel.hardware import Gpu
+from bsmodel.parallel import KINDS, Parallel
 from bsmodel.planning import Price, require_together
 from bsmodel.recording import key_of
 from bsmodel.tape import Tape
@@ -72,10 +73,16 @@ class Recipe:
         """As JSON can say it: an optimizer that is no name by where it is defined."""
         return {name: _as_json(value) for name, value in self.changes}
 
-    def devices(self, asked: int) -> int:
-        """How many devices there are: as many as it splits the work over, else what is asked."""
-        parallel = dict(self.changes).get("parallel")
-        return asked if parallel is None else int(parallel.devices)
+    def ways(self, counts: Iterable[int], kinds: Iterable[str]) -> Iterator[tuple[Recipe, int]]:
+        """This recipe for each number of devices and kind of sharing the work, once each: for its own where it has one, and for one device without any."""
+        own = dict(self.changes).get("parallel")
+        asked = [(self, int(own.devices))] if own is not None else [self._shared(kind, count) for kind in kinds for count in counts]
+        yield from dict.fromkeys(asked)
+
+    def _shared(self, kind: str, count: int) -> tuple[Recipe, int]:
+        if kind == "ddp" or count == 1:
+            return self, count  # told of a recording of one device
+        return Recipe.of({**dict(self.changes), "parallel": Parallel(kind=kind, devices=count)}), count
 
 
 def _as_json(value: Any) -> Any:
@@ -134,6 +141,7 @@ def cells(
     trainings: Iterable[Training | Mapping[str, object]],
     gpus: Iterable[str | Gpu],
     devices: Iterable[int],
+    parallel: Iterable[str],
     goals: Iterable[Goal],
 ) -> tuple[Cell, ...]:
     """Every combination, the workload changing slowest and the goal fastest.
@@ -144,19 +152,22 @@ def cells(
     subjects = [Source.of(item) if isinstance(item, str) else item for item in workloads]
     recipes = [Recipe.of(item) for item in trainings] or [Recipe()]
     cards = [Gpu.named(item) if isinstance(item, str) else item for item in gpus]
-    counts, wanted = list(devices), list(goals)
-    for axis, values in (("workloads", subjects), ("gpus", cards), ("devices", counts), ("goals", wanted)):
+    counts, kinds, wanted = list(devices), list(parallel), list(goals)
+    for axis, values in (("workloads", subjects), ("gpus", cards), ("devices", counts), ("parallel", kinds), ("goals", wanted)):
         if not values:
             raise InvalidInputError(f"a study needs at least one of {axis}")
     counts = [whole("devices", count) for count in counts]
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UnknownNameError("kind of parallel", kind, KINDS)
     _require_own_names(subjects)
     require_asked_about([name for goal in wanted for name, _ in goal.prices], one_of_each(cards))
     return tuple(
-        Cell(subject if isinstance(subject, Subject) else for_card(subject, gpu), recipe, gpu, count, goal)
+        Cell(subject if isinstance(subject, Subject) else for_card(subject, gpu), way, gpu, count, goal)
         for subject in subjects
         for recipe in recipes
         for gpu in cards
-        for count in dict.fromkeys(map(recipe.devices, counts))
+        for way, count in recipe.ways(counts, kinds)
         for goal in wanted
     )
 

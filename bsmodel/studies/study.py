@@ -37,16 +37,18 @@ def study(
     devices: Iterable[int] = (1,),
     goals: Iterable[Goal] = (Goal(),),
     *,
+    parallel: Iterable[str] = ("ddp",),
     executor: Executor | None = None,
     out: str | Path | None = None,
     caching: bool | None = None,
     watch: Watch | None = None,
 ) -> Study:
-    """A row for every combination of workload, recipe, GPU, number of devices and goal; workloads change slowest, goals fastest.
+    """A row for every combination of workload, recipe, GPU, number of devices, kind of sharing the work, and goal; workloads change slowest, goals fastest.
 
     `workloads`: names as `Workload.named` takes them, `Source.of(name, seq_len=...)`, `Workload`s, recorded tapes, or
     for several families of kernels a list of tapes (`bsmodel.tape.load_all`). `trainings`: whole
-    recipes, or mappings of the fields that differ from the workload's own (default: its own). `gpus`: names or rows (default: the four of
+    recipes, or mappings of the fields that differ from the workload's own (default: its own); one with a `parallel` is for its devices.
+    `parallel`: kinds of `bsmodel.parallel.KINDS` with PyTorch's defaults, for each number of `devices` above one. `gpus`: names or rows (default: the four of
     the catalogue). What cannot be answered is a row with its reason, not the end.
 
     A recording is made once for all cards that run the same kernels. Work goes to `executor`, any `concurrent.futures.Executor`
@@ -55,7 +57,7 @@ def study(
     answers in the user's cache folder (None: but for the user's own Python files; False: neither keep nor look up).
     Raises `InvalidInputError` for an empty axis, a GPU that is named twice or a number that is none, `UnknownNameError` for a GPU that is none.
     """
-    asked = cells(workloads, trainings, defaults() if gpus is None else gpus, devices, goals)
+    asked = cells(workloads, trainings, defaults() if gpus is None else gpus, devices, parallel, goals)
     ledger = Ledger.of(asked, out, caching)
     missing = [cell for cell in asked if cell.key not in ledger.rows]
     tell = watch or in_silence
