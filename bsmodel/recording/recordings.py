@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,10 +19,10 @@ from bsmodel.recording import alignment, checks, said, samples
 from bsmodel.recording.assumed import Assumed
 from bsmodel.recording.quantized import by_rules, elements, is_packed
 from bsmodel.recording.recorder import Allocation
-from bsmodel.recording.run import Run, running, two_steps
+from bsmodel.recording.run import Run, joined, running, two_steps, two_steps_apart
 from bsmodel.recording.torchao import in_float8_of
 from bsmodel.recording.values import Values
-from bsmodel.tape import BLOCKS, Collective, Operations, Polynomial, Row, Tape, Term, Workspace
+from bsmodel.tape import Collective, Operations, Polynomial, Row, Tape, Term, Workspace
 from bsmodel.training import OPTIMIZERS, QUANTIZED, Training
 from bsmodel.workloads import Workload
 
@@ -71,8 +71,13 @@ def recording_of(workload: Workload, training: Training, gpu: Gpu, assumed: Assu
 
 
 def in_one_run(run: Run) -> OneRun | None:
-    """Two steps at three batches, or four, and what they say of every batch; None where the first step differs from later ones, or the third disagrees."""
+    """Two steps at three batches, or four, and what they say of every batch.
+
+    None where the first step differs from later ones, micro-steps from the last one, or the third disagrees.
+    """
     checks.require_sized(run.loop.workload)
+    if not _synchronized(run.loop.training):
+        return None
     two_steps(run, BATCHES)
     name, sizes = run.loop.workload.name, None
     groups = alignment.grouped([run.allocated(block) for block in _MICRO_STEPS], run.released(), BATCHES)
@@ -93,8 +98,8 @@ def _traced_in_full(workload: Workload, training: Training, gpu: Gpu, assumed: A
     """For models whose first step differs from later ones: record every step at every batch."""
     recordings, spoken = [], []
     for batches in ((2,), (2, 3), BATCHES, (*BATCHES, FURTHER)):
-        with running(workload, training, gpu, assumed) as run:
-            recordings.append(_all_steps(run, batches[-1]))
+        with _at(batches[-1], workload, training, gpu, assumed) as run:
+            recordings.append(_all_steps(run))
             spoken.append(run.said["micro"])
             if len(batches) < len(BATCHES):
                 continue
@@ -112,8 +117,7 @@ def _traced_by_sample(workload: Workload, training: Training, gpu: Gpu, assumed:
     batches = _APART
     runs: list[Run] = []
     for batch in (BATCHES[0], *reversed(batches)):
-        with running(workload, training, gpu, assumed) as run:
-            two_steps(run, (batch,) * 3)
+        with _at(batch, workload, training, gpu, assumed) as run:
             runs.insert(0, run)
     if not samples.same_kinds(runs.pop().recorder.allocations, runs[0].recorder.allocations):
         return None
@@ -141,7 +145,7 @@ def _traced_by_sample(workload: Workload, training: Training, gpu: Gpu, assumed:
 def _by_sample(runs: list[Run], batches: tuple[int, ...], by_size: bool) -> list[list[tuple[int, Allocation]]] | None:
     """What is allocated at every batch in the structure of the first, block by block; what is repeated told apart by its size, or not."""
     steps: list[list[tuple[int, Allocation]]] = [[] for _ in batches]
-    for block in BLOCKS:
+    for block in runs[0].blocks():
         parts = samples.structured([run.allocated(block) for run in runs], [run.recorder.events for run in runs], batches, by_size)
         if parts is None:
             return None
@@ -153,9 +157,27 @@ def _pairs_samples(sizes: Mapping[int, alignment.Size]) -> bool:
     return any(size.pairs_samples for size in sizes.values())
 
 
-def _all_steps(run: Run, batch: int) -> tuple[list[tuple[int, Allocation]], list[Row]]:
-    """All that is allocated in two steps at a batch, and the kernels of a micro-step."""
-    two_steps(run, (batch,) * 3)
+def _synchronized(training: Training) -> bool:
+    """Whether every micro-step sums its gradients over the devices, where there are several."""
+    return training.parallel is None or training.parallel.sync_each_micro_step
+
+
+@contextlib.contextmanager
+def _at(batch: int, workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> Iterator[Run]:
+    """A run of two steps at a batch, and in it, where only the last micro-step sums gradients over the devices, another of such steps."""
+    apart = None
+    if not _synchronized(training):
+        with running(workload, training, gpu, assumed) as apart:
+            two_steps_apart(apart, batch)
+    with running(workload, training, gpu, assumed) as run:
+        two_steps(run, (batch,) * 3)
+        if apart is not None:
+            joined(run, apart)
+        yield run
+
+
+def _all_steps(run: Run) -> tuple[list[tuple[int, Allocation]], list[Row]]:
+    """All that is allocated in two steps, and the kernels of a micro-step."""
     return list(enumerate(run.recorder.allocations)), apart(run.rows["micro"])[0]
 
 
@@ -172,8 +194,8 @@ def apart(rows: list[Row]) -> tuple[list[Row], list[Row]]:
 
 def record(workload: Workload, training: Training, gpu: Gpu, batch: int) -> Tape:
     """Record the same run directly at `batch`; every size is then fixed. The laws compare this with `trace`."""
-    with running(workload, training, gpu, Assumed()) as run:
-        allocated, rows = _all_steps(run, batch)
+    with _at(batch, workload, training, gpu, Assumed()) as run:
+        allocated, rows = _all_steps(run)
         sizes = alignment.sizes([allocated], (batch,), workload.name)
         return tape_of(run, gpu, sizes, (batch,), tapes.fixed(rows), said.through([run.said["micro"]], (batch,)))
 
@@ -185,7 +207,7 @@ def _all_operations(run: Run, micro_step: Operations) -> Operations:
 
 
 def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[int, ...], micro_step: Operations, spoken: tuple[Collective, ...]) -> Tape:
-    recorded, period = run.recorder.allocations, alignment.periodic({name: run.events(name) for name in BLOCKS}, run.recorder.allocations)
+    recorded, period = run.recorder.allocations, alignment.periodic(run.blocks(), run.recorder.allocations)
     checks.require_steady(period, sizes, recorded, run.loop.workload.name)
     allocations = [recorded[number] for number in period.kept]
     found = [sizes.get(number, alignment.Size(Polynomial(recorded[number].size_bytes, 0))) for number in period.kept]

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,6 +38,28 @@ def placed(model: torch.nn.Module, training: Training, parallel: Parallel, recor
         fully_shard(unit, **options)
     placement.categorize(model, training, recorder)
     return model
+
+
+@contextlib.contextmanager
+def apart(model: Any) -> Iterator[None]:
+    """Gradients stay whole, in what they are to be summed in."""
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
+
+
+def whole_gradients(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Those of parameters as they were gathered, with the names of their modules."""
+    names = {id(module): name for name, module in model.named_modules()}
+    for unit in model.modules():
+        group = unit._get_fsdp_state()._fsdp_param_group if hasattr(unit, "_get_fsdp_state") else None
+        for parameter in group.fsdp_params if group else ():
+            gathered = getattr(parameter, "_unsharded_param", None)
+            for found in (parameter.unsharded_accumulated_grad, None if gathered is None else gathered.grad):
+                if found is not None:
+                    yield names.get(id(parameter._module_info.module), ""), found
 
 
 def blocks(model: torch.nn.Module, names: tuple[str, ...]) -> list[torch.nn.Module]:
