@@ -22,14 +22,56 @@ class KindRule:
     shards: bool = False  # whether each device holds a part of every parameter
 
 
-_DDP = ("bucket_mb", "gradient_as_bucket_view")
-_FSDP = ("reshard_after_forward", "param_dtype", "reduce_dtype", "wrap")
+_DDP = ("bucket_mb", "gradient_as_bucket_view", "sync_each_micro_step")
+_FSDP = ("reshard_after_forward", "param_dtype", "reduce_dtype", "wrap", "sync_each_micro_step")
 _SHARD = "torch/distributed/fsdp/_fully_shard"
 KINDS: dict[str, KindRule] = {
     "ddp": KindRule("every device holds all, gradients are summed in buckets", "torch/nn/parallel/distributed.py", _DDP),
     "zero1": KindRule("as ddp, with states of the optimizer dealt out parameter by parameter", "torch/distributed/optim/zero_redundancy_optimizer.py", _DDP),
     "fsdp2": KindRule("parameters, gradients and states in shards, gathered block by block", _SHARD, _FSDP, shards=True),
     "hsdp": KindRule("as fsdp2 within each node, and as ddp between nodes", _SHARD, _FSDP, shards=True),
+}
+
+
+@dataclass(frozen=True)
+class PresetRule:
+    """What a trainer does that plain PyTorch leaves to its user, where its code stands, and the kinds it is for: how their names begin.
+
+    `sets` are fields of `Parallel` that it sets where they are not given; `casts`: whether it computes in half precision by means of its own, and the
+    loop needs no autocast.
+    """
+
+    what: str
+    source: str
+    kinds: tuple[str, ...]
+    sets: tuple[tuple[str, Any], ...] = ()
+    casts: bool = False
+
+
+_ACCELERATE = (
+    "gradients are summed in the last micro-step only; ddp looks for unused parameters, but under checkpointing, and has small buckets from the start; "
+    "fsdp2 has embedding and head beside the blocks, and gathers, computes and sums in the half precision of a mixed one"
+)
+_TORCHTITAN = "fsdp2 has embedding and head beside the blocks, gathers and computes in bf16 and sums in fp32"
+_ZERO = ("deepspeed-",)
+PRESETS: dict[str, PresetRule] = {
+    "torch": PresetRule("as torch's own defaults are", "torch/nn/parallel/distributed.py, torch/distributed/fsdp", ("",)),
+    "accelerate": PresetRule(
+        _ACCELERATE,
+        "accelerate 1.15: accelerator.py, utils/fsdp_utils.py; transformers 5.23: trainer.py, which runs it",
+        ("ddp", "fsdp2", "hsdp"),
+        (("sync_each_micro_step", False),),
+        casts=True,
+    ),
+    "torchtitan": PresetRule(
+        _TORCHTITAN,
+        "torchtitan/distributed/fsdp.py, torchtitan/config/job_config.py",
+        ("fsdp2", "hsdp"),
+        (("param_dtype", "bf16"), ("reduce_dtype", "fp32")),
+        casts=True,
+    ),
+    "deepspeed": PresetRule("as DeepSpeed's own defaults are", "deepspeed 0.19: deepspeed/runtime/zero/config.py", _ZERO),
+    "hf-auto": PresetRule('as "auto" in a configuration for the Trainer sets them', "transformers/integrations/deepspeed.py", _ZERO),
 }
 MOST_DEVICES = 1 << 14
 
@@ -79,6 +121,8 @@ class Parallel(BaseModel, frozen=True):
     """Of `ddp` and `zero1`: whether gradients are views of the buckets."""
     sync_each_micro_step: bool = True
     """Whether every micro-step sums its gradients over the devices, or only the last one of an optimizer step."""
+    preset: str = "torch"
+    """Whose trainer it is, one of `bsmodel.parallel.PRESETS`: which defaults fields that are not given have, and how modules are grouped."""
     wrap: tuple[str, ...] = ()
     """Of `fsdp2`: names of the classes whose modules are sharded one by one; by default the model's own blocks."""
 
@@ -90,11 +134,23 @@ class Parallel(BaseModel, frozen=True):
             except ValidationError as error:
                 raise refusal(error, type(self), "field of parallel", "parallel {}") from None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, given: Any) -> Any:
+        """What the preset sets and is not given."""
+        rule = PRESETS.get(str(given.get("preset"))) if isinstance(given, dict) else None
+        return given if rule is None else {**dict(rule.sets), **given}
+
     @model_validator(mode="after")
     def _together(self) -> Parallel:
-        """Raises `InvalidInputError` for a kind that nobody knows, and for fields of another kind."""
+        """Raises `InvalidInputError` for a kind or preset that nobody knows, and for fields of another kind."""
         if self.kind not in KINDS:
             raise UnknownNameError("kind of parallel", self.kind, KINDS)
+        if self.preset not in PRESETS:
+            raise UnknownNameError("preset of parallel", self.preset, PRESETS)
+        if not self.kind.startswith(PRESETS[self.preset].kinds):
+            kinds = ", ".join(kind for kind in KINDS if kind.startswith(PRESETS[self.preset].kinds)) or "kinds that are not recorded yet"
+            raise InvalidInputError(f"parallel preset {self.preset!r} does not have kind {self.kind!r}; it has {kinds}")
         known = KINDS[self.kind].fields
         for name in dict.fromkeys(field for rule in KINDS.values() for field in rule.fields if field not in known):
             if getattr(self, name) != type(self).model_fields[name].default:
@@ -111,9 +167,14 @@ class Parallel(BaseModel, frozen=True):
         return self.devices
 
     @property
+    def casts(self) -> bool:
+        """Whether half precision is the preset's to compute in, and not a loop's by autocast."""
+        return PRESETS[self.preset].casts
+
+    @property
     def shards(self) -> bool:
         """Whether each device holds a part of every parameter."""
         return KINDS[self.kind].shards
 
     def __str__(self) -> str:
-        return f"{self.kind} over {self.devices:,} devices"
+        return f"{self.kind} over {self.devices:,} devices" + (f" by {self.preset}" if self.preset != "torch" else "")

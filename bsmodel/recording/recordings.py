@@ -15,6 +15,7 @@ import torch
 from bsmodel import tape as tapes
 from bsmodel.errors import UntraceableError
 from bsmodel.hardware import Gpu
+from bsmodel.parallel import PRESETS
 from bsmodel.recording import alignment, checks, said, samples
 from bsmodel.recording.assumed import Assumed
 from bsmodel.recording.quantized import by_rules, elements, is_packed
@@ -41,6 +42,7 @@ _UPCAST = "weights that are not quantized are in float32, as peft's prepare_mode
 Recorded = tuple[Tape, Values]
 _BY_SAMPLE = f"what the step does for every sample apart is counted as often as there are samples; recordings at batches {_APART[0]} to {_APART[-1]} agree"
 _NEARLY = "sizes that are rounded up to whole rows are taken for the polynomial above them, at most a hundredth larger"
+_PRESET = "devices share the work as {} has it: {}; what the recipe says itself goes before that"
 _MICRO_STEPS = ("first", "micro", "accumulate")
 _NO_STEP = "a call of step came by in which no optimizer made a step, whose state may then lack; one call is to be a whole optimizer step"
 
@@ -263,6 +265,7 @@ def _remarks(run: Run, sizes: dict[int, alignment.Size]) -> tuple[str, ...]:
     of_state = OPTIMIZERS[optimizer].remark if isinstance(optimizer, str) and run.loop.workload.setup is None else ""
     packed = run.loop.training.weights in QUANTIZED
     whole = _LEFT.format(sum(p.numel() for p in run.loop.model.parameters() if not (p.requires_grad or is_packed(p)))) if packed else ""
+    preset = "torch" if run.loop.training.parallel is None else run.loop.training.parallel.preset
     training, published = run.loop.training, run.loop.workload.quantized
     said = {
         _AS_PUBLISHED.format(training.weights): bool(published) and published.get("weights") == training.weights,
@@ -272,6 +275,7 @@ def _remarks(run: Run, sizes: dict[int, alignment.Size]) -> tuple[str, ...]:
         _BY_RULE: by_rules(training),
         _FLOAT8.format(*in_float8_of(run.loop.model)): training.float8 is not None,
         _NO_STEP: run.idle,
+        _PRESET.format(preset, PRESETS[preset].what): preset != "torch",
         _PAIRED: _pairs_samples(sizes),
     }
     return (*run.loop.workload.remarks, *run.remarks, *(remark for remark, applies in said.items() if applies))
