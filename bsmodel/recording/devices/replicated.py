@@ -20,12 +20,16 @@ _BUCKET = "gradient bucket"
 def placed(model: torch.nn.Module, training: Training, parallel: Parallel, recorder: Recorder) -> torch.nn.Module:
     """The model on the device, in DistributedDataParallel."""
     placement.place(model, training, recorder)
-    before, options = len(recorder.events), {"bucket_cap_mb": parallel.bucket_mb, "gradient_as_bucket_view": parallel.gradient_as_bucket_view}
-    if parallel.preset == "accelerate":
-        options["find_unused_parameters"] = not (training.checkpointing and _is_pretrained(model))
-        if training.half is not None:
-            _in_autocast(model, getattr(torch, training.half))
-    wrapped = torch.nn.parallel.DistributedDataParallel(model, device_ids=[0], **options)
+    before, as_trainer = len(recorder.events), parallel.preset == "accelerate"
+    if as_trainer and training.half is not None:
+        _in_autocast(model, getattr(torch, training.half))
+    wrapped = torch.nn.parallel.DistributedDataParallel(
+        model,
+        device_ids=[0],
+        bucket_cap_mb=parallel.bucket_mb,
+        find_unused_parameters=as_trainer and not (training.checkpointing and _is_pretrained(model)),
+        gradient_as_bucket_view=parallel.gradient_as_bucket_view,
+    )
     recorder.categorize_live(before, _BUCKET)
     return wrapped
 

@@ -67,7 +67,7 @@ def apart(model: Any) -> Iterator[None]:
         model.set_requires_gradient_sync(True)
 
 
-def whole_gradients(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def whole_gradients(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Those of parameters as they were gathered, with the names of their modules."""
     names = {id(module): name for name, module in model.named_modules()}
     for unit in model.modules():
