@@ -49,7 +49,7 @@ class PresetRule:
 
 
 _ACCELERATE = (
-    "gradients are summed in the last micro-step only; ddp looks for unused parameters, but under checkpointing: it copies outputs, and never rebuilds buckets; "
+    "gradients are summed in the last micro-step only; ddp looks for unused parameters, but under checkpointing: it copies outputs and rebuilds no buckets; "
     "fsdp2 has embedding and head beside the blocks, and gathers, computes and sums in the half precision of a mixed one"
 )
 _TORCHTITAN = "fsdp2 has embedding and head beside the blocks, gathers and computes in bf16 and sums in fp32"
