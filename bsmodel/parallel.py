@@ -22,8 +22,9 @@ class KindRule:
     shards: bool = False  # whether each device holds a part of every parameter
 
 
-_DDP = ("bucket_mb", "gradient_as_bucket_view")
-_FSDP = ("reshard_after_forward", "param_dtype", "reduce_dtype", "wrap")
+_DDP = ("bucket_mb", "gradient_as_bucket_view", "sync_each_micro_step")
+_FSDP1 = ("reshard_after_forward", "param_dtype", "reduce_dtype", "wrap")
+_FSDP = (*_FSDP1, "sync_each_micro_step")
 _TENSOR = "torch/distributed/tensor/parallel/style.py"
 _DEEPSPEED = ("param_dtype",)
 _ZERO = "deepspeed/runtime/zero"
@@ -32,12 +33,54 @@ KINDS: dict[str, KindRule] = {
     "ddp": KindRule("every device holds all, gradients are summed in buckets", "torch/nn/parallel/distributed.py", _DDP),
     "zero1": KindRule("as ddp, with states of the optimizer dealt out parameter by parameter", "torch/distributed/optim/zero_redundancy_optimizer.py", _DDP),
     "fsdp2": KindRule("parameters, gradients and states in shards, gathered block by block", _SHARD, (*_FSDP, "tensor"), shards=True),
-    "fsdp1": KindRule("as fsdp2, by the older FullyShardedDataParallel", "torch/distributed/fsdp/fully_sharded_data_parallel.py", _FSDP, shards=True),
+    "fsdp1": KindRule("as fsdp2, by the older FullyShardedDataParallel", "torch/distributed/fsdp/fully_sharded_data_parallel.py", _FSDP1, shards=True),
     "hsdp": KindRule("as fsdp2 within each node, and as ddp between nodes", _SHARD, _FSDP, shards=True),
     "tp": KindRule("layers in parts by the model's own plan, all devices at work on the same samples", _TENSOR, ("tensor",)),
     "deepspeed-zero1": KindRule("as ddp, with states of the optimizer in float32 dealt out in equal parts", f"{_ZERO}/stage_1_and_2.py", _DEEPSPEED),
     "deepspeed-zero2": KindRule("as deepspeed-zero1, with gradients dealt out as they are made", f"{_ZERO}/stage_1_and_2.py", _DEEPSPEED),
     "deepspeed-zero3": KindRule("parameters, gradients and states dealt out, gathered module by module", f"{_ZERO}/stage3.py", _DEEPSPEED, shards=True),
+}
+
+
+@dataclass(frozen=True)
+class PresetRule:
+    """What a trainer does that plain PyTorch leaves to its user, where its code stands, and the kinds it is for: how their names begin.
+
+    `sets` are fields of `Parallel` that it sets where they are not given; `casts`: whether it computes in half precision by means of its own, and the
+    loop needs no autocast.
+    """
+
+    what: str
+    source: str
+    kinds: tuple[str, ...]
+    sets: tuple[tuple[str, Any], ...] = ()
+    casts: bool = False
+
+
+_ACCELERATE = (
+    "gradients are summed in the last micro-step only; ddp looks for unused parameters, but under checkpointing: it copies outputs and rebuilds no buckets; "
+    "fsdp2 has embedding and head beside the blocks, and gathers, computes and sums in the half precision of a mixed one"
+)
+_TORCHTITAN = "fsdp2 has embedding and head beside the blocks, gathers and computes in bf16 and sums in fp32"
+_ENGINE = ("deepspeed-",)
+PRESETS: dict[str, PresetRule] = {
+    "torch": PresetRule("as torch's own defaults are", "torch/nn/parallel/distributed.py, torch/distributed/fsdp", ("",)),
+    "accelerate": PresetRule(
+        _ACCELERATE,
+        "accelerate 1.15: accelerator.py, utils/fsdp_utils.py; transformers 5.23: trainer.py, which runs it",
+        ("ddp", "fsdp2", "hsdp"),
+        (("sync_each_micro_step", False),),
+        casts=True,
+    ),
+    "torchtitan": PresetRule(
+        _TORCHTITAN,
+        "torchtitan/distributed/fsdp.py, torchtitan/config/job_config.py",
+        ("fsdp2", "hsdp"),
+        (("param_dtype", "bf16"), ("reduce_dtype", "fp32")),
+        casts=True,
+    ),
+    "deepspeed": PresetRule("as DeepSpeed's own defaults are", "deepspeed 0.19: deepspeed/runtime/zero/config.py", _ENGINE),
+    "hf-auto": PresetRule('as "auto" in a configuration for the Trainer sets them', "transformers/integrations/deepspeed.py", _ENGINE),
 }
 MOST_DEVICES = 1 << 14
 
@@ -89,6 +132,8 @@ class Parallel(BaseModel, frozen=True):
     """Of `ddp` and `zero1`: whether gradients are views of the buckets."""
     sync_each_micro_step: bool = True
     """Whether every micro-step sums its gradients over the devices, or only the last one of an optimizer step."""
+    preset: str = "torch"
+    """Whose trainer it is, one of `bsmodel.parallel.PRESETS`: which defaults fields that are not given have, and how modules are grouped."""
     wrap: tuple[str, ...] = ()
     """Of `fsdp1` and `fsdp2`: names of the classes whose modules are sharded one by one; by default the model's own blocks."""
 
@@ -102,16 +147,24 @@ class Parallel(BaseModel, frozen=True):
 
     @model_validator(mode="before")
     @classmethod
-    def _all_of_tp(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("kind") == "tp" and "devices" in given:
-            return {"tensor": given["devices"], **given}
-        return given
+    def _by_kind(cls, given: Any) -> Any:
+        """What kind and preset set and is not given."""
+        if not isinstance(given, dict):
+            return given
+        split = {"tensor": given["devices"]} if given.get("kind") == "tp" and "devices" in given else {}
+        rule = PRESETS.get(str(given.get("preset")))
+        return {**split, **(dict(rule.sets) if rule else {}), **given}
 
     @model_validator(mode="after")
     def _together(self) -> Parallel:
-        """Raises `InvalidInputError` for a kind that nobody knows, and for fields of another kind."""
+        """Raises `InvalidInputError` for a kind or preset that nobody knows, and for fields of another kind."""
         if self.kind not in KINDS:
             raise UnknownNameError("kind of parallel", self.kind, KINDS)
+        if self.preset not in PRESETS:
+            raise UnknownNameError("preset of parallel", self.preset, PRESETS)
+        if not self.kind.startswith(PRESETS[self.preset].kinds):
+            kinds = ", ".join(kind for kind in KINDS if kind.startswith(PRESETS[self.preset].kinds)) or "kinds that are not recorded yet"
+            raise InvalidInputError(f"parallel preset {self.preset!r} does not have kind {self.kind!r}; it has {kinds}")
         known = KINDS[self.kind].fields
         for name in dict.fromkeys(field for rule in KINDS.values() for field in rule.fields if field not in known):
             if getattr(self, name) != type(self).model_fields[name].default:
@@ -134,10 +187,15 @@ class Parallel(BaseModel, frozen=True):
         return self.devices // self.tensor
 
     @property
+    def casts(self) -> bool:
+        """Whether half precision is the preset's to compute in, and not a loop's by autocast."""
+        return PRESETS[self.preset].casts
+
+    @property
     def shards(self) -> bool:
         """Whether each device holds a part of every parameter."""
         return KINDS[self.kind].shards
 
     def __str__(self) -> str:
         parts = f", layers over {self.tensor} of them" if 1 < self.tensor < self.devices else ""
-        return f"{self.kind} over {self.devices:,} devices{parts}"
+        return f"{self.kind} over {self.devices:,} devices{parts}" + (f" by {self.preset}" if self.preset != "torch" else "")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -252,13 +252,19 @@ class Training(BaseModel, frozen=True):
         """The dtype of the weights that are not quantized, of a model whose weights are `published` in one."""
         if self.weights in WEIGHTS:
             return WEIGHTS[self.weights]
-        half = self.numerics.autocast
+        half = self.half
         return half if self.adapts and half is not None and published in ("bfloat16", "float16") else self.numerics.weights
 
     @property
     def numerics(self) -> Precision:
-        """What the precision name means."""
-        return PRECISIONS[self.precision]
+        """What the precision name means to a loop: no autocast where a trainer's preset has means of its own."""
+        found = PRECISIONS[self.precision]
+        return replace(found, autocast=None) if self.parallel is not None and self.parallel.casts else found
+
+    @property
+    def half(self) -> str | None:
+        """What a mixed precision computes in."""
+        return PRECISIONS[self.precision].autocast
 
     @property
     def optimizer_name(self) -> str:
@@ -296,7 +302,7 @@ def _of_layers_in_parts(training: Training) -> dict[str, bool]:
 
 def require_arithmetic(training: Training, gpu: Gpu) -> None:
     """Raises `InvalidInputError` where the recipe needs arithmetic that the GPU has not, with the precision to use instead."""
-    if training.numerics.needs_bf16 and not gpu.supports_bf16:
+    if PRECISIONS[training.precision].needs_bf16 and not gpu.supports_bf16:
         raise InvalidInputError(f"{gpu.id} has no bf16 arithmetic (compute capability 8.0 is needed); use precision fp16-mixed")
     if training.weights == "bf16" and not gpu.supports_bf16:
         raise InvalidInputError(f"{gpu.id} has no bf16 arithmetic (compute capability 8.0 is needed); use weights fp16")

@@ -15,7 +15,7 @@ from bsmodel.command.watching import watching
 from bsmodel.errors import InvalidInputError
 from bsmodel.files import require_writable
 from bsmodel.hardware import DEFAULT_GPUS, Gpu, defaults, network_named
-from bsmodel.parallel import KINDS, Parallel
+from bsmodel.parallel import KINDS, PRESETS, Parallel
 from bsmodel.planning import Price
 from bsmodel.studies import Goal, for_card, one_of_each, pool, require_asked_about, tapes
 from bsmodel.tape import Tape, is_tape, load_all, require_agreement, save_all
@@ -25,7 +25,8 @@ from bsmodel.workloads import LOSSES, MADE_HERE, NAMED, Source
 
 MODELS = f"{', '.join(MADE_HERE)} or another of `bsmodel models`; timm:NAME, torchvision:NAME, config.json, module:attr, path.py:attr, a file of --save"
 
-SHARING = ("tensor", "param_dtype", "reduce_dtype", "reshard_after_forward", "wrap")  # fields of `Parallel` that have a flag
+# Fields of `Parallel` that have a flag.
+SHARING = ("tensor", "param_dtype", "reduce_dtype", "reshard_after_forward", "wrap", "preset", "sync_each_micro_step", "nodes")
 SHAPE = ("seq_len", "image_size", "attention", "input", "loss")  # the options of a workload that have a flag
 
 
@@ -137,6 +138,10 @@ def add_parallel(parser: argparse.ArgumentParser, several: bool) -> None:
     parser.add_argument("--reshard-after-forward", action=argparse.BooleanOptionalAction, default=None, help=text)
     text = "modules that fsdp1 or fsdp2 shards one by one, repeatable (default: the model's blocks)"
     parser.add_argument("--wrap", action="append", metavar="CLASS", help=text)
+    parser.add_argument("--nodes", type=positive, metavar="N", help="machines that the devices stand in (default: as few as hold them by eights)")
+    parser.add_argument("--preset", metavar="NAME", help=f"whose trainer it is: {', '.join(PRESETS)} (default: torch)")
+    text = "sum gradients over the devices in every micro-step, or with --no-sync in the last one only (default: as the preset does)"
+    parser.add_argument("--sync", dest="sync_each_micro_step", action=argparse.BooleanOptionalAction, default=None, help=text)
 
 
 def add_adapters(parser: argparse.ArgumentParser) -> None:

@@ -76,12 +76,14 @@ def _ways(options: argparse.Namespace) -> list[argparse.Namespace]:
             raise UnknownNameError("kind of parallel", kind, KINDS)
     if options.parallel and max(options.devices) < 2:
         raise InvalidInputError(f"--parallel {options.parallel} is for several devices; give --devices N")
-    several = {(None if kind == "ddp" or count == 1 else kind, count): None for kind in kinds for count in options.devices}
+    as_it_comes = all(getattr(options, name) is None for name in ("preset", "sync_each_micro_step", "nodes"))
+    several = {(None if count == 1 or (kind == "ddp" and as_it_comes) else kind, count): None for kind in kinds for count in options.devices}
     if options.save and len({kind and (kind, count) for kind, count in several}) > 1:
         raise InvalidInputError("--save keeps the recordings of one way to share; give one of --parallel, and one number of devices")
-    sharded = {kind for kind in kinds if KINDS[kind].shards}
-    unsharded = dict.fromkeys(arguments.SHARING) if sharded else {}
-    ways = [{"devices": count, "parallel": kind, **({} if kind in sharded else unsharded)} for kind, count in several]
+    every = {field for kind in kinds for field in KINDS[kind].fields}
+    alone = arguments.SHARING if max(options.devices) > 1 else ()
+    unasked = [dict.fromkeys(alone if count == 1 else every - {*KINDS[kind or "ddp"].fields}) for kind, count in several]
+    ways = [{"devices": count, "parallel": kind, **without} for (kind, count), without in zip(several, unasked, strict=True)]
     return sorted((argparse.Namespace(**{**vars(options), **way}) for way in ways), key=lambda way: way.parallel is not None)
 
 

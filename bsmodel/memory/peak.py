@@ -188,13 +188,13 @@ def _train(allocator: CachingAllocator, tape: Tape, sizes: list[int], accumulati
     asked = retries = 0
     try:
         for name, block in tape.program(_MOST_STEPS, accumulation):
-            if name in ("micro", "first"):
+            if name in ("first", "micro", "open", "begin"):
                 asked, retries = len(allocator.segment_events), allocator.retries
             if lagging is not None:
                 lagging.run(name, sizes, optional)
             else:
                 allocator.run(block, sizes, optional, tape.streams)
-            if name in ("step", "first_step"):
+            if name in ("first_step", "step", "open_step", "end"):
                 layouts.append(allocator.layout())
                 quiet = len(allocator.segment_events) == asked and allocator.spare_bytes > largest
                 if layouts[-1] in layouts[:-1] or (quiet and len(layouts) >= STEPS):

@@ -11,9 +11,11 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from bsmodel.errors import UntraceableError
-from bsmodel.tape import Polynomial, interpolated
+from bsmodel.tape import APART, BLOCKS, Polynomial, interpolated
 
 NOTHING = Polynomial(0, 0)
+_ONCE = ("init", "first", "first_step", "open", "close", "open_step")  # blocks that are not repeated
+_STEPS = ("first_step", "step", "open_step", "end")  # those that are an optimizer's
 
 
 class OtherPathError(UntraceableError):
@@ -183,13 +185,15 @@ class Period(NamedTuple):
 def periodic(events: dict[str, list[int]], allocations: Sequence[Any]) -> Period:
     """Make the blocks of a recording repeatable, and number what they allocate from zero.
 
-    A loop's variables (batch, loss, outputs) made in one micro-step die in the next, whichever that is; so the three recorded
-    micro-steps share one number for each of them, and the two optimizer steps likewise.
+    A loop's variables (batch, loss, outputs) made in one micro-step die in the next, whichever that is; so the recorded
+    micro-steps share one number for each of them, and the optimizer steps likewise.
     """
     alias: dict[int, int] = {}
-    _share(alias, events, "first", ("micro",), {"micro": ("accumulate",), "accumulate": ()}, allocations)
-    _share(alias, events, "first", ("micro",), {"micro": ()}, allocations)
-    _share(alias, events, "first_step", ("micro", "accumulate", "step"), {"step": ()}, allocations)
+    for names in (BLOCKS[1:], APART) if APART[0] in events else (BLOCKS[1:],):
+        micro_steps, steps = ([name for name in names if (name in _STEPS) == chosen] for chosen in (False, True))
+        _share(alias, events, micro_steps[0], (micro_steps[1],), dict(zip(micro_steps[1:], [*((name,) for name in micro_steps[2:]), ()])), allocations)
+        _share(alias, events, micro_steps[0], (micro_steps[1],), {micro_steps[1]: ()}, allocations)
+        _share(alias, events, steps[0], names[names.index(steps[0]) + 1 :], {steps[1]: ()}, allocations)
     kept: dict[int, int] = {}
     blocks: dict[str, tuple[int, ...]] = {}
     for name, block in events.items():
@@ -200,7 +204,7 @@ def periodic(events: dict[str, list[int]], allocations: Sequence[Any]) -> Period
             index = kept.setdefault(number, len(kept))
             renumbered.append(index if event >= 0 else ~index)
         blocks[name] = tuple(renumbered)
-    left = [number for name in ("micro", "accumulate", "step") for number in _left_behind(events, name, ()) if number not in alias]
+    left = [number for name in events if name not in _ONCE for number in _left_behind(events, name, ()) if number not in alias]
     return Period(blocks, list(kept), alias, left)
 
 

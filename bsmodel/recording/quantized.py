@@ -75,7 +75,7 @@ def _config(training: Training) -> Any:
 def _computed_in(training: Training) -> torch.dtype:
     """What products with weights in four bits are computed in."""
     asked = WEIGHTS[training.compute_dtype] if training.compute_dtype else None
-    found: torch.dtype = getattr(torch, asked or training.numerics.autocast or training.numerics.weights)
+    found: torch.dtype = getattr(torch, asked or training.half or training.numerics.weights)
     return found
 
 

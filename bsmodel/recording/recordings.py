@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,14 +15,15 @@ import torch
 from bsmodel import tape as tapes
 from bsmodel.errors import UntraceableError
 from bsmodel.hardware import Gpu
+from bsmodel.parallel import PRESETS
 from bsmodel.recording import alignment, checks, devices, lent, said, samples
 from bsmodel.recording.allocation import Allocation, owner
 from bsmodel.recording.assumed import Assumed
 from bsmodel.recording.quantized import by_rules, elements, is_packed
-from bsmodel.recording.run import Run, running, two_steps
+from bsmodel.recording.run import Run, joined, running, two_steps, two_steps_apart
 from bsmodel.recording.torchao import in_float8_of
 from bsmodel.recording.values import Values
-from bsmodel.tape import BLOCKS, Collective, Operations, Polynomial, Row, Tape, Term, Workspace
+from bsmodel.tape import Collective, Operations, Polynomial, Row, Tape, Term, Workspace
 from bsmodel.training import OPTIMIZERS, QUANTIZED, Training
 from bsmodel.workloads import Workload
 
@@ -45,6 +46,7 @@ _UPCAST = "weights that are not quantized are in float32, as peft's prepare_mode
 Recorded = tuple[Tape, Values]
 _BY_SAMPLE = f"what the step does for every sample apart is counted as often as there are samples; recordings at batches {_APART[0]} to {_APART[-1]} agree"
 _NEARLY = "sizes that are rounded up to whole rows are taken for the polynomial above them, at most a hundredth larger"
+_PRESET = "devices share the work as {} has it: {}; what the recipe says itself goes before that"
 _MICRO_STEPS = ("first", "micro", "accumulate")
 _NO_STEP = "a call of step came by in which no optimizer made a step, whose state may then lack; one call is to be a whole optimizer step"
 
@@ -75,8 +77,13 @@ def recording_of(workload: Workload, training: Training, gpu: Gpu, assumed: Assu
 
 
 def in_one_run(run: Run) -> OneRun | None:
-    """Two steps at three batches, or four, and what they say of every batch; None where the first step differs from later ones, or the third disagrees."""
+    """Two steps at three batches, or four, and what they say of every batch.
+
+    None where the first step differs from later ones, micro-steps from the last one, or the third disagrees.
+    """
     checks.require_sized(run.loop.workload)
+    if not _synchronized(run.loop.training):
+        return None
     two_steps(run, BATCHES)
     name, sizes = run.loop.workload.name, None
     groups = alignment.grouped([run.allocated(block) for block in _MICRO_STEPS], run.released(), BATCHES)
@@ -97,8 +104,8 @@ def _traced_in_full(workload: Workload, training: Training, gpu: Gpu, assumed: A
     """For models whose first step differs from later ones: record every step at every batch."""
     recordings, spoken = [], []
     for batches in ((2,), (2, 3), BATCHES, (*BATCHES, FURTHER)):
-        with running(workload, training, gpu, assumed) as run:
-            recordings.append(_all_steps(run, batches[-1]))
+        with _at(batches[-1], workload, training, gpu, assumed) as run:
+            recordings.append(_all_steps(run))
             spoken.append(run.said["micro"])
             if len(batches) < len(BATCHES):
                 continue
@@ -116,8 +123,7 @@ def _traced_by_sample(workload: Workload, training: Training, gpu: Gpu, assumed:
     batches = _APART
     runs: list[Run] = []
     for batch in (BATCHES[0], *reversed(batches)):
-        with running(workload, training, gpu, assumed) as run:
-            two_steps(run, (batch,) * 3)
+        with _at(batch, workload, training, gpu, assumed) as run:
             runs.insert(0, run)
     if not samples.same_kinds(runs.pop().recorder.allocations, runs[0].recorder.allocations):
         return None
@@ -145,7 +151,7 @@ def _traced_by_sample(workload: Workload, training: Training, gpu: Gpu, assumed:
 def _by_sample(runs: list[Run], batches: tuple[int, ...], by_size: bool) -> list[list[tuple[int, Allocation]]] | None:
     """What is allocated at every batch in the structure of the first, block by block; what is repeated told apart by its size, or not."""
     steps: list[list[tuple[int, Allocation]]] = [[] for _ in batches]
-    for block in BLOCKS:
+    for block in runs[0].blocks():
         parts = samples.structured([run.allocated(block) for run in runs], [run.recorder.events for run in runs], batches, by_size)
         if parts is None:
             return None
@@ -157,9 +163,27 @@ def _pairs_samples(sizes: Mapping[int, alignment.Size]) -> bool:
     return any(size.pairs_samples for size in sizes.values())
 
 
-def _all_steps(run: Run, batch: int) -> tuple[list[tuple[int, Allocation]], list[Row]]:
-    """All that is allocated in two steps at a batch, and the kernels of a micro-step."""
-    two_steps(run, (batch,) * 3)
+def _synchronized(training: Training) -> bool:
+    """Whether every micro-step sums its gradients over the devices, where there are several."""
+    return training.parallel is None or training.parallel.sync_each_micro_step
+
+
+@contextlib.contextmanager
+def _at(batch: int, workload: Workload, training: Training, gpu: Gpu, assumed: Assumed) -> Iterator[Run]:
+    """A run of two steps at a batch, and in it, where only the last micro-step sums gradients over the devices, another of such steps."""
+    apart = None
+    if not _synchronized(training):
+        with running(workload, training, gpu, assumed) as apart:
+            two_steps_apart(apart, batch)
+    with running(workload, training, gpu, assumed) as run:
+        two_steps(run, (batch,) * 3)
+        if apart is not None:
+            joined(run, apart)
+        yield run
+
+
+def _all_steps(run: Run) -> tuple[list[tuple[int, Allocation]], list[Row]]:
+    """All that is allocated in two steps, and the kernels of a micro-step."""
     return list(enumerate(run.recorder.allocations)), apart(run.rows["micro"])[0]
 
 
@@ -176,8 +200,8 @@ def apart(rows: list[Row]) -> tuple[list[Row], list[Row]]:
 
 def record(workload: Workload, training: Training, gpu: Gpu, batch: int) -> Tape:
     """Record the same run directly at `batch`; every size is then fixed. The laws compare this with `trace`."""
-    with running(workload, training, gpu, Assumed()) as run:
-        allocated, rows = _all_steps(run, batch)
+    with _at(batch, workload, training, gpu, Assumed()) as run:
+        allocated, rows = _all_steps(run)
         sizes = alignment.sizes([allocated], (batch,), workload.name)
         return tape_of(run, gpu, sizes, (batch,), tapes.fixed(rows), said.through([run.said["micro"]], (batch,)))
 
@@ -189,7 +213,7 @@ def _all_operations(run: Run, micro_step: Operations) -> Operations:
 
 
 def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[int, ...], micro_step: Operations, spoken: tuple[Collective, ...]) -> Tape:
-    recorded, period = run.recorder.allocations, alignment.periodic({name: run.events(name) for name in BLOCKS}, run.recorder.allocations)
+    recorded, period = run.recorder.allocations, alignment.periodic(run.blocks(), run.recorder.allocations)
     checks.require_steady(period, sizes, recorded, run.loop.workload.name)
     allocations = [recorded[number] for number in period.kept]
     found = [sizes.get(number, alignment.Size(Polynomial(recorded[number].size_bytes, 0))) for number in period.kept]
@@ -236,7 +260,7 @@ def _streams(run: Run, kept: Sequence[int]) -> dict[str, Any]:
     return {
         "streams": {index: stream for index, number in enumerate(kept) if (stream := recorder.allocations[number].stream)},
         "lent": {index: tuple(sorted(streams)) for index, number in enumerate(kept) if (streams := recorder.lent.streams.get(number))},
-        "waits": lent.by_block(recorder.lent, recorder.events, {name: run.spans[name] for name in BLOCKS}),
+        "waits": lent.by_block(recorder.lent, recorder.events, {name: run.spans[name] for name in run.blocks()}),
     }
 
 
@@ -255,6 +279,7 @@ def _remarks(run: Run, sizes: dict[int, alignment.Size]) -> tuple[str, ...]:
     of_state = OPTIMIZERS[optimizer].remark if isinstance(optimizer, str) and run.loop.workload.setup is None else ""
     packed = run.loop.training.weights in QUANTIZED
     whole = _LEFT.format(sum(p.numel() for p in run.loop.model.parameters() if not (p.requires_grad or is_packed(p)))) if packed else ""
+    preset = "torch" if run.loop.training.parallel is None else run.loop.training.parallel.preset
     training, published = run.loop.training, run.loop.workload.quantized
     said = {
         _AS_PUBLISHED.format(training.weights): bool(published) and published.get("weights") == training.weights,
@@ -265,6 +290,7 @@ def _remarks(run: Run, sizes: dict[int, alignment.Size]) -> tuple[str, ...]:
         _DEEPSPEED.format(training.parallel): training.parallel is not None and training.parallel.kind.startswith("deepspeed"),
         _FLOAT8.format(*in_float8_of(run.loop.model)): training.float8 is not None,
         _NO_STEP: run.idle,
+        _PRESET.format(preset, PRESETS[preset].what): preset != "torch",
         _PAIRED: _pairs_samples(sizes),
     }
     return (*run.loop.workload.remarks, *run.remarks, *(remark for remark, applies in said.items() if applies))

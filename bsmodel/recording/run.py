@@ -31,7 +31,7 @@ from bsmodel.recording.loop import Loop
 from bsmodel.recording.recorder import Recorder
 from bsmodel.recording.said import Said
 from bsmodel.recording.values import Values
-from bsmodel.tape import Row
+from bsmodel.tape import APART, BLOCKS, Row
 from bsmodel.training import Training
 from bsmodel.workloads import Workload
 
@@ -63,6 +63,10 @@ class Run:
     def events(self, block: str) -> list[int]:
         start, end = self.spans[block]
         return self.recorder.events[start:end]
+
+    def blocks(self) -> dict[str, list[int]]:
+        """Events of all blocks that a tape has."""
+        return {name: self.events(name) for name in (*BLOCKS, *APART) if name in self.spans}
 
     def allocated(self, block: str) -> list[tuple[int, Allocation]]:
         """Numbers and records of what a block allocates, in order."""
@@ -227,6 +231,37 @@ def two_steps(run: Run, batches: tuple[int, ...]) -> None:
                 devices.settle(run.loop.model, run.loop.training, run.recorder)
 
 
+def two_steps_apart(run: Run, batch: int) -> None:
+    """Two optimizer steps of two micro-steps and of three, of which the last one alone sums gradients over devices."""
+    for block in APART:
+        with run.block(block):
+            if block in ("open_step", "end"):
+                _optimizer_step(run)
+            else:
+                with contextlib.nullcontext() if block in ("close", "last") else devices.apart(run.loop.model, run.loop.training):
+                    micro_step(run, batch)
+            if block == "open_step":
+                devices.settle(run.loop.model, run.loop.training, run.recorder)
+
+
+def joined(run: Run, other: Run) -> None:
+    """Give a run the blocks of another, which begins as it does."""
+    same, more = len([event for event in run.events("init") if event >= 0]), len(run.recorder.allocations)
+    if run.events("init") != other.events("init"):
+        raise UntraceableError(f"{run.loop.workload.name} is made otherwise when it is made again")
+    run.recorder.allocations += other.recorder.allocations[same:]
+
+    def renumbered(event: int) -> int:
+        number = event if event >= 0 else ~event
+        number += (more - same) * (number >= same)
+        return number if event >= 0 else ~number
+
+    for name in other.spans.keys() - run.spans.keys():
+        start = len(run.recorder.events)
+        run.recorder.events += map(renumbered, other.events(name))
+        run.spans[name] = (start, len(run.recorder.events))
+
+
 def micro_step(run: Run, batch_size: int) -> None:
     run.recorder.phase, before = "forward", sum(run.stepped.values())
     model = devices.bare(run.loop.model)
@@ -235,6 +270,8 @@ def micro_step(run: Run, batch_size: int) -> None:
     for name, parameter in model.named_parameters():
         for part in () if parameter.grad is None else wrappers.parts(parameter.grad):
             run.recorder.categorize(part, "gradient", owner(name))
+    for module, tensor in devices.whole_gradients(run.loop.model, run.loop.training):
+        run.recorder.categorize(tensor, "gradient", module)
     if run.loop.workload.step is not None:
         run.idle = run.idle or sum(run.stepped.values()) == before
         _require_used(run)

@@ -8,10 +8,11 @@ from bsmodel.tape.operations import PHASES, Operations, Row, fixed, joined, thro
 from bsmodel.tape.polynomials import Coefficients, Envelope, Integer, Integers, Polynomial, interpolated, pairs, polynomials, upper_envelope, values
 from bsmodel.tape.saved import is_tape, load_all, load_lengths, save_all, save_lengths
 from bsmodel.tape.tables import ModuleRow, OperatorRow, by_module, by_operator, counted
-from bsmodel.tape.tape import BLOCKS, CATEGORIES, WEIGHTS, Collective, Tape, Term, Wait, Workspace, require_same_kernels
+from bsmodel.tape.tape import APART, BLOCKS, CATEGORIES, WEIGHTS, Collective, Tape, Term, Wait, Workspace, require_same_kernels
 from bsmodel.tape.workspaces import buffer_bytes
 
 __all__ = (
+    "APART",
     "BLOCKS",
     "CATEGORIES",
     "PHASES",

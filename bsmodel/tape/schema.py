@@ -14,15 +14,14 @@ from bsmodel.hardware import KINDS, Gpu
 from bsmodel.parallel import MOST_DEVICES
 from bsmodel.tape.operations import COEFFICIENTS, COLUMNS, DTYPES, PHASES
 from bsmodel.tape.polynomials import Polynomial
-from bsmodel.tape.tape import BLOCKS, CATEGORIES
+from bsmodel.tape.tape import APART, BLOCKS, CATEGORIES, programs
 from bsmodel.tape.workspaces import FORMULAS
 from bsmodel.training import PRECISIONS, Training
 from bsmodel.units import MOST_COUNT
 
-SCHEMA_VERSION = 14
+SCHEMA_VERSION = 15
 SIZES = ("fixed_bytes", "per_sample_bytes", "per_pair_bytes")
 _EXPECTED = "expected none below zero, and none that falls, from batch 1 on"
-_PROGRAM = (("init", "first", "accumulate", "first_step", "micro", "accumulate", "step"), ("init", "first", "first_step", "micro", "step", "micro", "step"))
 
 Size = Annotated[int, Field(ge=-MOST_COUNT, le=MOST_COUNT)]
 Count = Annotated[int, Field(ge=0, le=MOST_COUNT)]
@@ -111,7 +110,7 @@ class SavedPiece(_Checked):
 class SavedTapes(_Checked):
     """A file: the recordings of one workload and recipe, one for each family of kernels, or pieces of several lengths for each."""
 
-    schema_version: Literal[14]
+    schema_version: Literal[15]
     tapes: tuple[SavedTape, ...] = Field(min_length=1)
     pieces: tuple[SavedPiece, ...] = ()
 
@@ -242,16 +241,17 @@ def _collectives(saved: SavedTape) -> Problems:
 
 def _events(saved: SavedTape) -> Problems:
     count = len(saved.fixed_bytes)
-    if set(saved.blocks) != set(BLOCKS):
-        yield "blocks", f"are {', '.join(sorted(saved.blocks))}; expected {', '.join(BLOCKS)}"
+    expected = (*BLOCKS, *APART) if set(saved.blocks) & set(APART) else BLOCKS
+    if set(saved.blocks) != set(expected):
+        yield "blocks", f"are {', '.join(sorted(saved.blocks))}; expected {', '.join(expected)}"
         return
     for name, events in saved.blocks.items():
         if events and not (-count <= min(events) and max(events) < count):
             yield f"blocks.{name}", f"goes from {min(events)} to {max(events)}; expected events of the {count} allocations there are"
             return
     yield from _waits(saved)
-    for program in _PROGRAM:
-        yield from _released_too_early(saved.blocks, program, count)
+    for first, further in dict.fromkeys(programs(expected != BLOCKS, micro_steps) for micro_steps in (2, 1, 3)):
+        yield from _released_too_early(saved.blocks, (*first, *further, *further), count)
 
 
 def _waits(saved: SavedTape) -> Problems:

@@ -20,8 +20,21 @@ from bsmodel.training import no_float8
 from bsmodel.units import MOST_COUNT
 
 BLOCKS = ("init", "first", "first_step", "micro", "accumulate", "step")
+# Of a tape of several devices whose last micro-step alone sums gradients over them, beside these: what there is of two micro-steps and more.
+APART = ("open", "close", "open_step", "begin", "more", "last", "end")
 WEIGHTS = ("parameter", "packed weight", "adapter")  # whole, with scales and codes where they are quantized, or trained in their place
 CATEGORIES = (*WEIGHTS, "buffer", "gathered parameter", "gradient", "gradient bucket", "optimizer state", "batch", "saved", "temporary", "workspace")
+
+
+def programs(apart: bool, micro_steps: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The blocks of the first optimizer step and of each further one; `apart`: whether only the last micro-step sums gradients over devices.
+
+    The first one has then two micro-steps at most: more take no more.
+    """
+    if apart and micro_steps > 1:
+        return ("init", "open", "close", "open_step"), ("begin", *("more",) * (micro_steps > 2), "last", "end")
+    again = ("accumulate",) * (micro_steps > 1)
+    return ("init", "first", *again, "first_step"), ("micro", *again, "step")
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,8 @@ class Tape:
     rules nobody publishes: so much is what its planner wants first, and whether the library of a card takes it depends on the kind. `lent[k]` are further
     streams that use it: its memory can be taken again when they are through, which the host knows of a lagging device only after `waits`. `blocks` holds
     the events of each part of a run: `k` allocates number k, `~k` releases its oldest living instance. A run of n steps with a micro-steps each is
-    `init`, `first`, (`accumulate` x (a-1)), `first_step`, then n-1 times `micro`, (`accumulate` x (a-1)), `step`.
+    `init`, `first`, (`accumulate` x (a-1)), `first_step`, then n-1 times `micro`, (`accumulate` x (a-1)), `step`. Where only the last micro-step sums
+    its gradients over devices, and there are two or more: `init`, `open`, `close`, `open_step`, then n-1 times `begin`, (`more` x (a-2)), `last`, `end`.
     """
 
     name: str
@@ -183,12 +197,10 @@ class Tape:
         return [number for number, workspace in self.workspaces.items() if not is_taken(workspace.kind, gpu)]
 
     def program(self, steps: int = 2, accumulation: int | None = None) -> Iterable[tuple[str, tuple[int, ...]]]:
-        """The blocks of a run of `steps` optimizer steps; more than two micro-steps add nothing new to the second."""
-        micro_steps = min(self.accumulation if accumulation is None else accumulation, 2)
-        again = [("accumulate", self.blocks["accumulate"])] * (micro_steps - 1)
-        yield from (("init", self.blocks["init"]), ("first", self.blocks["first"]), *again, ("first_step", self.blocks["first_step"]))
-        for _ in range(steps - 1):
-            yield from (("micro", self.blocks["micro"]), *again, ("step", self.blocks["step"]))
+        """The blocks of a run of `steps` optimizer steps; further micro-steps add nothing new to two, or to three where they differ from the last."""
+        first, further = programs("begin" in self.blocks, self.accumulation if accumulation is None else accumulation)
+        for name in (*first, *further * (steps - 1)):
+            yield name, self.blocks[name]
 
     def save(self, path: str | Path) -> None:
         """Write the tape as gzipped JSON, all or nothing, whatever else writes there; `InvalidInputError` where it cannot be written."""

@@ -163,6 +163,7 @@ def pretend_cuda(gpu: Gpu, follows: Callable[[torch.Tensor], bool], note: Callab
     with ExitStack() as stack:
         for attribute, answer in machine.answers(gpu).items():
             stack.enter_context(replaced(torch.cuda, attribute, answer))
+        stack.enter_context(replaced(torch.accelerator, "current_stream", lambda device=None: torch.cuda.current_stream(device)))
         stack.enter_context(replaced(torch._C, "_cuda_getCurrentRawStream", lambda device: 0))  # of a torch built for CUDA
         for kernels, attribute, answer in triton.launches(note):
             stack.enter_context(replaced(kernels, attribute, answer))

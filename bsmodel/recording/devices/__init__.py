@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +21,8 @@ from bsmodel.training import Training
 from bsmodel.workloads import Workload
 
 RANK = 0  # the one that answers are of
-# Where each kind is wrapped: a module with `placed`, as below, and where it has something to say of these, `within`, `optimizer` and `settle`.
+# Where each kind is wrapped: a module with `placed`, as below, and where it has something to say of these, `within`, `optimizer`, `settle`, `apart`
+# and `whole_gradients`.
 _ROOMS: dict[str, ModuleType] = {
     **{"ddp": replicated, "zero1": replicated, "fsdp1": flat, "fsdp2": sharded, "hsdp": sharded, "tp": layers},
     **dict.fromkeys(("deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3"), deepspeed),
@@ -70,6 +71,26 @@ def settle(model: torch.nn.Module, training: Training, recorder: Recorder) -> No
     """What happens once, when the second forward pass begins."""
     if training.parallel is not None and hasattr(room := _ROOMS[training.parallel.kind], "settle"):
         room.settle(model, recorder)
+
+
+@contextlib.contextmanager
+def apart(model: torch.nn.Module, training: Training) -> Iterator[None]:
+    """Within this context a micro-step keeps its gradients, as all but the last of an optimizer step may do, and does not sum them over the devices."""
+    assert training.parallel is not None
+    with getattr(_ROOMS[training.parallel.kind], "apart", no_sync)(model):
+        yield
+
+
+def no_sync(model: Any) -> contextlib.AbstractContextManager[None]:
+    """A wrapper's own way to do that."""
+    found: contextlib.AbstractContextManager[None] = model.no_sync()
+    return found
+
+
+def whole_gradients(model: torch.nn.Module, training: Training) -> Iterable[tuple[str, torch.Tensor]]:
+    """Gradients that wait to be summed and are no parameter's own yet, with the modules that they are of."""
+    if training.parallel is not None and hasattr(room := _ROOMS[training.parallel.kind], "whole_gradients"):
+        yield from room.whole_gradients(model)
 
 
 def bare(model: torch.nn.Module) -> torch.nn.Module:

@@ -13,7 +13,8 @@ from bsmodel.errors import InvalidInputError
 from bsmodel.parallel import Parallel
 from bsmodel.recording import placement
 from bsmodel.recording.cuda_like.pretence import META, replaced
-from bsmodel.recording.devices.sharded import DTYPES, blocks
+from bsmodel.recording.devices.sharded import DTYPES
+from bsmodel.recording.devices.units import blocks
 from bsmodel.recording.recorder import Recorder
 from bsmodel.training import Training
 

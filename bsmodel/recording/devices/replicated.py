@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,12 +20,43 @@ _BUCKET = "gradient bucket"
 def placed(model: torch.nn.Module, training: Training, parallel: Parallel, recorder: Recorder) -> torch.nn.Module:
     """The model on the device, in DistributedDataParallel."""
     placement.place(model, training, recorder)
-    before = len(recorder.events)
+    before, as_trainer = len(recorder.events), parallel.preset == "accelerate"
+    if as_trainer and training.half is not None:
+        _in_autocast(model, getattr(torch, training.half))
     wrapped = torch.nn.parallel.DistributedDataParallel(
-        model, device_ids=[0], bucket_cap_mb=parallel.bucket_mb, gradient_as_bucket_view=parallel.gradient_as_bucket_view
+        model,
+        device_ids=[0],
+        bucket_cap_mb=parallel.bucket_mb,
+        find_unused_parameters=as_trainer and not (training.checkpointing and _is_pretrained(model)),
+        gradient_as_bucket_view=parallel.gradient_as_bucket_view,
     )
     recorder.categorize_live(before, _BUCKET)
     return wrapped
+
+
+def _is_pretrained(model: torch.nn.Module) -> bool:
+    """Whether it is a model of transformers, and not one with adapters: the Trainer's question (transformers/trainer.py, `_build_accelerator_args`)."""
+    return any(kind.__name__ == "PreTrainedModel" for kind in type(model).__mro__)
+
+
+def _in_autocast(model: Any, dtype: torch.dtype) -> None:
+    """Forward in autocast and what it gives in float32: accelerate/accelerator.py, `prepare_model`."""
+    forward = model.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast("cuda", dtype=dtype):
+            outputs = forward(*args, **kwargs)
+        return _in_float32(outputs)
+
+    model.forward = run
+
+
+def _in_float32(outputs: Any) -> Any:
+    if isinstance(outputs, torch.Tensor):
+        return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
+    if isinstance(outputs, Mapping):
+        return type(outputs)(**{name: _in_float32(value) for name, value in outputs.items()})
+    return type(outputs)(map(_in_float32, outputs)) if type(outputs) in (tuple, list) else outputs
 
 
 def settle(model: torch.nn.Module, recorder: Recorder) -> None:

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from bsmodel.errors import InvalidInputError
 from bsmodel.parallel import Parallel
 from bsmodel.recording import placement
 from bsmodel.recording.devices import layers
+from bsmodel.recording.devices.units import units
 from bsmodel.recording.recorder import Recorder
 from bsmodel.training import Training
 
@@ -27,19 +29,19 @@ def placed(model: torch.nn.Module, training: Training, parallel: Parallel, recor
         sides, names = [parallel.nodes, parallel.devices // parallel.nodes], ["replicate", "shard"]
     if parallel.tensor > 1:
         sides, names = [parallel.replicas, parallel.tensor], ["shard", "tensor"]
-    low, summed = (DTYPES[name] if name else None for name in (parallel.param_dtype, parallel.reduce_dtype))
     mesh = init_device_mesh("cuda", tuple(sides), mesh_dim_names=tuple(names))
     if parallel.tensor > 1:
         layers.split(model, training, recorder, mesh["tensor"])
-    options: dict[str, Any] = {
-        "mesh": mesh["shard"] if parallel.tensor > 1 else mesh,
-        "reshard_after_forward": parallel.reshard_after_forward,
-    }
-    if low is not None or summed is not None:
-        options["mp_policy"] = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=summed)
-    for unit in (*blocks(model, parallel.wrap), model):
-        placement.place(unit, training, recorder)  # as it does itself, of weights that have data
-        fully_shard(unit, **options)
+    options: dict[str, Any] = {"mesh": mesh["shard"] if parallel.tensor > 1 else mesh}
+    if policy := _policy(training, parallel):
+        options["mp_policy"] = MixedPrecisionPolicy(**policy)
+    if parallel.preset == "accelerate" and training.half is not None:
+        _in_float32(model)
+    held = []
+    for unit in units(model, parallel):
+        placement.place(torch.nn.ModuleList(unit.modules), training, recorder)  # as it does itself, of weights that have data
+        held += [module.weight for module in unit.held]
+        fully_shard([*unit.modules] if len(unit.modules) > 1 else unit.modules[0], reshard_after_forward=unit.reshard, **options)
     placement.categorize(model, training, recorder)
     return model
 
@@ -49,11 +51,40 @@ def optimizer(model: torch.nn.Module, training: Training) -> Any:
     return layers.optimizer(model, training) if training.parallel is not None and training.parallel.tensor > 1 else None
 
 
-def blocks(model: torch.nn.Module, names: tuple[str, ...]) -> list[torch.nn.Module]:
-    """Modules of these classes, else of those that a transformers model does not split, else the outermost repeated ones; innermost first."""
-    wanted = set(names or getattr(model, "_no_split_modules", None) or ())
-    found = [module for module in model.modules() if type(module).__name__ in wanted][::-1]
-    if names and not found:
-        known = ", ".join(sorted({type(module).__name__ for module in model.modules()}))
-        raise InvalidInputError(f"parallel wrap {', '.join(names)}: the model has no module of such a class; it has {known}")
-    return found or placement.repeated_blocks(model)
+def _policy(training: Training, parallel: Parallel) -> dict[str, Any]:
+    """What parameters are gathered and gradients summed in; a preset may take it from the precision, and say what becomes of inputs and outputs."""
+    low, summed = (DTYPES[name] if name else None for name in (parallel.param_dtype, parallel.reduce_dtype))
+    given = {name: dtype for name, dtype in (("param_dtype", low), ("reduce_dtype", summed)) if dtype is not None}
+    if parallel.preset == "accelerate" and training.half is not None:
+        half = getattr(torch, training.half)
+        return {"param_dtype": half, "reduce_dtype": half, "output_dtype": half, **given}
+    return {**given, "cast_forward_inputs": False} if parallel.preset == "torchtitan" else given
+
+
+def _in_float32(model: torch.nn.Module) -> None:
+    """What is trained, whatever it was built in."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype is not torch.float32:
+            parameter.data = parameter.data.to(torch.float32)
+
+
+@contextlib.contextmanager
+def apart(model: Any) -> Iterator[None]:
+    """Gradients stay whole, in what they are to be summed in."""
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
+
+
+def whole_gradients(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Those of parameters as they were gathered, with the names of their modules."""
+    names = {id(module): name for name, module in model.named_modules()}
+    for unit in model.modules():
+        group = unit._get_fsdp_state()._fsdp_param_group if hasattr(unit, "_get_fsdp_state") else None
+        for parameter in group.fsdp_params if group else ():
+            gathered = getattr(parameter, "_unsharded_param", None)
+            for found in (parameter.unsharded_accumulated_grad, None if gathered is None else gathered.grad):
+                if found is not None:
+                    yield names.get(id(parameter._module_info.module), ""), found
