@@ -146,6 +146,11 @@ class Gpu(HardwareRow):
         return runtime().communicator(self.interconnect)
 
     @property
+    def busy_share(self) -> float:
+        """Of its multiprocessors, those that NCCL keeps busy while a collective goes on: one a channel; none where it is not known how many there are."""
+        return min(1.0, runtime().channels(self.interconnect).usual_channels / self.sm_count) if self.sm_count else 0.0
+
+    @property
     def usable_bytes(self) -> int:
         """What a program can usually allocate: the card less the CUDA context and what is left to others."""
         return max(1, self.memory_bytes - self.context_bytes - (self.communicator.usual_bytes if self.shared else 0) - self.headroom_bytes)

@@ -92,10 +92,14 @@ class Runtime(HardwareRow):
         bare_bytes = sm_count * threads_per_sm(capability) * self.thread_bytes
         return Context(bare_bytes + loaded.low_bytes, bare_bytes + loaded.usual_bytes, bare_bytes + loaded.high_bytes)
 
+    def channels(self, interconnect: str | None) -> Communicator:
+        """How many channels NCCL opens over a link."""
+        named = next((row for row in self.communicators if row.interconnects and (interconnect or "").startswith(row.interconnects)), None)
+        return named or next(row for row in self.communicators if not row.interconnects)
+
     def communicator(self, interconnect: str | None) -> Context:
         """What NCCL takes of a card that works with others: `channels x 2 peers x channel_bytes`."""
-        named = next((row for row in self.communicators if row.interconnects and (interconnect or "").startswith(row.interconnects)), None)
-        row = named or next(row for row in self.communicators if not row.interconnects)
+        row = self.channels(interconnect)
         return Context(*(2 * self.channel_bytes * channels for channels in (row.low_channels, row.usual_channels, row.high_channels)))
 
 

@@ -11,6 +11,10 @@ from bsmodel.hardware import Gpu, runtime
 
 _BANDWIDTH_SHARE = 0.85  # of the peak, for cards without a measured one: the median of those in the catalogue
 _POWER_LIMITED = 0.55  # of the measured matmul rate, sustained: L4 at 28 % of its float32 peak over a run, 51 % in short tests (NeuSight)
+# Of the best rate that a tensor core was measured at for moments, what may be left of it for hours at the power limit: an A100 keeps 1,305 of
+# 1,410 MHz in HPL; training of GPT-like models on eight cards takes 1.08 (A100) to 1.25 times (H100) what the best rate gives
+# (mosaicml/llm-foundry, scripts/train/benchmarking; benchmarks/devices.py).
+_SUSTAINED, _TENSOR_CORES = 0.8, ("tf32", "fp16", "bf16", "fp8")
 _ANY_EFFICIENCY = [0.6, 0.8, 0.95]  # of an architecture of which no card was measured: the spread over all that were
 _BY_CUDNN = ("convolution", "grouped convolution", "narrow grouped convolution", "recurrence", "further recurrence", "recurrence on chip", "sequence product")
 # Float32 units of a multiprocessor by compute capability, 128 elsewhere; four schedulers issue an instruction of 32 threads each in a cycle
@@ -70,10 +74,11 @@ def launch_seconds(gpu: Gpu) -> tuple[float, float, float]:
 def _efficiency(gpu: Gpu, dtype: str, end: str) -> float:
     """Measured matmul rate over the peak; where the row has none, the median of the same architecture's, or an end of their range."""
     known = _efficiencies(gpu).get(dtype)
+    sustained = 1.0 if end != "high" else _POWER_LIMITED if gpu.power_limited else _SUSTAINED if dtype in _TENSOR_CORES else 1.0
     if known is not None:
-        return known * (_POWER_LIMITED if gpu.power_limited and end == "high" else 1.0)
+        return known * sustained
     alike = [_efficiencies(row)[dtype] for row in Gpu.all() if dtype in _efficiencies(row) and _alike(row, gpu)] or _ANY_EFFICIENCY
-    return {"likely": statistics.median(alike), "low": max(alike), "high": min(alike)}[end]
+    return {"likely": statistics.median(alike), "low": max(alike), "high": min(alike) * sustained}[end]
 
 
 def _efficiencies(gpu: Gpu) -> dict[str, float]:

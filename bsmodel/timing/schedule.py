@@ -22,7 +22,7 @@ _REDUCED = ("all-reduce", "reduce-scatter")
 
 @dataclass(frozen=True)
 class Spoken:
-    """Seconds of a pass's collectives in all, and of those in which no kernel runs meanwhile; an array over batches each."""
+    """Seconds of a pass's collectives in all, and by how much they make it longer; an array over batches each."""
 
     seconds: Array
     exposed_seconds: Array
@@ -67,11 +67,13 @@ def _sums_gradients(said: Collective) -> bool:
 
 
 def _pass(tape: Tape, gpu: Gpu, rows: Array, said: Sequence[Collective], chosen: NDArray[np.bool_], batch: NDArray[np.int64], end: End) -> Spoken:
-    """The collectives of one pass through some of the kernels."""
+    """The collectives of one pass through some of the kernels: those that these wait for, and those beside them, which take multiprocessors from them."""
     places = sorted({0, int(chosen.sum()), *(place for each in said for place in (each.after, each.before))})
     lasting = _durations(said, gpu, per_node(tape), batch, end)
     between = _between(tape, rows, chosen, places)
-    return Spoken(sum(lasting, np.zeros(batch.shape)), waited(said, lasting, dict(zip(places[1:], between, strict=True)), np.zeros(batch.shape)))
+    nothing = np.zeros(batch.shape)
+    total, alone = sum(lasting, nothing), waited(said, lasting, dict(zip(places[1:], between, strict=True)), nothing)
+    return Spoken(total, alone + gpu.busy_share * (total - alone))
 
 
 def waited(said: Sequence[Collective], lasting: Sequence[Array], computing: dict[int, Array], nothing: Array) -> Array:

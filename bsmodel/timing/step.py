@@ -51,7 +51,7 @@ class StepTime(Generic[Count, Value]):
 
     `low_seconds` and `high_seconds` enclose what is not known of the card: an unmeasured matmul efficiency, throttling of power-limited
     cards, the host's time per launch, the links to other devices. What these say to one another takes `communication_seconds`, of which
-    `exposed_seconds` are not beside kernels and make the step longer.
+    the step is `exposed_seconds` longer: where kernels wait, and where they share the multiprocessors with NCCL's.
     `launches` are the kernels of the step, `phases` the device's seconds of forward, backward,
     recompute and step. `flops` are those of forward and backward, without recomputation; at the card's peaks they would take
     `ideal_seconds`, each product at that of the arithmetic it runs in, and `mfu`, the model FLOPs utilisation, is that over `seconds`
