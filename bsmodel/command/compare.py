@@ -35,8 +35,7 @@ def run(options: argparse.Namespace) -> Answer:
     gpus, notes = arguments.gpus_asked(options, asked) if options.gpu else _all(options)
     asked, notes = arguments.saved(asked, ways[0], gpus), [*notes, *of_other_versions(asked)]
     found = _studied(options, asked, ways, gpus)
-    fitting = {row.gpu for row in found.plans}
-    left_out = {row.gpu: _reason(row) for row in found.rows if row.gpu not in fitting}
+    left_out = _left_out(found)
     answered = [row.recorded for row in found.rows if row.recorded and row.status != "refused"]
     if not answered:
         verdicts = {row.verdict for row in found.rows}  # one for all is about the model, not about cards
@@ -47,22 +46,28 @@ def run(options: argparse.Namespace) -> Answer:
     return Answer(document, _text(recorded, found, left_out, tuple(notes)), fits=bool(found.plans))
 
 
+def _left_out(found: Study) -> dict[str, str]:
+    """Why a card has no plan at all, or none with one way to share for some numbers of devices."""
+    fitting = {row.gpu for row in found.plans}
+    reasons = {row.gpu: _reason(row) for row in found.rows if row.gpu not in fitting}
+    ways: dict[tuple[str, str], list[Row]] = {}
+    for row in found.rows:
+        if row.gpu in fitting and not row.fits:
+            ways.setdefault((row.gpu, _way(row)), []).append(row)
+    for (gpu, way), rows in ways.items():
+        shared = f", {way} over {', '.join(str(row.devices) for row in rows)}" if way != "-" else " alone"
+        reasons[f"{gpu}{shared}"] = _reason(rows[-1]).partition(";")[0]
+    return reasons
+
+
 def _studied(options: argparse.Namespace, asked: Asked, ways: Sequence[argparse.Namespace], gpus: Sequence[Gpu]) -> Study:
     """The rows of every way. Of those in which each device holds all one recording tells every number of them."""
     goals = (arguments.goal(options, gpus),)
     plain, shared = [way for way in ways if way.parallel is None], [way for way in ways if way.parallel is not None]
-    rows: list[Row] = []
+    recipes = [arguments.changes_of(asked, way) for way in (*plain[:1], *shared)]
+    counts = [way.devices for way in plain] or [1]  # the others are each for its own number
     with watching() as watch, arguments.hands([asked]) as executor:
-
-        def add(recipes: Sequence[argparse.Namespace], devices: Sequence[int]) -> None:
-            changes = [arguments.changes_of(asked, way) for way in recipes]
-            rows.extend(study([asked], changes, gpus, devices, goals, executor=executor, caching=options.cache, watch=until_a_defect(watch)).rows)
-
-        if plain:
-            add(plain[:1], [way.devices for way in plain])
-        if shared:
-            add(shared, [1])  # each is for its own number
-    return Study(tuple(rows))
+        return study([asked], recipes, gpus, counts, goals, executor=executor, caching=options.cache, watch=until_a_defect(watch))
 
 
 def _ways(options: argparse.Namespace) -> list[argparse.Namespace]:

@@ -60,7 +60,7 @@ class PaddedDocument(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareDocument(Document):
-    """`bsmodel compare`: rows that have a plan, cheapest first, and why the other GPUs have none."""
+    """`bsmodel compare`: rows that have a plan, cheapest first, and why other GPUs, or other ways to share the work on these, have none."""
 
     workload: Recorded
     gpus: tuple[Row, ...]

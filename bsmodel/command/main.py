@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: it fits; 1: on none of the GPUs asked for; 2: bad usage, or what cannot be answered; 3: a defect of this package; 130: interrupted.
     """
     given = [*(sys.argv[1:] if arguments is None else arguments)]
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # libtorch warns of devices that it does not know, which is nothing to whoever asks
     try:
         options = _parser().parse_args(given)
         code = _answered(options.run(options), options)

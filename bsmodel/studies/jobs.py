@@ -76,10 +76,16 @@ Recorded = Callable[[Tape | None, BaseException | None], None]
 
 
 def worked(missing: Sequence[Cell], given: Executor | None, caching: bool | None, tell: Recorded) -> Iterator[tuple[Cell, Row]]:
-    """Each missing cell with its row, as they come; those in which nothing fits last, with what makes it fit."""
+    """Each missing cell with its row, as they come; those in which nothing fits last, with what makes it fit.
+
+    Where a card is asked about with several numbers of devices or ways to share, these are what may help, and nothing else is tried.
+    """
     unfit: list[tuple[Cell, Row]] = []
+    ways: dict[tuple[str, str], set[str]] = {}
+    for cell in missing:
+        ways.setdefault((cell.label, cell.gpu.id), set()).add(repr((cell.devices, dict(cell.recipe.changes).get("parallel"))))
     for cell, row in _answered(missing, given, caching, tell):
-        if remedies(cell, row):
+        if len(ways[cell.label, cell.gpu.id]) == 1 and remedies(cell, row):
             unfit.append((cell, row))
         else:
             yield cell, row
