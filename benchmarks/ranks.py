@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hold the memory of one rank of several, and the largest batch that it trains, against the PyTorch CUDA allocator on a simulated device.
 
-python benchmarks/ranks.py            # a table by kind; --all prints every row, worst first
+python benchmarks/ranks.py --out      # a table by kind, and every row to results/ranks.jsonl and results/ranks_largest.jsonl
 
 data/ranks.jsonl has peaks after three steps on an A100 of 40 GB, data/ranks_largest.jsonl the largest batches on an RTX 3070 that train four; both of
 rank 0, recorded with torch 2.11 and DeepSpeed 0.19. `late_...` are those of a device that lags behind, where that makes a difference.
@@ -10,14 +10,13 @@ rank 0, recorded with torch 2.11 and DeepSpeed 0.19. `late_...` are those of a d
 from __future__ import annotations
 
 import argparse
-import statistics
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
-from cases import DATA, read, simulated
+from cases import DATA, RESULTS, read, simulated, write
+from cases.errors import ranks_table
 
 import bsmodel
 from bsmodel import Training, Workload
@@ -105,25 +104,15 @@ def largest() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Print the tables."""
+    """Hold every row against its prediction, and write both tables' rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--all", action="store_true")
-    every = parser.parse_args().all
-    found = peaks()
-    if every:
-        for row in sorted(found, key=lambda row: -max(map(abs, row["errors"].values()))):
-            print(f"{row['errors']['allocated']:+.3%} {row['errors']['reserved']:+.3%} {row['inside']} {row['model']} {row['training']} b={row['batch']}")
-    by_kind: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in found:
-        by_kind[row["kind"]].append(row)
-    print("| kind | cases | allocated, median | worst | reserved, median | worst | reserved inside |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for kind, rows in by_kind.items():
-        errors = [sorted(abs(row["errors"][name]) for row in rows) for name in ("allocated", "reserved")]
-        figures = " | ".join(f"{statistics.median(each):.3%} | {each[-1]:.2%}" for each in errors)
-        print(f"| {kind} | {len(rows)} | {figures} | {sum(row['inside'] for row in rows)} |")
-    for row in largest():
-        print(f"{row['kind']} {row['model']}: {row['predicted']} of {row['survives']}")
+    parser.add_argument("--out", action="store_true", help="write results/ranks.jsonl and results/ranks_largest.jsonl")
+    options = parser.parse_args()
+    found, batches = peaks(), largest()
+    if options.out:
+        write(RESULTS / "ranks.jsonl", found)
+        write(RESULTS / "ranks_largest.jsonl", batches)
+    print(ranks_table(found, batches), end="")
 
 
 if __name__ == "__main__":

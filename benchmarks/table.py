@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cases import RESULTS, read
-from cases.errors import brackets_line, brackets_table, causes_table, error, peaks_table, rivals_table
+from cases.errors import brackets_line, brackets_table, causes_table, devices_table, error, peaks_table, ranks_table, rivals_table
+from links import table as links_table
 from pydantic import BaseModel
 
 from bsmodel.hardware import Gpu, Kernels, Network, Runtime, Source, WorkspaceRule
@@ -158,9 +159,14 @@ def _unit(name: str, field: dict[str, Any]) -> str:
     return {"string": kind.get("format", "text"), "boolean": "true or false", "number": "fraction", "integer": "count", "object": "table"}[kind["type"]]
 
 
+SEVERAL: dict[str, Callable[[], str]] = {
+    "ranks": lambda: ranks_table(read(RESULTS / "ranks.jsonl"), read(RESULTS / "ranks_largest.jsonl")),
+    "links": links_table,
+    "devices": lambda: devices_table(read(RESULTS / "devices.jsonl")),
+}
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"summary": headline},
-    "benchmarks/README.md": {"summary": headline, "cards": cards, "errors": tables, "rivals": estimators, "times": times},
+    "benchmarks/README.md": {"summary": headline, "cards": cards, "errors": tables, "rivals": estimators, "times": times, **SEVERAL},
     "hardware/README.md": {row.__name__.lower(): lambda row=row: fields(row) for row in (Gpu, Source, Runtime, Kernels, Network, WorkspaceRule)},
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 Row = dict[str, Any]
@@ -152,3 +152,69 @@ def family(model: str) -> str:
     found = re.match(r"(?:tf_|gluon_|swsl_|ssl_|legacy_)?([a-z]+)", model)
     assert found is not None
     return found[1]
+
+
+def ranks_table(found: Sequence[dict[str, Any]], batches: Sequence[dict[str, Any]]) -> str:
+    """Errors of ranks of several by kind, the worst rows, and the largest batches, in Markdown."""
+    kinds = list(dict.fromkeys(row["kind"] for row in found))
+    lines = ["| kind | cases | allocated: median | worst | reserved: median | worst | measured inside the interval |", "| --- " + "| ---: " * 6 + "|"]
+    for kind in ("all", *kinds):
+        rows = [row for row in found if kind in ("all", row["kind"])]
+        errors = [sorted(abs(row["errors"][name]) for row in rows) for name in ("allocated", "reserved")]
+        figures = " | ".join(f"{statistics.median(each):.3%} | {each[-1]:.2%}" for each in errors)
+        lines.append(f"| {kind} | {len(rows)} | {figures} | {sum(row['inside'] for row in rows)} |")
+    lines += ["", "| worst cases first | allocated | reserved |", "| --- | ---: | ---: |"]
+    for row in sorted(found, key=lambda row: -max(map(abs, row["errors"].values())))[:8]:
+        shared = row["training"]["parallel"]
+        what = f"{row['model']}, {row['kind']} over {shared['devices']}, {row['training']['precision']}, b={row['batch']}"
+        lines.append(f"| {what} | {row['errors']['allocated']:+.2%} | {row['errors']['reserved']:+.2%} |")
+    lines += ["", "| largest batch on an RTX 3070 | predicted | survives | of it |", "| --- | ---: | ---: | ---: |"]
+    for row in sorted(batches, key=lambda row: row["predicted"] / row["survives"]):
+        what = f"{row['model']}, {row['kind']} over {row['training']['parallel']['devices']}, {row['training']['precision']}"
+        lines.append(f"| {what} | {row['predicted']} | {row['survives']} | {row['predicted'] / row['survives']:.1%} |")
+    return "\n".join(lines) + "\n"
+
+
+def devices_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Errors of published steps of several devices, by what they are, the worst first, in Markdown."""
+    several = [row for row in rows if row["devices"] > 1]
+    groups: dict[str, Callable[[dict[str, Any]], bool]] = {
+        "all of several devices": lambda row: True,
+        "ddp": lambda row: row["kind"] == "ddp",
+        "fsdp1 and fsdp2 on A100": lambda row: row["kind"] != "ddp" and row["gpu"].startswith("a100"),
+        "fsdp1 on H100": lambda row: row["kind"] != "ddp" and row["gpu"].startswith("h100"),
+        "several nodes": lambda row: row["nodes"] > 1,
+    }
+    lines = ["| published steps | n | GPUs | error: median | worst | inside the interval |", "| --- " + "| ---: " * 5 + "|"]
+
+    def add(name: str, found: Sequence[dict[str, Any]]) -> None:
+        errors = sorted(abs(row["error"]) for row in found)
+        gpus = len({row["gpu"] for row in found})
+        lines.append(f"| {name} | {len(found)} | {gpus} | {statistics.median(errors):.1%} | {errors[-1]:.1%} | {sum(row['inside'] for row in found)} |")
+
+    for name, belongs in groups.items():
+        add(name, [row for row in several if belongs(row)])
+    add("one device, of the same sources", [row for row in rows if row["devices"] == 1])
+    errors = sorted(_scaling(rows))
+    lines.append(f"| throughput over that of one device | {len(errors)} | | {statistics.median(errors):.1%} | {errors[-1]:.1%} | |")
+    lines += ["", "| worst row of each model and GPU | devices | kind | error | waiting | source |", "| --- | ---: | --- | ---: | ---: | --- |"]
+    worst: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in sorted(several, key=lambda row: -abs(row["error"])):
+        worst.setdefault((row["model"], row["gpu"]), row)
+    for row in worst.values():
+        what = f"{row['model']} on {row['gpu']}, {row['precision']}"
+        lines.append(f"| {what} | {row['devices']} | {row['kind']} | {row['error']:+.1%} | {row['waiting']:.0%} | {row['source'].partition(',')[0]} |")
+    return "\n".join(lines) + "\n"
+
+
+def _scaling(rows: Sequence[dict[str, Any]]) -> Iterator[float]:
+    """Errors of the throughput of several devices over that of one with the same recipe and micro-batch."""
+    alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        alike.setdefault((row["id"].partition("-")[0], row["model"], row["gpu"], row["precision"], row["micro_batch"], row.get("seq_len")), []).append(row)
+    for same in alike.values():
+        alone = next((row for row in same if row["devices"] == 1), None)
+        for row in same if alone else ():
+            if alone and row["devices"] > 1:
+                published, predicted = (alone[name] / alone["accumulation"] / row[name] * row["accumulation"] for name in ("seconds", "predicted_seconds"))
+                yield abs(predicted / published - 1)

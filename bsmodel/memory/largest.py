@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
@@ -19,6 +20,7 @@ from bsmodel.tape import Tape, another_path, micro_steps, require_same_kernels
 from bsmodel.units import format_bytes
 
 LARGEST = 1 << 20  # samples in a micro-batch that anybody asks for
+FEW_DIGITS = 5  # of smaller batches that must survive, too: steps of 3 to 6 %
 DIGITS = 7  # binary ones, of the batches that are tried first: steps of 0.8 to 1.6 %
 
 
@@ -66,7 +68,7 @@ def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Setting
     bound = min(form.largest(gpu.usable_bytes), most)
     replay = replays(tape, gpu, accumulation, settings)
     sure = bound if tape.worst is None else min(bound, footprint(tape.worst, accumulation, gpu).largest(gpu.sure_bytes))
-    batch = bit_by_bit(lambda candidate: survives(candidate, replay), sure)
+    batch = bit_by_bit(_sturdily(functools.cache(lambda candidate: survives(candidate, replay)), tape), sure)
     likely = max(batch, bit_by_bit(lambda candidate: replay(candidate, "lenient", True) is not None, bound))
     peak = peak_at(form, max(batch, 1), gpu, replay)
     if batch == 0:
@@ -79,6 +81,22 @@ def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Setting
     headroom = gpu.sure_bytes - peak.reserved_upper_bytes
     binding, verdict = _why(tape, batch, most, str(form.binding(batch)))
     return Fit(tape, gpu, accumulation, settings, batch, likely, binding, headroom, verdict, peak, batch < most)
+
+
+def _sturdily(survives: Callable[[int], bool], tape: Tape) -> Callable[[int], bool]:
+    """Whether a batch survives and, where blocks of several streams cannot stand in for one another, some that are up to a tenth smaller do, too.
+
+    There what is cached fits a larger batch better now and then, and who then takes a smaller one for safety's sake would run out of memory.
+    """
+    if not tape.streams:
+        return survives
+    return lambda batch: survives(batch) and all(map(survives, _below(batch)))
+
+
+def _below(batch: int) -> list[int]:
+    """The three numbers of few binary digits that come before a batch, or it and the two before."""
+    shift = max(0, batch.bit_length() - FEW_DIGITS)
+    return [smaller for steps in range(3) if (smaller := ((batch >> shift) - steps) << shift) > 0]
 
 
 def _why(tape: Tape, batch: int, most: int, moment: str) -> tuple[str, str]:
