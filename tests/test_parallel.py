@@ -126,6 +126,14 @@ def test_shards_of_all_ranks_are_the_whole(of_one, a100):
         assert bsmodel.fit(tape, a100).batch >= bsmodel.fit(data_parallel(of_one), a100).batch
 
 
+def test_more_devices_take_no_smaller_batch_together(of_one, a100):
+    """Nor does any of them: its shards are no larger."""
+    alone, *shared = [bsmodel.fit(of_one, a100).batch] + [
+        bsmodel.fit(bsmodel.trace(workload("bert"), Training(parallel=Parallel(kind="fsdp2", devices=devices)), a100), a100).batch for devices in (2, 8, 64)
+    ]
+    assert 2 * shared[0] >= alone and shared == sorted(shared)
+
+
 def test_what_shards_say_is_what_they_lack(of_one, a100, tmp_path):
     """All parameters are gathered in forward, all but the root's again in backward, whose gradients are scattered; a saved recording keeps that."""
     tape = bsmodel.trace(workload("bert"), Training(parallel=Parallel(kind="fsdp2", devices=2)), a100)

@@ -78,7 +78,7 @@ class Gpu(HardwareRow):
     power_limited: bool = False
     """Whether the card throttles far below its peak under sustained load."""
     matmul_efficiency: dict[Dtype, Rate] | None = None
-    """Best measured matmul rate over the peak, by dtype; above 1 where a card clocks higher than its box says."""
+    """Measured rate of large matmuls over the peak, by dtype, of values spread as in training where known; above 1 where a card clocks above its box."""
     bandwidth_efficiency: Annotated[float, Field(gt=0, le=1)] | None = None
     """Measured copy bandwidth over the peak."""
     launch_seconds: Rate | None = None

@@ -14,10 +14,10 @@ from bsmodel.errors import InvalidInputError, UnknownNameError
 from bsmodel.units import shown, whole
 from bsmodel.workloads.bare import LOSSES, bare_module
 from bsmodel.workloads.configs import checked_config, config_file, config_name, from_config_file
+from bsmodel.workloads.image_models import timm_workload, torchvision_workload
 from bsmodel.workloads.libraries import ATTENTIONS
 from bsmodel.workloads.named import KNOWN_RATES, MADE_HERE, NAMED, PUBLISHED
 from bsmodel.workloads.own import from_attribute
-from bsmodel.workloads.vision import timm_workload, torchvision_workload
 from bsmodel.workloads.workload import Workload
 
 _LIBRARIES = {"timm": timm_workload, "torchvision": torchvision_workload}
