@@ -73,6 +73,8 @@ class Gpu(HardwareRow):
     """Link to other GPUs."""
     interconnect_bytes_per_s: Rate | None = None
     """Its bandwidth in one direction."""
+    bridge_bytes_per_s: Rate | None = None
+    """Bandwidth in one direction of an NVLink bridge to one other card, which not every box has."""
     network: Network | None = None
     """What connects the nodes that it stands in, where that is known; else any that it is rented with."""
     power_limited: bool = False

@@ -89,6 +89,8 @@ def bus_share(kind: str, ranks: int) -> float:
 
 def _links(group: Group, gpu: Gpu, end: End) -> _Links:
     inside = link(gpu.interconnect, gpu.interconnect_bytes_per_s, gpu.id).at(end)
+    if end == "low" and group.ranks == 2 and group.nodes == 1 and gpu.bridge_bytes_per_s:  # which nobody knows to be there
+        inside = max(inside, link("NVLink bridge", gpu.bridge_bytes_per_s, gpu.id).likely)
     between = between_nodes(gpu.network, gpu.id).at(end) / group.beside if group.nodes > 1 else math.inf
     latency = gpu.network.latency_seconds if gpu.network else 0.0
     return _Links(inside, between, latency, nccl().slowest if end == "high" else 1.0, (gpu.interconnect or "").startswith("NVLink"), generation(gpu.capability))
