@@ -9,7 +9,7 @@ from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError, Un
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Fit, Footprint, Peak, Settings, breakdown, fit, footprint, longest, predict
 from bsmodel.parallel import Parallel
-from bsmodel.planning import Plan, Price, ladder, plan
+from bsmodel.planning import NoiseScale, Plan, Price, ladder, noise_scale, plan
 from bsmodel.studies import Goal, Row, Study, study
 from bsmodel.tape import Envelope, Lengths, ModuleRow, OperatorRow, Polynomial, Tape, by_module, by_operator
 from bsmodel.timing import StepTime, step_time
@@ -33,6 +33,7 @@ __all__ = (
     "InvalidInputError",
     "Lengths",
     "ModuleRow",
+    "NoiseScale",
     "OperatorRow",
     "Parallel",
     "Peak",
@@ -56,6 +57,7 @@ __all__ = (
     "footprint",
     "ladder",
     "longest",
+    "noise_scale",
     "plan",
     "predict",
     "step_time",

@@ -4,11 +4,13 @@
 from bsmodel.planning.advice import EVENLY, trains_in_part
 from bsmodel.planning.learning_rate import learning_rate
 from bsmodel.planning.money import Price, Timing, ranked
+from bsmodel.planning.noise import NoiseScale, noise_scale
 from bsmodel.planning.plan import Plan, Rung, ladder, plan, require_together
 from bsmodel.planning.splits import Split, eligible, fastest, power_of_two_at_most, splits
 
 __all__ = (
     "EVENLY",
+    "NoiseScale",
     "Plan",
     "Price",
     "Rung",
@@ -18,6 +20,7 @@ __all__ = (
     "fastest",
     "ladder",
     "learning_rate",
+    "noise_scale",
     "plan",
     "power_of_two_at_most",
     "ranked",
