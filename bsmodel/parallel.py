@@ -86,6 +86,7 @@ MOST_DEVICES = 1 << 14
 
 
 GPUS_PER_NODE = 8
+BUCKET_MB = 25.0
 
 
 def nodes_of(devices: int) -> int:
@@ -126,8 +127,8 @@ class Parallel(BaseModel, frozen=True):
     """Of `fsdp1`, `fsdp2` and DeepSpeed: what parameters are gathered and computed in, by default what their shards are in; DeepSpeed updates float32."""
     reduce_dtype: Literal["fp32", "fp16", "bf16"] | None = None
     """Of `fsdp1` and `fsdp2`: what gradients are summed in, by default what they come in."""
-    bucket_mb: float | None = Field(default=None, gt=0)
-    """Of `ddp` and `zero1`: MiB of gradients that are summed together; by default 25, and 1 for the first."""
+    bucket_mb: float = Field(default=BUCKET_MB, gt=0)
+    """Of `ddp` and `zero1`: MiB of gradients that are summed together; with PyTorch's own 25 the first bucket has 1."""
     gradient_as_bucket_view: bool = False
     """Of `ddp` and `zero1`: whether gradients are views of the buckets."""
     sync_each_micro_step: bool = True
@@ -151,9 +152,9 @@ class Parallel(BaseModel, frozen=True):
         """What kind and preset set and is not given."""
         if not isinstance(given, dict):
             return given
-        split = {"tensor": given["devices"]} if given.get("kind") == "tp" and "devices" in given else {}
+        split = {"tensor": given["devices"]} if given.get("kind") == "tp" and "devices" in given and given.get("tensor", 1) == 1 else {}
         rule = PRESETS.get(str(given.get("preset")))
-        return {**split, **(dict(rule.sets) if rule else {}), **given}
+        return {**(dict(rule.sets) if rule else {}), **given, **split}
 
     @model_validator(mode="after")
     def _together(self) -> Parallel:

@@ -192,6 +192,14 @@ def test_a_study_has_ways_to_share_as_recipes(a100):
     assert [(row.devices, bool(row.recipe.get("parallel"))) for row in rows] == [(1, False), (2, False), (2, True)]
 
 
+def test_what_is_so_anyway_may_be_said():
+    """Every field at its default, whichever kinds have it."""
+    said = {"nodes": 1, "reshard_after_forward": None, "param_dtype": None, "reduce_dtype": None, "bucket_mb": 25, "gradient_as_bucket_view": False}
+    for kind in ("ddp", "fsdp2"):
+        assert Parallel(kind=kind, devices=8, tensor=1, **said, sync_each_micro_step=True, wrap=(), preset="torch") == Parallel(kind=kind, devices=8)
+    assert Parallel(kind="tp", devices=8, tensor=1) == Parallel(kind="tp", devices=8, tensor=8)
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [

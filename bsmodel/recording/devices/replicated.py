@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bsmodel.parallel import Parallel
+from bsmodel.parallel import BUCKET_MB, Parallel
 from bsmodel.recording import placement
 from bsmodel.recording.recorder import Recorder
 from bsmodel.training import Training
@@ -26,7 +26,7 @@ def placed(model: torch.nn.Module, training: Training, parallel: Parallel, recor
     wrapped = torch.nn.parallel.DistributedDataParallel(
         model,
         device_ids=[0],
-        bucket_cap_mb=parallel.bucket_mb,
+        bucket_cap_mb=None if parallel.bucket_mb == BUCKET_MB else parallel.bucket_mb,  # given, it is that of the first one, too
         find_unused_parameters=as_trainer and not (training.checkpointing and _is_pretrained(model)),
         gradient_as_bucket_view=parallel.gradient_as_bucket_view,
     )
