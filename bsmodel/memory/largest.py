@@ -94,9 +94,9 @@ def _sturdily(survives: Callable[[int], bool], tape: Tape) -> Callable[[int], bo
 
 
 def _below(batch: int) -> list[int]:
-    """The three numbers of few binary digits that come before a batch, or it and the two before."""
+    """Two numbers of few binary digits that come before a batch, or it and the one before."""
     shift = max(0, batch.bit_length() - FEW_DIGITS)
-    return [smaller for steps in range(3) if (smaller := ((batch >> shift) - steps) << shift) > 0]
+    return [smaller for steps in range(2) if (smaller := ((batch >> shift) - steps) << shift) > 0]
 
 
 def _why(tape: Tape, batch: int, most: int, moment: str) -> tuple[str, str]:

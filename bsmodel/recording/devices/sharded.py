@@ -11,12 +11,22 @@ import torch
 
 from bsmodel.parallel import Parallel
 from bsmodel.recording import placement
+from bsmodel.recording.cuda_like.pretence import replaced
 from bsmodel.recording.devices import layers
 from bsmodel.recording.devices.units import units
 from bsmodel.recording.recorder import Recorder
 from bsmodel.training import Training
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@contextlib.contextmanager
+def within() -> Iterator[None]:
+    """Within this context parameters are cut into the first rank's part only, which is the one that is recorded, and not into one for each of 16,384."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_param
+
+    with replaced(_fsdp_param, "_chunk_with_empty", lambda tensor, parts, dim: [tensor.narrow(dim, 0, -(-tensor.size(dim) // parts))]):
+        yield
 
 
 def placed(model: torch.nn.Module, training: Training, parallel: Parallel, recorder: Recorder) -> torch.nn.Module:
