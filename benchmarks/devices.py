@@ -20,7 +20,7 @@ from cases.own import hf
 import bsmodel
 from bsmodel import Parallel, Training, Workload
 from bsmodel.errors import BsmodelError
-from bsmodel.hardware import Gpu, networks
+from bsmodel.hardware import Gpu, network_named
 from bsmodel.parallel import KINDS
 from bsmodel.timing import StepTime, step_time
 from bsmodel.workloads import LARGE_ENCODER, NAMED
@@ -76,7 +76,7 @@ def predicted(row: dict[str, Any], tapes: dict[Any, Any]) -> StepTime[int, float
     """The step of a row, recorded once for all that differ in batch or card."""
     gpu, recipe = Gpu.named(row["gpu"]), training(row)
     if row["network"] is not None:
-        gpu = gpu.model_copy(update={"network": {network.id: network for network in networks()}[row["network"]]})
+        gpu = gpu.model_copy(update={"network": network_named(row["network"])})
     shared = (row["model"], row.get("seq_len"), row.get("attention"), repr(recipe), gpu.kernel_family)
     if shared not in tapes:
         tapes[shared] = bsmodel.trace(workload(row), recipe, gpu)

@@ -15,7 +15,7 @@ from typing import Any
 
 from cases import read
 
-from bsmodel.hardware import Gpu, networks
+from bsmodel.hardware import Gpu, network_named
 from bsmodel.timing import bus_share, group_of, seconds
 from bsmodel.units import MiB
 
@@ -30,7 +30,7 @@ def compared(row: dict[str, Any]) -> tuple[float, float, float, float]:
     """Measured and predicted seconds, likely, least and most."""
     gpu = Gpu.named(row["gpu"])
     if row["network"] is not None:
-        gpu = gpu.model_copy(update={"network": {network.id: network for network in networks()}[row["network"]]})
+        gpu = gpu.model_copy(update={"network": network_named(row["network"])})
     group = group_of(row["devices"], 1, row["devices"] // row["nodes"])
     measured = row.get("seconds") or row["size_bytes"] * bus_share(row["kind"], row["devices"]) / row["bus_bytes_per_s"]
     likely, low, high = (float(seconds(row["kind"], row["size_bytes"], group, gpu, end)) for end in ("likely", "low", "high"))

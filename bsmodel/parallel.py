@@ -164,7 +164,7 @@ class Parallel(BaseModel, frozen=True):
         if self.preset not in PRESETS:
             raise UnknownNameError("preset of parallel", self.preset, PRESETS)
         if not self.kind.startswith(PRESETS[self.preset].kinds):
-            kinds = ", ".join(kind for kind in KINDS if kind.startswith(PRESETS[self.preset].kinds)) or "kinds that are not recorded yet"
+            kinds = ", ".join(kind for kind in KINDS if kind.startswith(PRESETS[self.preset].kinds))
             raise InvalidInputError(f"parallel preset {self.preset!r} does not have kind {self.kind!r}; it has {kinds}")
         known = KINDS[self.kind].fields
         for name in dict.fromkeys(field for rule in KINDS.values() for field in rule.fields if field not in known):

@@ -57,7 +57,11 @@ class Operations:
 
     def where(self, *phases: str) -> NDArray[np.bool_]:
         """Which rows belong to these phases."""
-        return np.array([phase in phases for phase in self.phases], bool)
+        return np.isin(self._phases, phases)
+
+    @cached_property
+    def _phases(self) -> NDArray[np.str_]:
+        return np.array(self.phases, str)
 
     @cached_property
     def distinct(self) -> tuple[Operations, NDArray[np.int64]]:
@@ -72,6 +76,12 @@ class Operations:
             tuple(words[i] for i in first) for words in (self.operators, self.modules, self.phases, self.kinds, self.dtypes)
         )
         return Operations(operators, modules, phases, kinds, dtypes, *(numbers[first] for numbers in self._coefficients)), inverse.ravel()
+
+    @cached_property
+    def counts(self) -> dict[str, NDArray[np.float64]]:
+        """How often each phase runs each of the distinct rows."""
+        first, inverse = self.distinct
+        return {phase: np.bincount(inverse, self.where(phase), len(first)).astype(np.float64) for phase in PHASES}
 
     @property
     def _coefficients(self) -> tuple[NDArray[np.float64], ...]:

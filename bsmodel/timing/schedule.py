@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bsmodel.hardware import End, Gpu
 from bsmodel.parallel import nodes_of
-from bsmodel.tape import Collective, Tape
+from bsmodel.tape import Collective, Tape, values
 from bsmodel.timing.collectives import group_of, seconds
 
 Array = NDArray[np.float64]
@@ -113,7 +113,8 @@ def _durations(said: Sequence[Collective], gpu: Gpu, together: int, batch: NDArr
     for number, each in enumerate(said):
         alike.setdefault((each.kind, each.ranks, each.stride), []).append(number)
     for (kind, ranks, stride), numbers in alike.items():
-        sizes = np.array([np.vectorize(said[number].size, otypes=[np.float64])(batch) for number in numbers]).reshape(len(numbers), *batch.shape)
+        coefficients = np.array([astuple(said[number].size) for number in numbers], np.int64).T
+        sizes = np.moveaxis(values(coefficients, batch).astype(np.float64), -1, 0)
         for number, lasting in zip(numbers, seconds(kind, sizes, group_of(ranks, stride, together), gpu, end), strict=True):
             found[number] = lasting
     return found

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, Any, Generic, TypeVar, get_args, overload
 
 import numpy as np
@@ -19,7 +18,7 @@ from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import End, Gpu, runtime
-from bsmodel.tape import PHASES, Integer, Integers, Operations, Tape, micro_batches, micro_steps, require_accumulates, require_same_kernels
+from bsmodel.tape import Integer, Integers, Operations, Tape, micro_batches, micro_steps, require_accumulates, require_same_kernels
 from bsmodel.timing.kernels import kind_of, product_seconds
 from bsmodel.timing.rates import Rates, launch_seconds, peak_flops_per_s, rate_dtype, rates_of
 from bsmodel.timing.schedule import Spoken, spoken
@@ -129,7 +128,7 @@ def _each(convert: Callable[[Any], Any], found: dict[str, Any]) -> dict[str, Any
 
 def _step_times(tape: Tape, gpu: Gpu, batches: Counts, micro_steps: Counts) -> dict[str, Any]:
     """The fields of `StepTime` that are measures of time and work, as arrays."""
-    work = _Work(*tape.operations.distinct, tape.operations.phases)
+    work = _Work(tape.operations.distinct[0], tape.operations.counts)
     launches = _sum(_whole_step(work.launches(batches), micro_steps))
     found = [_at(end, work, tape, gpu, batches, micro_steps, launches) for end in ENDS]
     likely = found[0]
@@ -196,17 +195,10 @@ def knee(times: StepTime[Counts, Array], share: float = 0.9) -> int:
 
 @dataclass(frozen=True)
 class _Work:
-    """The distinct kernels of a tape, which of them each of its kernels is, and the phases of those."""
+    """The distinct kernels of a tape, and how often each phase runs each of them."""
 
     operations: Operations
-    which: NDArray[np.int64]
-    phases: tuple[str, ...]
-
-    @cached_property
-    def counts(self) -> dict[str, Array]:
-        """How often each phase runs each of the distinct kernels."""
-        phases = np.array(self.phases, str)
-        return {phase: np.bincount(self.which[phases == phase], minlength=len(self.operations)).astype(np.float64) for phase in PHASES}
+    counts: dict[str, Array]
 
     def seconds(self, gpu: Gpu, rates: Rates, batch: ArrayLike) -> Array:
         """Device seconds of each of the distinct kernels."""
