@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,9 +137,26 @@ def through(recordings: list[list[Row]], batches: tuple[int, ...]) -> Operations
 
 def _matched(rows: list[Row], steady: list[Row]) -> list[Row] | None:
     """The rows that are the steady ones' twins, or None where one of those has none."""
-    names, wanted = ([(row.operator, row.module, row.kind) for row in side] for side in (rows, steady))
-    kept = _subsequence(names, wanted)
-    return None if kept is None else [rows[position] for position in kept]
+    kept = _subsequence([_name(row) for row in rows], [_name(row) for row in steady])
+    return None if kept is None else _in_order([rows[position] for position in kept], steady)
+
+
+def _name(row: Row) -> tuple[str, str, str]:
+    return row.operator, row.module, row.kind
+
+
+def _in_order(rows: list[Row], steady: list[Row]) -> list[Row]:
+    """Where neighbours of one name are the same at any batch but come in another order, they are put in that of the steady ones.
+
+    DistributedDataParallel empties its buckets in another order once it has rebuilt them.
+    """
+    found: list[Row] = []
+    for _, neighbours in itertools.groupby(steady, key=_name):
+        theirs = list(neighbours)
+        own = rows[len(found) : len(found) + len(theirs)]
+        same = sorted(row.numbers for row in own) == sorted(row.numbers for row in theirs)
+        found += theirs if same else own
+    return found
 
 
 def _subsequence(names: list[Any], wanted: list[Any]) -> list[int] | None:
