@@ -90,8 +90,8 @@ BUCKET_MB = 25.0
 
 
 def nodes_of(devices: int) -> int:
-    """The fewest nodes that hold so many devices, at most eight in each and in all as many."""
-    return next(nodes for nodes in range(-(-devices // GPUS_PER_NODE), devices + 1) if devices % nodes == 0)
+    """The fewest nodes that hold so many devices, at most eight in each."""
+    return -(-devices // GPUS_PER_NODE)
 
 
 def refusal(error: ValidationError, model: type[BaseModel], kind: str, named: str) -> BsmodelError:
@@ -118,7 +118,7 @@ class Parallel(BaseModel, frozen=True):
     devices: int = Field(ge=2, le=MOST_DEVICES)
     """GPUs in all."""
     nodes: int = Field(default_factory=lambda given: nodes_of(given.get("devices", 1)), ge=1)
-    """Machines that they stand in, as many in each; by default as few as hold them by eights."""
+    """Machines that they stand in, as evenly as can be; by default as few as hold them by eights."""
     tensor: int = Field(default=1, ge=1)
     """Of `tp` and `fsdp2`: devices that hold a layer together and share each micro-batch; by default all of `tp`, and one of `fsdp2`."""
     reshard_after_forward: bool | None = None
@@ -170,8 +170,10 @@ class Parallel(BaseModel, frozen=True):
         for name in dict.fromkeys(field for rule in KINDS.values() for field in rule.fields if field not in known):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise InvalidInputError(f"parallel {name} is {shown(getattr(self, name))}, which kind {self.kind!r} does not have")
-        if self.nodes > self.devices or self.devices % self.nodes:
-            raise InvalidInputError(f"parallel nodes is {self.nodes}; expected as many devices in each: a number that divides {self.devices}")
+        if self.nodes > self.devices:
+            raise InvalidInputError(f"parallel nodes is {self.nodes}; expected at most one for each of {self.devices} devices")
+        if self.kind == "hsdp" and self.devices % self.nodes:
+            raise InvalidInputError(f"parallel nodes is {self.nodes}; hsdp has as many devices in each, expected a number that divides {self.devices}")
         if self.devices % self.tensor:
             raise InvalidInputError(f"parallel tensor is {self.tensor}; expected as many devices for each micro-batch: a number that divides {self.devices}")
         if self.kind == "tp" and self.tensor != self.devices:

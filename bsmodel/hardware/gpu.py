@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from bsmodel.errors import InvalidInputError, UnknownNameError
 from bsmodel.hardware.links import Network
-from bsmodel.hardware.rows import Count, HardwareRow, Rate, Source, catalogue_folder, read, validated
+from bsmodel.hardware.rows import Count, HardwareRow, Rate, Source, capability_of, catalogue_folder, read, validated
 from bsmodel.hardware.runtime import Context, runtime, threads_per_sm
 from bsmodel.hardware.workspaces import KINDS
 from bsmodel.units import format_bytes, whole
@@ -118,8 +118,7 @@ class Gpu(HardwareRow):
     @property
     def capability(self) -> tuple[int, int]:
         """Compute capability as two numbers."""
-        major, minor = self.compute_capability.split(".")
-        return int(major), int(minor)
+        return capability_of(self.compute_capability)
 
     @property
     def kernel_family(self) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field
 
 from bsmodel.errors import InvalidInputError, UnknownNameError
-from bsmodel.hardware.rows import Count, HardwareRow, Rate, Source, catalogue_folder, read
+from bsmodel.hardware.rows import Count, HardwareRow, Rate, Source, capability_of, catalogue_folder, read
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -65,8 +65,8 @@ class Generation(HardwareRow):
     """In how many channels, of which one is lost."""
 
 
-class Share3(HardwareRow):
-    """What is left of a bandwidth."""
+class Attained(HardwareRow):
+    """The share of a bandwidth that is reached."""
 
     interconnects: tuple[str, ...] = Field(default=(), strict=False)
     """Patterns of the interconnects it holds for, with `*`; the first row that matches counts."""
@@ -97,9 +97,9 @@ class Nccl(HardwareRow):
     """What a host takes to hand a message to the network, of which the protocol Simple sends three."""
     generations: tuple[Generation, ...] = Field(strict=False)
     """By compute capability, ascending."""
-    links: tuple[Share3, ...] = Field(strict=False)
+    links: tuple[Attained, ...] = Field(strict=False)
     """What is left of a link."""
-    network: Share3
+    network: Attained
     """What is left of a network card's bandwidth."""
     sources: tuple[Source, ...] = Field(strict=False)
     """Where they come from."""
@@ -173,7 +173,7 @@ def network_named(name: str) -> Network:
 
 def generation(capability: tuple[int, int]) -> Generation:
     """What cards of a compute capability do: as the latest that is not after it."""
-    *_, found = (row for row in nccl().generations if _two(row.capability) <= capability or row is nccl().generations[0])
+    *_, found = (row for row in nccl().generations if capability_of(row.capability) <= capability or row is nccl().generations[0])
     return found
 
 
@@ -195,14 +195,9 @@ def between_nodes(network: Network | None, gpu: str) -> Band:
     return _band(nccl().network, rented)
 
 
-def _band(row: Share3, bytes_per_s: Iterable[float]) -> Band:
+def _band(row: Attained, bytes_per_s: Iterable[float]) -> Band:
     found = sorted(bytes_per_s)
     return Band(row.of(found[len(found) // 2], "likely"), row.of(found[-1], "low"), row.of(found[0], "high"))
-
-
-def _two(capability: str) -> tuple[int, int]:
-    major, minor = capability.split(".")
-    return int(major), int(minor)
 
 
 def _expected() -> str:

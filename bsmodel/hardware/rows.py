@@ -89,3 +89,9 @@ def _reason(row: type[HardwareRow], error: ValidationError) -> str:
 
 def _examples(fields: Mapping[str, Any], name: str) -> list[Any]:
     return (fields[name].examples or []) if name in fields else []
+
+
+def capability_of(written: str) -> tuple[int, int]:
+    """A compute capability as two numbers, which compare as it does."""
+    major, minor = written.split(".")
+    return int(major), int(minor)

@@ -16,6 +16,7 @@ from bsmodel.errors import InvalidInputError
 from bsmodel.parallel import Parallel
 from bsmodel.recording import placement
 from bsmodel.recording.devices import deepspeed_states, deepspeed_weights
+from bsmodel.recording.devices.sharded import DTYPES
 from bsmodel.recording.recorder import Recorder
 from bsmodel.training import Training
 
@@ -62,13 +63,12 @@ class _Setting:
 
 
 _PLACED: weakref.WeakKeyDictionary[torch.nn.Module, _Setting] = weakref.WeakKeyDictionary()
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def placed(model: torch.nn.Module, training: Training, parallel: Parallel, recorder: Recorder) -> torch.nn.Module:
     """The model in the dtype that it computes in, cast on the host, and on the device as its stage has it."""
     require_known(training)
-    low = _DTYPES.get(parallel.param_dtype or "", getattr(torch, training.numerics.weights))
+    low = DTYPES.get(parallel.param_dtype or "", getattr(torch, training.numerics.weights))
     for parameter in model.parameters():
         if parameter.is_floating_point() and parameter.dtype is not low:
             parameter.data = parameter.data.to(low)
