@@ -18,6 +18,7 @@ from bsmodel.workloads import Source, Workload
 
 if TYPE_CHECKING:
     from bsmodel.recording import trace, trace_lengths
+    from bsmodel.trials import Trial, trial
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,7 @@ __all__ = (
     "Study",
     "Tape",
     "Training",
+    "Trial",
     "UnknownNameError",
     "UntraceableError",
     "Workload",
@@ -64,16 +66,19 @@ __all__ = (
     "study",
     "trace",
     "trace_lengths",
+    "trial",
 )
 
+
+_HOMES = {"trace": "recording", "trace_lengths": "recording", "Trial": "trials", "trial": "trials"}
 
 if not TYPE_CHECKING:  # checkers would take any misspelt name for one of ours
 
     def __getattr__(name: str) -> Any:
-        if name in ("trace", "trace_lengths"):  # the only calls that need torch, which takes two seconds to import
-            from bsmodel import recording
+        if name in _HOMES:  # the only calls that need torch, which takes two seconds to import
+            import importlib
 
-            return getattr(recording, name)
+            return getattr(importlib.import_module(f"bsmodel.{_HOMES[name]}"), name)
         raise AttributeError(f"module 'bsmodel' has no attribute {name!r}")
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the largest batch to what to run: the split, the learning rate, steps, hours and money."""
 
-from bsmodel.planning.advice import EVENLY, trains_in_part
-from bsmodel.planning.learning_rate import learning_rate
+from bsmodel.planning.advice import EVENLY, LARGE_BATCH, trains_in_part
+from bsmodel.planning.learning_rate import learning_rate, warmup_steps
 from bsmodel.planning.money import Price, Timing, ranked
 from bsmodel.planning.noise import NoiseScale, noise_scale
 from bsmodel.planning.plan import Plan, Rung, ladder, plan, require_together
@@ -10,6 +10,7 @@ from bsmodel.planning.splits import Split, eligible, fastest, power_of_two_at_mo
 
 __all__ = (
     "EVENLY",
+    "LARGE_BATCH",
     "NoiseScale",
     "Plan",
     "Price",
@@ -27,4 +28,5 @@ __all__ = (
     "require_together",
     "splits",
     "trains_in_part",
+    "warmup_steps",
 )

@@ -6,12 +6,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bsmodel.validation.device import Measurement, measure
+    from bsmodel.validation.device import Measurement, is_out_of_memory, measure
+    from bsmodel.validation.environment import card_here
     from bsmodel.validation.gradients import gradients_agree
 
-__all__ = ("Measurement", "gradients_agree", "measure")
+__all__ = ("Measurement", "card_here", "gradients_agree", "is_out_of_memory", "measure")
 
-_HOMES = {"Measurement": "device", "measure": "device", "gradients_agree": "gradients"}
+_HOMES = {"Measurement": "device", "measure": "device", "is_out_of_memory": "device", "card_here": "environment", "gradients_agree": "gradients"}
 
 
 def __getattr__(name: str) -> Any:

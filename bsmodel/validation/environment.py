@@ -72,6 +72,11 @@ def device_facts() -> dict[str, Any]:
     }
 
 
+def card_here() -> Gpu:
+    """The row of the first CUDA device, of the catalogue or made of its properties. Raises `InvalidInputError` where there is none."""
+    return card(device_facts())[0]
+
+
 def environment(device: dict[str, Any], gpu: Gpu, in_catalogue: bool) -> dict[str, Any]:
     """What every row says of where it comes from."""
     import torch

@@ -26,6 +26,8 @@ class Workload:
     weights: the dtype in which trained weights of the model are published, such as "bfloat16": under adapters they are kept in half precision.
     quantized: fields of the recipe that say how weights are held that are published in fewer bits, such as {"weights": "nf4", "double_quant": True}.
     training: the recipe where none is given. base_lr at base_batch: a learning rate known to train it.
+    data() -> samples to train on in a trial, or a pair of those and of samples to validate with: a `torch.utils.data.Dataset`, any sequence, a
+        Hugging Face dataset, or an iterable that can be gone through again. A batch of them, collated, is what `loss` takes.
     remarks: sentences that an answer rests on and nobody asked for; read when a recording is over, so that `loss` may add what it chose.
     """
 
@@ -43,6 +45,7 @@ class Workload:
     worst_batch: Callable[[int], Any] | None = None
     weights: str | None = None
     quantized: Mapping[str, Any] = field(default_factory=dict)
+    data: Callable[[], Any] | None = None
 
     def __post_init__(self) -> None:
         if (self.loss is None) == (self.step is None):

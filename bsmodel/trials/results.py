@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a trial found: a row for each batch, the noise scale, steps as a function of the batch, and the batch that is worth having."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bsmodel.errors import InvalidInputError
+from bsmodel.memory import Fit
+from bsmodel.planning import NoiseScale, Plan, Price, plan
+from bsmodel.trials import folder as files
+from bsmodel.trials.curves import StepsLaw, loss_at, reached, steps_law, validated
+from bsmodel.trials.values import Run, Rung, noise_of
+
+NEARLY = 1.1  # of the least time or money
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean over seeds, with the least and the most."""
+
+    mean: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(values: Iterable[float | None]) -> Spread | None:
+        """Of those that are known; None where none is."""
+        known = [value for value in values if value is not None]
+        return Spread(float(np.mean(known)), min(known), max(known)) if known else None
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One batch over all its seeds: what was predicted, what was measured, and how the loss fell.
+
+    Losses are smoothed over as many samples for every batch; `loss_at_samples` is where the smallest batch ended, and `loss_at_seconds` where the quickest
+    run did. Steps, samples and seconds to the target are None where no seed reached it.
+    """
+
+    rung: Rung
+    seeds: tuple[int, ...]
+    status: str
+    loss_at_samples: Spread | None
+    loss_at_seconds: Spread | None
+    final_loss: Spread | None
+    validation_loss: Spread | None
+    steps_to_target: Spread | None
+    samples_to_target: Spread | None
+    seconds_to_target: Spread | None
+    seeds_at_target: int
+    step_seconds: float | None
+    samples_per_s: float | None
+    allocated_bytes: int | None
+    reserved_bytes: int | None
+    noise_scale: NoiseScale | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a batch costs to the target: its optimizer steps and their seconds, and US dollars where there is a price."""
+
+    batch: int
+    steps: float
+    seconds: float
+    usd: float | None = None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The smallest batch that takes at most a tenth more than the least time, or money where there is a price, and what all that were tried take.
+
+    Without a target, steps are in units of the fewest, those of an endless batch, and so are seconds and dollars.
+    """
+
+    batch: int
+    by: str
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Short runs of several batches: `question` is what was asked, `runs` what came of it."""
+
+    question: Mapping[str, Any]
+    runs: tuple[Run, ...]
+
+    @staticmethod
+    def load(folder: str | Path) -> Trial:
+        """The trial in a folder, as far as it has come; raises `InvalidInputError` where there is none."""
+        return Trial(files.question_in(Path(folder)), tuple(files.runs(Path(folder))))
+
+    @property
+    def target_loss(self) -> float | None:
+        """The loss that is to be reached."""
+        target: float | None = self.question.get("target_loss")
+        return target
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What it rests on."""
+        return tuple(self.question.get("remarks", ()))
+
+    @cached_property
+    def by_rung(self) -> dict[Rung, list[Run]]:
+        """The runs of each batch, the smallest first."""
+        found: dict[Rung, list[Run]] = {}
+        for run in sorted(self.runs, key=lambda run: (run.rung.batch, run.seed)):
+            found.setdefault(run.rung, []).append(run)
+        return found
+
+    @property
+    def window_samples(self) -> int:
+        """Over how many samples losses are smoothed: those of the largest batch."""
+        return max((run.rung.batch for run in self.runs), default=1)
+
+    @cached_property
+    def rows(self) -> tuple[TrialRow, ...]:
+        """One for each batch."""
+        whole = [run for run in self.runs if run.updates and run.status != "out of memory"]
+        samples = min((run.updates[-1].samples for run in whole), default=None)
+        seconds = min((run.updates[-1].seconds for run in whole), default=None)
+        return tuple(self._row(rung, runs, samples, seconds) for rung, runs in self.by_rung.items())
+
+    def _row(self, rung: Rung, runs: Sequence[Run], samples: float | None, seconds: float | None) -> TrialRow:
+        window = self.window_samples
+        target = self.target_loss
+        there = [update for run in runs if target is not None and (update := reached(run, target, window)) is not None]
+        timed = [run.step_seconds for run in runs if run.step_seconds is not None]
+        step_seconds = float(np.median(timed)) if timed else None
+        return TrialRow(
+            rung,
+            tuple(run.seed for run in runs),
+            ", ".join(sorted({run.status for run in runs})),
+            Spread.of(loss_at(run, window, samples=samples) for run in runs),
+            Spread.of(loss_at(run, window, seconds=seconds) for run in runs),
+            Spread.of(loss_at(run, window, samples=run.updates[-1].samples) for run in runs if run.updates),
+            Spread.of(validated(run.updates)[-1].validation_loss for run in runs if validated(run.updates)),
+            *(Spread.of(getattr(update, name) for update in there) for name in ("step", "samples", "seconds")),
+            len(there),
+            step_seconds,
+            rung.batch / step_seconds if step_seconds else None,
+            *(max((value for run in runs if (value := getattr(run, name)) is not None), default=None) for name in ("allocated_bytes", "reserved_bytes")),
+            _noise(runs),
+        )
+
+    @property
+    def noise_scale(self) -> NoiseScale | None:
+        """The noise scale of the batch whose steps have the most micro-batches, over all its seeds; None where every step is one micro-batch."""
+        several = [runs for rung, runs in self.by_rung.items() if rung.micro_batch < rung.batch]
+        known = [noise for runs in several if (noise := _noise(runs)) is not None]
+        return known[-1] if known else None
+
+    @cached_property
+    def law(self) -> StepsLaw | None:
+        """Steps to the target as a function of the batch; None where fewer than two batches reached it."""
+        target = self.target_loss
+        if target is None:
+            return None
+        steps = {rung.batch: [update.step for run in runs if (update := reached(run, target, self.window_samples))] for rung, runs in self.by_rung.items()}
+        try:
+            return steps_law(list(steps), list(steps.values()))
+        except InvalidInputError:
+            return None
+
+    @property
+    def recommended(self) -> Recommendation | None:
+        """For the device that it ran on, by measured seconds a step; None where neither the target was reached nor a noise scale is known."""
+        if not any(row.step_seconds for row in self.rows):
+            return None
+        return self._recommended({row.rung.batch: (row.step_seconds, None) for row in self.rows if row.step_seconds}, "measured seconds a step")
+
+    def recommended_on(self, fit: Fit, devices: int = 1, price: Price | None = None) -> Recommendation | None:
+        """For another card, by predicted seconds a step at the batches that were tried, and by money where there is a price (default: the catalogue's).
+
+        Raises `InvalidInputError` where no time can be predicted on it.
+        """
+        plans = {rung.batch: plan(fit, rung.batch, devices, price=price) for rung in self.by_rung}
+        found = {batch: figures for batch, made in plans.items() if (figures := _figures(made)) is not None}
+        if not found:
+            raise InvalidInputError(next(iter(plans.values())).untimed or f"no batch that was tried can be split over {devices} devices of {fit.gpu.id}")
+        return self._recommended(found, f"seconds a step predicted for {fit.gpu.id}")
+
+    def _recommended(self, seconds: Mapping[int, tuple[float | None, float | None]], by: str) -> Recommendation | None:
+        steps: Callable[[float], float] | None = None
+        if self.law is not None:
+            law = self.law
+            steps = lambda batch: float(law.steps(batch))  # noqa: E731
+        elif self.noise_scale is not None:
+            steps = self.noise_scale.steps_at
+        if steps is None:
+            return None
+        choices = [
+            Choice(batch, steps(batch), steps(batch) * each, None if usd is None else steps(batch) * usd)
+            for batch, (each, usd) in sorted(seconds.items())
+            if each is not None
+        ]
+        priced = all(choice.usd is not None for choice in choices)
+        costs = [choice.usd if priced and choice.usd is not None else choice.seconds for choice in choices]
+        batch = next(choice.batch for choice, cost in zip(choices, costs, strict=True) if cost <= NEARLY * min(costs))
+        return Recommendation(batch, f"money, {by}" if priced else by, tuple(choices))
+
+
+def _figures(made: Plan) -> tuple[float, float | None] | None:
+    """Seconds of an optimizer step and what it costs; None where the batch is not hit, or no time is known."""
+    if made.timing is None or not made.exact:
+        return None
+    timing = made.timing
+    usd = None if timing.price is None else timing.step.seconds / 3600 * timing.price.usd_per_hour * timing.rented
+    return timing.step.seconds, usd
+
+
+def _noise(runs: Sequence[Run]) -> NoiseScale | None:
+    try:
+        return noise_of(list(runs))
+    except InvalidInputError:  # steps of one micro-batch, or too few of them
+        return None

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loss, learning rate and speed of each run to the trackers that accelerate knows, one run of theirs for each of ours."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bsmodel.errors import InvalidInputError, UnknownNameError
+from bsmodel.trials.values import Rung, Update
+
+if TYPE_CHECKING:
+    from bsmodel.trials.run import Asked
+
+# Names of ours, accelerate's, and the packages that they need.
+TRACKERS = {
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "wandb": ("wandb", "wandb"),
+    "mlflow": ("mlflow", "mlflow"),
+    "aim": ("aim", "aim"),
+    "comet": ("comet_ml", "comet_ml"),
+    "jsonl": ("", ""),  # always written
+}
+
+
+def known(names: tuple[str, ...]) -> list[str]:
+    """As accelerate calls them. Raises `UnknownNameError` for another, `InvalidInputError` for one whose package is not installed."""
+    import importlib.util
+
+    for name in names:
+        if name not in TRACKERS:
+            raise UnknownNameError("tracker", name, TRACKERS)
+        package = TRACKERS[name][1]
+        if package and importlib.util.find_spec(package) is None:
+            raise InvalidInputError(f"tracker {name} needs {package}, which is not installed; pip install {package.replace('_', '-')}")
+    return [TRACKERS[name][0] for name in dict.fromkeys(names) if TRACKERS[name][0]]
+
+
+@contextlib.contextmanager
+def tracking(accelerated: Any, asked: Asked, rung: Rung, seed: int, folder: Path) -> Iterator[Callable[[Update], None]]:
+    """Within this context what is logged goes to all trackers, with the recipe and the rung as their configuration."""
+    if not asked.track:
+        yield lambda update: None
+        return
+    name = f"batch-{rung.batch}-seed-{seed}"
+    config = {"workload": asked.workload.name, "optimizer": asked.training.optimizer_name, "precision": asked.training.precision, "seed": seed}
+    config |= {field: getattr(rung, field) for field in ("batch", "micro_batch", "accumulation", "devices", "learning_rate")}
+    wandb = {"name": name, "dir": str(folder), "reinit": "finish_previous", **({"mode": "offline"} if asked.offline else {})}
+    accelerated.project_configuration.logging_dir = str(folder / "tracked" / name)
+    accelerated.init_trackers("bsmodel-trial", config, {"wandb": wandb})
+
+    def log(update: Update) -> None:
+        values = {"loss": update.loss, "learning_rate": update.learning_rate, "samples": update.samples, "seconds": update.seconds}
+        values["samples_per_s"] = update.samples / update.seconds if update.seconds else 0.0
+        if update.validation_loss is not None:
+            values["validation_loss"] = update.validation_loss
+        accelerated.log(values, step=update.step)
+
+    try:
+        yield log
+    finally:
+        accelerated.end_training()
+        accelerated.trackers.clear()

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One rung of a trial: real training, by accelerate, on whatever devices there are."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from bsmodel.errors import InvalidInputError
+from bsmodel.recording import placement
+from bsmodel.training import Training
+from bsmodel.trials.data import Data
+from bsmodel.trials.gradients import Squares, watched
+from bsmodel.trials.values import Rung, Update
+from bsmodel.workloads import Workload
+
+_MIXED = {"fp16-mixed": "fp16", "bf16-mixed": "bf16"}
+
+
+def accelerator(training: Training, trackers: list[str], folder: Any = None) -> Any:
+    """The accelerator of a whole trial. Raises `InvalidInputError` where accelerate is not installed, or cannot train so here."""
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+    except ModuleNotFoundError:
+        raise InvalidInputError('a trial needs accelerate, which is not installed; pip install "bsmodel[trial]"') from None
+    AcceleratorState._reset_state()
+    mixed = _MIXED.get(training.precision, "no")
+    try:
+        return Accelerator(mixed_precision=mixed, log_with=trackers or None, project_dir=folder)
+    except (ValueError, ImportError) as error:
+        raise InvalidInputError(f"accelerate cannot train so here: {str(error).splitlines()[0]}") from None
+
+
+def processes() -> int:
+    """How many processes train together: those that `accelerate launch` or `torchrun` has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def updates(accelerated: Any, workload: Workload, training: Training, rung: Rung, seed: int, data: Data, evaluate_every: int) -> Iterator[Update]:
+    """The optimizer steps of a rung as they are made, without end: whoever asks decides when it is enough.
+
+    Weights depend on the seed alone, and the samples of a step on the seed and on how many came before: every batch sees the same ones in the same order.
+    """
+    torch.manual_seed(seed)
+    model = placement.adapt(placement.build(workload, training)[0], workload, training)
+    optimizer = placement.set_up(model, workload, training)
+    accelerated.step, accelerated.gradient_accumulation_steps = 0, rung.accumulation
+    model, optimizer = accelerated.prepare(model, optimizer)
+    model.train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    seconds = 0.0
+    with watched(trained) as squares:
+        for step in range(1, rung.steps + 1):
+            rate = rung.learning_rate * min(1.0, step / rung.warmup if rung.warmup else 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            batches = [_on(accelerated.device, data.batch(places)) for places in _places(rung, step - 1, accelerated.process_index)]
+            begun = _now(accelerated.device)
+            loss, micro, whole = _step(accelerated, workload, training, model, optimizer, batches, squares)
+            seconds += _now(accelerated.device) - begun
+            validated = None
+            if data.validation is not None and evaluate_every and (step % evaluate_every == 0 or step == rung.steps):
+                validated = evaluated(accelerated, workload, model, data)
+            yield Update(step, step * rung.batch, seconds, loss, rate, micro, whole, validated)
+
+
+def _places(rung: Rung, done: int, process: int) -> Iterator[range]:
+    """Where the samples of each micro-batch of a process stand in the order: those of all processes together are the step's."""
+    for micro in range(rung.accumulation):
+        start = done * rung.batch + (micro * rung.devices + process) * rung.micro_batch
+        yield range(start, start + rung.micro_batch)
+
+
+def _step(
+    accelerated: Any, workload: Workload, training: Training, model: Any, optimizer: Any, batches: list[Any], squares: Squares
+) -> tuple[float, float | None, float | None]:
+    """One optimizer step: its mean loss, and the squared norms of its gradients, where it has several micro-batches."""
+    losses, whole, scale = [], None, 1.0
+    squares.micro.clear()
+    several = len(batches) * accelerated.num_processes > 1
+    for batch in batches:
+        with accelerated.accumulate(model):
+            with accelerated.autocast():
+                loss = _loss(workload, model, batch)
+            losses.append(loss.detach())
+            accelerated.backward(loss)
+            squares.micro_step()
+            if accelerated.sync_gradients:
+                scale = accelerated.scaler.get_scale() if accelerated.scaler is not None else 1.0
+                whole = squares.accumulated() if several else None
+                if training.gradient_clipping is not None:
+                    accelerated.clip_grad_norm_(model.parameters(), training.gradient_clipping)
+            optimizer.step()
+            optimizer.zero_grad()
+    mean = accelerated.gather(torch.stack(losses).mean().reshape(1)).float().mean()
+    if whole is None:
+        return float(mean), None, None
+    micro = accelerated.gather(torch.stack(squares.micro).mean().reshape(1)).mean()
+    found = float(micro) * (len(batches) / scale) ** 2, float(whole) / scale**2
+    return float(mean), *(found if all(map(math.isfinite, found)) else (None, None))  # of a step that loss scaling skips there are none
+
+
+def _loss(workload: Workload, model: Any, batch: Any) -> torch.Tensor:
+    assert workload.loss is not None
+    found = workload.loss(model, batch)
+    loss: torch.Tensor = found[0] if isinstance(found, tuple) else found
+    return loss
+
+
+@torch.no_grad()
+def evaluated(accelerated: Any, workload: Workload, model: Any, data: Data) -> float:
+    """The mean loss over all samples that there are to validate with, each batch of them on one process."""
+    assert data.validation is not None
+    model.eval()
+    total = torch.zeros(2, dtype=torch.float64)
+    for number, (size, batch) in enumerate(data.validation()):
+        if number % accelerated.num_processes == accelerated.process_index:
+            with accelerated.autocast():
+                total += torch.tensor([float(_loss(workload, model, _on(accelerated.device, batch))) * size, size], dtype=torch.float64)
+    model.train()
+    summed = accelerated.reduce(total.to(accelerated.device if accelerated.num_processes > 1 else "cpu"), reduction="sum")
+    return float(summed[0] / summed[1]) if summed[1] else math.nan
+
+
+def _on(device: Any, batch: Any) -> Any:
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, batch)
+
+
+def _now(device: Any) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

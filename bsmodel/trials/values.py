@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a trial tries and what it saw: rungs of the ladder, optimizer steps, runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bsmodel.errors import InvalidInputError
+from bsmodel.planning import NoiseScale, noise_scale
+
+Status = Literal["finished", "reached", "stopped", "diverged", "out of memory"]
+_WARM = 1  # steps that are not timed: the first makes the optimizer's state, and loads kernels
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One batch that is tried: `batch` samples an optimizer step, `micro_batch x accumulation x devices`.
+
+    `steps` at most are made, the learning rate rising over the first `warmup`.
+    Predicted bytes and seconds are those of the card it runs on, None where it runs on none that can be predicted.
+    """
+
+    batch: int
+    micro_batch: int
+    accumulation: int
+    devices: int
+    learning_rate: float
+    steps: int
+    warmup: int = 0
+    predicted_allocated_bytes: int | None = None
+    predicted_reserved_bytes: int | None = None
+    predicted_step_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimizer step: `samples` and `seconds` are those of the run up to and with it, without what evaluating took.
+
+    `loss` is the mean over its samples before the step, and squares are those of gradients' norms: the mean of the micro-batches' and that of their mean.
+    """
+
+    step: int
+    samples: int
+    seconds: float
+    loss: float
+    learning_rate: float
+    micro_square: float | None = None
+    accumulated_square: float | None = None
+    validation_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A rung with one seed: `status` says why it ended, and peaks are what `torch.cuda` counted, None elsewhere."""
+
+    rung: Rung
+    seed: int
+    status: Status
+    updates: tuple[Update, ...]
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+
+    @property
+    def step_seconds(self) -> float | None:
+        """The median of its optimizer steps but the first; None of fewer than two."""
+        took = np.diff([update.seconds for update in self.updates])[_WARM - 1 :]
+        return float(np.median(took)) if len(took) else None
+
+    @property
+    def samples_per_s(self) -> float | None:
+        """Samples a second at that."""
+        return None if self.step_seconds is None else self.rung.batch / self.step_seconds
+
+    def noise_scale(self, first: float = 0.0, last: float = 1.0) -> NoiseScale:
+        """The gradient noise scale from this share of its steps to that one; raises `InvalidInputError` where they have no micro-batches to compare."""
+        return noise_of([self], first, last)
+
+
+def noise_of(runs: list[Run], first: float = 0.0, last: float = 1.0) -> NoiseScale:
+    """The noise scale of several runs of one rung, each from one share of its steps to another.
+
+    Across devices a micro-batch is that of one device, and their mean that of all. Raises `InvalidInputError` for a step of one micro-batch.
+    """
+    rung = runs[0].rung
+    small, large = rung.micro_batch, rung.batch
+    if small == large:
+        raise InvalidInputError(
+            f"a step of {large} is one micro-batch: the noise scale compares several with their mean; give --micro-batch {max(1, large // 2)} or less"
+        )
+    chosen = [update for run in runs for update in run.updates[round(first * len(run.updates)) : round(last * len(run.updates))]]
+    squares = [
+        (update.micro_square, update.accumulated_square) for update in chosen if update.micro_square is not None and update.accumulated_square is not None
+    ]
+    means: NDArray[np.float64] = np.array(squares, np.float64).reshape(-1, 2)
+    return noise_scale(means[:, 0], means[:, 1], small, large // small)
