@@ -35,7 +35,8 @@ class Squares:
 
 def _square(gradient: torch.Tensor) -> torch.Tensor:
     dense = gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
-    return torch.linalg.vector_norm(dense, dtype=torch.float32).square()
+    norm: torch.Tensor = torch.linalg.vector_norm(dense, dtype=torch.float32)
+    return norm.square()
 
 
 @contextlib.contextmanager

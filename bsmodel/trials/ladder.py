@@ -16,7 +16,6 @@ from bsmodel.trials.values import Rung
 from bsmodel.units import whole
 
 
-
 @dataclass(frozen=True)
 class Rate:
     """A learning rate that works, and the batch that it works at."""
@@ -96,7 +95,8 @@ def _rung(batch: int, training: Training, rate: Rate, course: Course, devices: i
     if split.effective_batch != batch:
         raise UnreachableTargetError(f"no split over {devices} devices hits it; {split.effective_batch} would be one")
     found, _ = learning_rate(training.optimizer_family, batch, rate.learning_rate, rate.batch)
-    return Rung(batch, split.micro_batch, split.accumulation, devices, found, *course.of(batch), *predicted)
+    steps, warmup = course.of(batch)
+    return Rung(batch, split.micro_batch, split.accumulation, devices, found, steps, warmup, *predicted)
 
 
 def _split(batch: int, devices: int, micro_batch: int | None, fitted: Fit | None) -> tuple[Split, tuple[int | None, int | None, float | None]]:

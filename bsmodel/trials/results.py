@@ -132,22 +132,25 @@ class Trial:
         window = self.window_samples
         target = self.target_loss
         there = [update for run in runs if target is not None and (update := reached(run, target, window)) is not None]
-        timed = [run.step_seconds for run in runs if run.step_seconds is not None]
-        step_seconds = float(np.median(timed)) if timed else None
+        evaluated = [updates[-1] for run in runs if (updates := validated(run.updates))]
+        step_seconds = _median(run.step_seconds for run in runs)
         return TrialRow(
-            rung,
-            tuple(run.seed for run in runs),
-            ", ".join(sorted({run.status for run in runs})),
-            Spread.of(loss_at(run, window, samples=samples) for run in runs),
-            Spread.of(loss_at(run, window, seconds=seconds) for run in runs),
-            Spread.of(loss_at(run, window, samples=run.updates[-1].samples) for run in runs if run.updates),
-            Spread.of(validated(run.updates)[-1].validation_loss for run in runs if validated(run.updates)),
-            *(Spread.of(getattr(update, name) for update in there) for name in ("step", "samples", "seconds")),
-            len(there),
-            step_seconds,
-            rung.batch / step_seconds if step_seconds else None,
-            *(max((value for run in runs if (value := getattr(run, name)) is not None), default=None) for name in ("allocated_bytes", "reserved_bytes")),
-            _noise(runs),
+            rung=rung,
+            seeds=tuple(run.seed for run in runs),
+            status=", ".join(sorted({run.status for run in runs})),
+            loss_at_samples=Spread.of(loss_at(run, window, samples=samples) for run in runs),
+            loss_at_seconds=Spread.of(loss_at(run, window, seconds=seconds) for run in runs),
+            final_loss=Spread.of(loss_at(run, window, samples=run.updates[-1].samples) for run in runs if run.updates),
+            validation_loss=Spread.of(update.validation_loss for update in evaluated),
+            steps_to_target=Spread.of(update.step for update in there),
+            samples_to_target=Spread.of(update.samples for update in there),
+            seconds_to_target=Spread.of(update.seconds for update in there),
+            seeds_at_target=len(there),
+            step_seconds=step_seconds,
+            samples_per_s=rung.batch / step_seconds if step_seconds else None,
+            allocated_bytes=_most(run.allocated_bytes for run in runs),
+            reserved_bytes=_most(run.reserved_bytes for run in runs),
+            noise_scale=_noise(runs),
         )
 
     @property
@@ -221,3 +224,12 @@ def _noise(runs: Sequence[Run]) -> NoiseScale | None:
         return noise_of(list(runs))
     except InvalidInputError:  # steps of one micro-batch, or too few of them
         return None
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
+
+
+def _most(values: Iterable[int | None]) -> int | None:
+    return max((value for value in values if value is not None), default=None)
