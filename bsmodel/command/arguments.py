@@ -60,6 +60,11 @@ def counts(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(positive(part) for part in text.split(",")))
 
 
+def natural(text: str) -> int:
+    """A whole number of at least 0."""
+    return 0 if text.strip() == "0" else positive(text)
+
+
 def amount(text: str) -> float:
     """A finite number above 0."""
     try:
@@ -84,6 +89,11 @@ def add_model(parser: argparse.ArgumentParser, gpus: str = f"the four defaults: 
     parser.add_argument("model", help=MODELS)
     parser.add_argument("--gpu", action="append", metavar="GPU", help=f"id or TOML file, repeatable (default: {gpus})")
     add_room(parser)
+    add_shape(parser, several_lengths)
+
+
+def add_shape(parser: argparse.ArgumentParser, several_lengths: bool = False) -> None:
+    """The options of a workload."""
     of_lengths, more = (lengths, ", or N:M or N:M:STEP for a table") if several_lengths else (positive, "")
     longest = " with the longest context" if several_lengths else ""
     parser.add_argument("--seq-len", type=of_lengths, metavar="N", help=f"tokens a sample{more}{longest} (default: the model's own)")
@@ -200,6 +210,14 @@ def asked(options: argparse.Namespace) -> Asked:
             require_agreement(tape, changes(options))
     else:
         found.check()
+    return found
+
+
+def named(options: argparse.Namespace) -> Source:
+    """The workload that is named; raises `InvalidInputError` for a file of recordings, which hold no model."""
+    found = asked(options)
+    if isinstance(found, tuple):
+        raise InvalidInputError(f"{options.model!r} is a recording, which cannot be trained; give the model itself")
     return found
 
 

@@ -11,8 +11,10 @@ from pydantic import Field, TypeAdapter
 
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Footprint, Peak
+from bsmodel.planning import NoiseScale
 from bsmodel.studies import SCHEMA_VERSION, LengthRow, PaddedRow, Recorded, Row
 from bsmodel.tape import ModuleRow, OperatorRow
+from bsmodel.trials import Recommendation, StepsLaw, TrialRow
 from bsmodel.workloads import ModelRow
 
 Notes = tuple[str, ...]
@@ -168,6 +170,19 @@ class ModelsDocument(Document):
     models: tuple[ModelRow, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrialDocument(Document):
+    """`bsmodel trial`: what was asked, a row for each batch, and what follows: `elsewhere` for cards that it did not run on, by prediction."""
+
+    question: dict[str, Any]
+    rows: tuple[TrialRow, ...]
+    noise_scale: NoiseScale | None
+    law: StepsLaw | None
+    critical_batch: float | None
+    recommended: Recommendation | None
+    elsewhere: dict[str, Recommendation]
+
+
 DOCUMENTS: dict[str, Any] = {
     "plan": PlanDocument | LengthsDocument | PaddedDocument,
     "advise": AdviseDocument,
@@ -177,6 +192,7 @@ DOCUMENTS: dict[str, Any] = {
     "gpus": GpusDocument,
     "models": ModelsDocument,
     "study": StudyDocument,
+    "trial": TrialDocument,
 }
 
 

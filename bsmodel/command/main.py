@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import bsmodel
-from bsmodel.command import advise, compare, documents, explain, gpus, models, plan, predict, schema, study, validate
+from bsmodel.command import advise, compare, documents, explain, gpus, models, plan, predict, schema, study, trial, validate
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import escaped, in_letters_of
 from bsmodel.errors import BsmodelError, InternalError, InvalidInputError
@@ -28,6 +28,7 @@ _COMMANDS: dict[str, tuple[Any, str]] = {
     "predict": (predict, "the peak at one batch, and whether it fits"),
     "explain": (explain, "where the bytes go at the binding moment, by category and module"),
     "study": (study, "many models, recipes, GPUs and numbers of devices at once"),
+    "trial": (trial, "short real runs of several batches, and the one that is worth having"),
     "validate": (validate, "predictions against a real GPU: measure, report, calibrate"),
     "gpus": (gpus, "the GPUs of the catalogue"),
     "models": (models, "the models that have a name"),

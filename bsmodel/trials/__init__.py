@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from bsmodel.trials.curves import StepsLaw
 from bsmodel.trials.results import Choice, Recommendation, Spread, Trial, TrialRow
 from bsmodel.trials.trackers import TRACKERS
 from bsmodel.trials.values import Run, Rung, Update
@@ -13,7 +14,7 @@ from bsmodel.trials.values import Run, Rung, Update
 if TYPE_CHECKING:
     from bsmodel.trials.asking import trial
 
-__all__ = ("TRACKERS", "Choice", "Recommendation", "Run", "Rung", "Spread", "Trial", "TrialRow", "Update", "trial")
+__all__ = ("TRACKERS", "Choice", "Recommendation", "Run", "Rung", "Spread", "StepsLaw", "Trial", "TrialRow", "Update", "trial")
 
 
 def __getattr__(name: str) -> Any:

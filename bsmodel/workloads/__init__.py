@@ -4,8 +4,9 @@
 from bsmodel.workloads.bare import LOSSES, bare_module
 from bsmodel.workloads.batches import classification_loss, denoising_loss, dit_loss, image_batch, own_loss, token_batch
 from bsmodel.workloads.catalogue import ModelRow
-from bsmodel.workloads.libraries import silence, transformers_config, transformers_model
+from bsmodel.workloads.libraries import library, silence, transformers_config, transformers_model
 from bsmodel.workloads.named import KNOWN_RATES, LARGE_ENCODER, MADE_HERE, NAMED, PUBLISHED, vision
+from bsmodel.workloads.own import attribute
 from bsmodel.workloads.sources import Source
 from bsmodel.workloads.workload import Workload
 
@@ -19,11 +20,13 @@ __all__ = (
     "ModelRow",
     "Source",
     "Workload",
+    "attribute",
     "bare_module",
     "classification_loss",
     "denoising_loss",
     "dit_loss",
     "image_batch",
+    "library",
     "own_loss",
     "silence",
     "token_batch",

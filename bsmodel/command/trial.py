@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`bsmodel trial`: short real runs of several batches, and the batch that is worth having."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from bsmodel.command import arguments
+from bsmodel.command.documents import TrialDocument
+from bsmodel.command.report import Answer
+from bsmodel.command.terminal import Cell, Part, render, table
+from bsmodel.command.training import training
+from bsmodel.errors import InvalidInputError
+from bsmodel.files import write_whole
+from bsmodel.hardware import Gpu
+from bsmodel.studies import tapes
+from bsmodel.trials import TRACKERS, Recommendation, Spread, Trial, TrialRow
+from bsmodel.units import format_bytes
+from bsmodel.workloads import Source
+
+HERE = "auto"
+
+
+def span(text: str) -> tuple[int, int]:
+    """`LOW:HIGH`, or one number for both."""
+    low, _, high = text.partition(":")
+    return arguments.positive(low), arguments.positive(high or low)
+
+
+def share(text: str) -> float:
+    """A number from 0 up to 1."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; expected a number from 0 up to 1")
+    return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `bsmodel trial`."""
+    parser.add_argument("model", nargs="?", help=f"{arguments.MODELS} (default: with --report, that of the trial)")
+    text = "auto, or cards for which a batch is recommended by prediction, repeatable (default: auto, the device it runs on)"
+    parser.add_argument("--gpu", action="append", metavar="GPU", help=text)
+    arguments.add_room(parser)
+    arguments.add_shape(parser)
+    arguments.add_recipe(parser)
+    text = "a text file, a folder of a Hugging Face dataset, module:attr or path.py:attr (default: the workload's own, else its example batches)"
+    parser.add_argument("--data", metavar="DATA", help=text)
+    parser.add_argument("--split", type=share, default=0.0, metavar="SHARE", help="so much of the data is for validation (default: none)")
+    text = "micro-batches to try, in powers of two (default: the largest that is predicted to fit, and four halvings)"
+    parser.add_argument("--batches", type=span, metavar="LOW:HIGH", help=text)
+    parser.add_argument("--effective-batches", type=span, metavar="LOW:HIGH", help="samples of an optimizer step, accumulated (default: --batches)")
+    text = "at most so many samples at once, so that steps have several micro-batches and the noise scale is known (default: as many as fit)"
+    parser.add_argument("--micro-batch", type=arguments.positive, metavar="N", help=text)
+    parser.add_argument("--steps", type=arguments.positive, metavar="N", help="optimizer steps of each run (default: 200)")
+    parser.add_argument("--samples", type=arguments.positive, metavar="N", help="samples of each run (default: those of --steps)")
+    parser.add_argument("--seeds", type=arguments.positive, default=1, metavar="N", help="runs of each batch (default: 1)")
+    parser.add_argument("--base-lr", type=arguments.amount, metavar="LR", help="a learning rate that works (default: the workload's own)")
+    parser.add_argument("--base-batch", type=arguments.positive, metavar="N", help="the batch it works at (default: with --base-lr, 256)")
+    parser.add_argument("--warmup", type=arguments.natural, metavar="N", help="steps in which the rate rises (default: five epochs, at most a tenth of a run)")
+    parser.add_argument("--target-loss", type=float, metavar="LOSS", help="a run is over once its loss is there (default: after its steps)")
+    parser.add_argument("--evaluate-every", type=arguments.positive, default=10, metavar="N", help="steps between two validations (default: 10)")
+    parser.add_argument("--patience", type=arguments.positive, metavar="N", help="validations without a lower loss that end a run (default: none do)")
+    parser.add_argument("--track", action="append", default=[], metavar="NAME", help=f"{', '.join(TRACKERS)}, repeatable (default: jsonl, always written)")
+    parser.add_argument("--offline", action="store_true", help="trackers send nothing (default: as they are set up)")
+    parser.add_argument("--out", metavar="DIR", help="the trial's folder; one that was interrupted goes on (default: a temporary one)")
+    parser.add_argument("--report", metavar="DIR", help="say what a trial's folder holds, and run nothing (default: run)")
+    parser.add_argument("--html", metavar="FILE", help="write the trial as a page with charts (default: none)")
+    arguments.add_price(parser)
+    arguments.add_cache(parser)
+
+
+def run(options: argparse.Namespace) -> Answer:
+    """The trial, run or read, and what it says of each card; raises `InvalidInputError` for what cannot be run so."""
+    if (options.model is None) == (options.report is None):
+        raise InvalidInputError("give a model to try, or --report DIR for a trial that was run" if options.model is None else _BOTH)
+    source = None if options.model is None else arguments.named(options)
+    found = Trial.load(options.report) if source is None else _run(source, options)
+    gpus = [Gpu.named(name) for name in options.gpu or () if name != HERE]
+    elsewhere = {gpu.id: _elsewhere(found, source, gpu, options) for gpu in arguments.with_room(options, gpus)}
+    if options.html:
+        from bsmodel.trials.page import page
+
+        write_whole(options.html, page(found, [choice for choice in elsewhere.values() if choice]).encode(), "the page")
+    document = TrialDocument(
+        command="trial",
+        notes=found.remarks,
+        question=dict(found.question),
+        rows=found.rows,
+        noise_scale=found.noise_scale,
+        law=found.law,
+        critical_batch=None if found.law is None else found.law.critical_batch,
+        recommended=found.recommended,
+        elsewhere={name: choice for name, choice in elsewhere.items() if choice},
+    )
+    return Answer(document, _text(found, elsewhere))
+
+
+_BOTH = "--report says what a trial that was run has found; leave out the model"
+
+
+def _run(source: Source, options: argparse.Namespace) -> Trial:
+    from bsmodel.trials.asking import trial
+    from bsmodel.trials.sources import data_named
+
+    workload = source.workload()
+    data, validation = (None, None) if options.data is None else data_named(options.data, source, workload)
+    names = ("batches", "effective_batches", "steps", "samples", "seeds", "base_lr", "base_batch", "warmup", "micro_batch", "target_loss")
+    given = {name: getattr(options, name) for name in (*names, "evaluate_every", "patience", "split", "track", "offline", "out")}
+    recipe = workload.training.model_copy(update=arguments.changes(options))
+    with training() as watch:
+        return trial(workload, recipe, data=data, validation=validation, watch=watch, **given)
+
+
+def _elsewhere(found: Trial, source: Source | None, gpu: Gpu, options: argparse.Namespace) -> Recommendation | None:
+    """What is recommended for a card that one might rent, by prediction."""
+    from bsmodel.memory import fit
+
+    if source is None:
+        raise InvalidInputError(f"a trial's folder does not hold its model; give it and --out {options.report} instead of --report, to predict for {gpu.id}")
+    tape = tapes(source, arguments.changes(options), [gpu], options.cache)[0]
+    price = dict(arguments.prices(options.price, [gpu])).get(gpu.id)
+    return found.recommended_on(fit(tape, gpu), options.devices, price)
+
+
+# -- as text -----------------------------------------------------------------------------------------------------------------------------
+
+
+def _text(found: Trial, elsewhere: dict[str, Recommendation | None]) -> str:
+    question, rows = found.question, found.rows
+    recipe = question["recipe"]
+    seeds = len(question["seeds"])
+    head = f"{question['workload']}: {recipe['precision']}, {recipe['optimizer']}; {question['data']}; {seeds} seed{'s' if seeds > 1 else ''}"
+    parts: list[Part] = [head, "", _losses(found, rows), "", _measured(rows), ""]
+    parts += _conclusions(found)
+    for name, choice in elsewhere.items():
+        parts.append(f"On {name}: {_recommended(choice)}")
+    return render(*parts, *(f"Note: {remark.removesuffix('.')}." for remark in found.remarks))
+
+
+def _losses(found: Trial, rows: Sequence[TrialRow]) -> Part:
+    target = found.target_loss
+    reached = () if target is None else ((f"steps to {target:g}", "right"), ("samples", "right"), ("seconds", "right"))
+    first = (("batch", "right"), ("micro x accumulation x devices", ""), ("learning rate", "right"))
+    losses = (("last loss", "right"), ("at equal samples", "right"), ("at equal seconds", "right"), ("ended", ""))
+    return table(*first, *reached, *losses, rows=[_loss_cells(row, target) for row in rows])
+
+
+def _loss_cells(row: TrialRow, target: float | None) -> list[Cell]:
+    rung = row.rung
+    there = [] if target is None else [_spread(row.steps_to_target, "{:,.0f}"), _spread(row.samples_to_target, "{:,.0f}"), _spread(row.seconds_to_target)]
+    losses = [_spread(row.validation_loss or row.final_loss), _spread(row.loss_at_samples), _spread(row.loss_at_seconds)]
+    split = f"{rung.micro_batch} x {rung.accumulation} x {rung.devices}"
+    return [f"{rung.batch:,}", split, f"{rung.learning_rate:.3g}", *there, *losses, row.status]
+
+
+def _measured(rows: Sequence[TrialRow]) -> Part:
+    """What was predicted beside what was measured."""
+    columns = (
+        ("batch", "right"),
+        ("samples per s", "right"),
+        ("seconds a step", "right"),
+        ("predicted", "right"),
+        ("allocated", "right"),
+        ("predicted", "right"),
+        ("reserved", "right"),
+        ("predicted", "right"),
+        ("gradient noise scale", "right"),
+    )
+    return table(*columns, rows=[_measured_cells(row) for row in rows])
+
+
+def _measured_cells(row: TrialRow) -> list[Cell]:
+    rung, noise = row.rung, row.noise_scale
+    pairs = ((row.allocated_bytes, rung.predicted_allocated_bytes), (row.reserved_bytes, rung.predicted_reserved_bytes))
+    memory = ["-" if value is None else format_bytes(value) for pair in pairs for value in pair]
+    seconds = ["-" if value is None else f"{value:.4g}" for value in (row.step_seconds, rung.predicted_step_seconds)]
+    scale = "-" if noise is None else f"{noise.samples:,.0f} ({noise.low:,.0f} to {noise.high:,.0f})"
+    return [f"{rung.batch:,}", "-" if row.samples_per_s is None else f"{row.samples_per_s:,.4g}", *seconds, *memory, scale]
+
+
+def _conclusions(found: Trial) -> list[Part]:
+    law, noise = found.law, found.noise_scale
+    said: list[Part] = []
+    if law is not None:
+        critical = f"critical batch {law.critical_batch:,.0f}" + (f" ({law.low:,.0f} to {law.high:,.0f})" if law.low < law.high else "")
+        said.append(f"Steps to the target: {law.fewest_steps:,.1f} + {law.fewest_samples:,.0f} / batch; {critical} samples.")
+    if noise is not None:
+        said.append(
+            f"Gradient noise scale: {noise.samples:,.0f} ({noise.low:,.0f} to {noise.high:,.0f}) samples, over {noise.steps:,} steps; it grows in training."
+        )
+    said.append(f"Here: {_recommended(found.recommended)}")
+    return said
+
+
+def _recommended(choice: Recommendation | None) -> str:
+    if choice is None:
+        return "no batch is recommended: that needs a target that two batches reach, or steps of several micro-batches."
+    cost = next(each for each in choice.choices if each.batch == choice.batch)
+    money = "" if cost.usd is None else f", {cost.usd:,.2f} USD"
+    return f"{choice.batch:,} samples a step is worth having, by {choice.by}: {cost.seconds:,.4g} s to the target{money}."
+
+
+def _spread(value: Spread | None, form: str = "{:.4g}") -> str:
+    if value is None:
+        return "-"
+    mean, low, high = (form.format(each) for each in (value.mean, value.low, value.high))
+    return mean if low == high else f"{mean} ({low} to {high})"
