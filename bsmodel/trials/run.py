@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,15 +14,17 @@ from typing import Any
 
 import torch
 
+from bsmodel.files import write_whole
 from bsmodel.training import Training
 from bsmodel.trials import folder as files
 from bsmodel.trials import trackers
 from bsmodel.trials.curves import latest, validated
 from bsmodel.trials.data import Data
+from bsmodel.trials.measured import rows_of
 from bsmodel.trials.results import Trial
 from bsmodel.trials.training import accelerator, updates
 from bsmodel.trials.values import Rung, Status, Update
-from bsmodel.validation import is_out_of_memory
+from bsmodel.validation import environment_here, is_out_of_memory, recipe_words
 from bsmodel.workloads import Workload
 
 Watch = Callable[[Rung, int, Update], None]
@@ -75,7 +78,17 @@ def run(asked: Asked, folder: Path, watch: Watch) -> Trial:
                 with _settings(asked.training):
                     _one(accelerated, asked, rung, seed, folder, watch)
     accelerated.wait_for_everyone()
-    return Trial.load(folder)
+    found = Trial.load(folder)
+    if accelerated.is_main_process and accelerated.device.type == "cuda":
+        _measured(found, asked, folder)
+    return found
+
+
+def _measured(found: Trial, asked: Asked, folder: Path) -> None:
+    """Write what was measured on a CUDA device as rows of a validation."""
+    words, here = recipe_words(asked.training), environment_here()
+    made = rows_of(found.runs, asked.workload.name, words, here)
+    write_whole(folder / files.ROWS, "".join(json.dumps(row) + "\n" for row in made).encode(), "what was measured")
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,8 @@ def data_named(name: str, source: Source, workload: Workload) -> tuple[Any, Any]
 
 def _of_folder(path: Path) -> tuple[Any, Any]:
     """A dataset that `save_to_disk` of Hugging Face's datasets wrote, with its train and validation splits where it has such."""
-    if importlib.util.find_spec("datasets") is None:
-        raise InvalidInputError(f"data {str(path)!r} is a folder, which needs datasets, which is not installed; pip install datasets")
-    from datasets import load_from_disk
-
     try:
-        found = load_from_disk(str(path))
+        found = library("datasets").load_from_disk(str(path))
     except (FileNotFoundError, ValueError) as error:
         raise InvalidInputError(f"data {str(path)!r} is no folder of a dataset: {str(error).splitlines()[0]}") from None
     if not hasattr(found, "keys"):

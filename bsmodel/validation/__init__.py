@@ -5,14 +5,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from bsmodel.validation.cases import recipe_words
+
 if TYPE_CHECKING:
     from bsmodel.validation.device import Measurement, is_out_of_memory, measure
-    from bsmodel.validation.environment import card_here
+    from bsmodel.validation.environment import card_here, environment_here
     from bsmodel.validation.gradients import gradients_agree
 
-__all__ = ("Measurement", "card_here", "gradients_agree", "is_out_of_memory", "measure")
+__all__ = ("Measurement", "card_here", "environment_here", "gradients_agree", "is_out_of_memory", "measure", "recipe_words")
 
-_HOMES = {"Measurement": "device", "measure": "device", "is_out_of_memory": "device", "card_here": "environment", "gradients_agree": "gradients"}
+_HOMES = {
+    "Measurement": "device",
+    "card_here": "environment",
+    "environment_here": "environment",
+    "gradients_agree": "gradients",
+    "is_out_of_memory": "device",
+    "measure": "device",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -77,6 +77,12 @@ def card_here() -> Gpu:
     return card(device_facts())[0]
 
 
+def environment_here() -> dict[str, Any]:
+    """That of a row measured in this process. Raises `InvalidInputError` where there is no CUDA device."""
+    device = device_facts()
+    return environment(device, *card(device))
+
+
 def environment(device: dict[str, Any], gpu: Gpu, in_catalogue: bool) -> dict[str, Any]:
     """What every row says of where it comes from."""
     import torch
