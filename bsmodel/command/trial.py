@@ -137,7 +137,7 @@ def _text(found: Trial, elsewhere: dict[str, Recommendation | None]) -> str:
     parts: list[Part] = [head, "", _losses(found, rows), "", _measured(rows), ""]
     parts += _conclusions(found)
     for name, choice in elsewhere.items():
-        parts.append(f"On {name}: {_recommended(choice)}")
+        parts.append(f"On {name}: {_recommended(choice, found.law is not None)}")
     return render(*parts, *(f"Note: {remark.removesuffix('.')}." for remark in found.remarks))
 
 
@@ -192,16 +192,19 @@ def _conclusions(found: Trial) -> list[Part]:
         said.append(
             f"Gradient noise scale: {noise.samples:,.0f} ({noise.low:,.0f} to {noise.high:,.0f}) samples, over {noise.steps:,} steps; it grows in training."
         )
-    said.append(f"Here: {_recommended(found.recommended)}")
+    said.append(f"Here: {_recommended(found.recommended, law is not None)}")
     return said
 
 
-def _recommended(choice: Recommendation | None) -> str:
+def _recommended(choice: Recommendation | None, to_target: bool) -> str:
     if choice is None:
         return "no batch is recommended: that needs a target that two batches reach, or steps of several micro-batches."
+    said = f"{choice.batch:,} samples a step is worth having, by {choice.by}"
+    if not to_target:
+        return f"{said}, with steps by the noise scale: no target was reached by two batches."
     cost = next(each for each in choice.choices if each.batch == choice.batch)
-    money = "" if cost.usd is None else f", {cost.usd:,.2f} USD"
-    return f"{choice.batch:,} samples a step is worth having, by {choice.by}: {cost.seconds:,.4g} s to the target{money}."
+    money = "" if cost.usd is None else f", {cost.usd:,.2g} USD"
+    return f"{said}: {cost.seconds:,.4g} s to the target{money}."
 
 
 def _spread(value: Spread | None, form: str = "{:.4g}") -> str:

@@ -30,7 +30,7 @@ def data_named(name: str, source: Source, workload: Workload) -> tuple[Any, Any]
 def _of_folder(path: Path) -> tuple[Any, Any]:
     """A dataset that `save_to_disk` of Hugging Face's datasets wrote, with its train and validation splits where it has such."""
     try:
-        found = library("datasets").load_from_disk(str(path))
+        found = library("datasets", f"data {str(path)!r}").load_from_disk(str(path))
     except (FileNotFoundError, ValueError) as error:
         raise InvalidInputError(f"data {str(path)!r} is no folder of a dataset: {str(error).splitlines()[0]}") from None
     if not hasattr(found, "keys"):
@@ -47,4 +47,4 @@ def tokenizer_of(source: Source) -> Any:
     folder = Path(source.name) if Path(source.name).is_dir() else Path(source.name).parent
     if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
         return None
-    return library("transformers").AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    return library("transformers", "its tokenizer").AutoTokenizer.from_pretrained(str(folder), local_files_only=True)

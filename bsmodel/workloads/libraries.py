@@ -24,16 +24,16 @@ def silence() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def library(name: str) -> Any:
-    """The library called `name`; `InvalidInputError` says what to install where it is missing, and what is wrong where it fails."""
+def library(name: str, who: str = "this model") -> Any:
+    """The library called `name`; `InvalidInputError` says who needs it, what to install where it is missing, and what is wrong where it fails."""
     silence()
     try:
         return importlib.import_module(name)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name == name:
             remedy = 'pip install "bsmodel[models]"' if name in IN_EXTRA else f"pip install {name}"
-            raise InvalidInputError(f"this model needs {name}, which cannot be imported ({error}); {remedy}") from None
-        raise InvalidInputError(f"this model needs {name}: {broken_import(error) or said(error)}") from None
+            raise InvalidInputError(f"{who} needs {name}, which cannot be imported ({error}); {remedy}") from None
+        raise InvalidInputError(f"{who} needs {name}: {broken_import(error) or said(error)}") from None
 
 
 def built(where: str, build: Callable[[], Any], hint: str = "") -> Any:
