@@ -18,7 +18,7 @@ from bsmodel.workloads import Source, Workload
 
 if TYPE_CHECKING:
     from bsmodel.recording import trace, trace_lengths
-    from bsmodel.trials import Trial, trial
+    from bsmodel.trials import RateRange, Trial, find_batch, lr_range, trial
 
 __version__ = "0.1.0"
 
@@ -41,6 +41,7 @@ __all__ = (
     "Plan",
     "Polynomial",
     "Price",
+    "RateRange",
     "Row",
     "Settings",
     "Source",
@@ -55,10 +56,12 @@ __all__ = (
     "breakdown",
     "by_module",
     "by_operator",
+    "find_batch",
     "fit",
     "footprint",
     "ladder",
     "longest",
+    "lr_range",
     "noise_scale",
     "plan",
     "predict",
@@ -70,7 +73,11 @@ __all__ = (
 )
 
 
-_HOMES = {"trace": "recording", "trace_lengths": "recording", "Trial": "trials", "trial": "trials"}
+_HOMES = {
+    "trace": "recording",
+    "trace_lengths": "recording",
+    **dict.fromkeys(("RateRange", "Trial", "find_batch", "lr_range", "trial"), "trials"),
+}
 
 if not TYPE_CHECKING:  # checkers would take any misspelt name for one of ours
 

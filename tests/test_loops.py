@@ -80,6 +80,7 @@ def test_the_page_names_every_file_and_no_other():
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:You are trying to .self.log:UserWarning")  # a LightningModule without a Trainer
 @pytest.mark.parametrize("name", MEASURED)
 def test_the_peak_is_the_measured_one(name, card):
     parameters, measured = MEASURED[name]
@@ -185,6 +186,7 @@ def test_the_state_that_accelerate_keeps_for_a_process_is_as_it_was():
     assert dict(state.PartialState._shared_state) == before
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.. is deprecated:FutureWarning")  # Lightning 2.6 with torch 2.13
 def test_a_lightning_module_trains_in_the_trainer_as_in_the_loop():
     lightning = pytest.importorskip("lightning")
     module = made("lightning_module", width=16, latent=4).model()

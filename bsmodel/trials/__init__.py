@@ -7,17 +7,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from bsmodel.trials.curves import StepsLaw
+from bsmodel.trials.rates import RateRange
 from bsmodel.trials.results import Choice, Recommendation, Spread, Trial, TrialRow
 from bsmodel.trials.trackers import TRACKERS
 from bsmodel.trials.values import Run, Rung, Update
 
 if TYPE_CHECKING:
     from bsmodel.trials.asking import trial
+    from bsmodel.trials.finding import find_batch
+    from bsmodel.trials.rising import lr_range
 
-__all__ = ("TRACKERS", "Choice", "Recommendation", "Run", "Rung", "Spread", "StepsLaw", "Trial", "TrialRow", "Update", "trial")
+__all__ = (
+    "TRACKERS",
+    "Choice",
+    "RateRange",
+    "Recommendation",
+    "Run",
+    "Rung",
+    "Spread",
+    "StepsLaw",
+    "Trial",
+    "TrialRow",
+    "Update",
+    "find_batch",
+    "lr_range",
+    "trial",
+)
+
+_HOMES = {"find_batch": "finding", "lr_range": "rising", "trial": "asking"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "trial":  # what needs torch is imported when it is asked for
-        return importlib.import_module("bsmodel.trials.asking").trial
+    if name in _HOMES:  # what needs torch is imported when it is asked for
+        return getattr(importlib.import_module(f"bsmodel.trials.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'bsmodel.trials' has no attribute {name!r}")

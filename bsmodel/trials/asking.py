@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from bsmodel.errors import InvalidInputError
-from bsmodel.memory import Fit, fit, on_devices
+from bsmodel.memory import Fit
 from bsmodel.planning import power_of_two_at_most
-from bsmodel.recording import trace
 from bsmodel.training import Training
 from bsmodel.trials.data import Data, of_samples, synthetic
+from bsmodel.trials.finding import fitted_on
 from bsmodel.trials.ladder import Course, Rate, powers, rungs
 from bsmodel.trials.results import Trial
 from bsmodel.trials.run import Asked, Watch, run
@@ -67,11 +67,11 @@ def trial(
     """
     recipe = workload.recipe(training)
     require_trainable(workload, recipe)
-    kept = _own(workload) if data is None else (data, None)
+    kept = own_samples(workload) if data is None else (data, None)
     given = kept[0], kept[1] if validation is None else validation
     devices, card = processes(), card_here() if torch.cuda.is_available() else None
-    fitted = None if card is None else fit(on_devices(trace(workload, recipe, card), devices), card)
-    length = _data(workload, given, 0, split).length
+    fitted = None if card is None else fitted_on(card, workload, recipe, devices)
+    length = data_of(workload, given, 0, split).length
     course = Course(200 if steps is None and samples is None else steps, samples, warmup, length)
     tried, remarks = _batches(batches, effective_batches, fitted, devices, micro_batch)
     ladder = rungs(tried, recipe, _rate(workload, recipe, base_lr, base_batch), course, devices, micro_batch, fitted)
@@ -80,7 +80,7 @@ def trial(
         recipe.model_copy(update={"accumulation": 1}),
         ladder.rungs,
         tuple(range(whole("seeds", seeds))),
-        lambda seed: _data(workload, given, seed, split),
+        lambda seed: data_of(workload, given, seed, split),
         whole("evaluate_every", evaluate_every, least=0),
         None if target_loss is None else finite("target loss", target_loss),
         None if patience is None else whole("patience", patience),
@@ -133,13 +133,14 @@ def _batches(
     return [batch * devices for batch in tried if batch <= fitted.batch], (said,) if left else ()
 
 
-def _own(workload: Workload) -> tuple[Any, Any]:
+def own_samples(workload: Workload) -> tuple[Any, Any]:
     """The workload's own samples, to train on and to validate with."""
     found = None if workload.data is None else workload.data()
     return found if isinstance(found, tuple) and len(found) == 2 else (found, None)
 
 
-def _data(workload: Workload, given: tuple[Any, Any], seed: int, split: float) -> Data:
+def data_of(workload: Workload, given: tuple[Any, Any], seed: int, split: float = 0.0) -> Data:
+    """The samples that are given, to train on and to validate with, in the order of a seed; without any the workload's own example batches."""
     return synthetic(workload) if given[0] is None else of_samples(given[0], seed, validation=given[1], split=split)
 
 

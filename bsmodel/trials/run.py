@@ -75,7 +75,7 @@ def run(asked: Asked, folder: Path, watch: Watch) -> Trial:
     for rung in asked.rungs:
         for seed in asked.seeds:
             if files.read(folder, rung, seed) is None:
-                with _settings(asked.training):
+                with settings_of(asked.training):
                     _one(accelerated, asked, rung, seed, folder, watch)
     accelerated.wait_for_everyone()
     found = Trial.load(folder)
@@ -92,7 +92,7 @@ def _measured(found: Trial, asked: Asked, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _settings(training: Training) -> Iterator[None]:
+def settings_of(training: Training) -> Iterator[None]:
     """TF32 for the recipe that asks for it, and nothing left behind of the run before."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = training.precision == "tf32"

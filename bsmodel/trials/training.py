@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -43,7 +43,21 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def updates(accelerated: Any, workload: Workload, training: Training, rung: Rung, seed: int, data: Data, evaluate_every: int) -> Iterator[Update]:
+def warmed_up(rung: Rung, step: int) -> float:
+    """The learning rate of a step, counted from 1: the rung's own, after a linear rise over its warm-up."""
+    return rung.learning_rate * min(1.0, step / rung.warmup if rung.warmup else 1.0)
+
+
+def updates(
+    accelerated: Any,
+    workload: Workload,
+    training: Training,
+    rung: Rung,
+    seed: int,
+    data: Data,
+    evaluate_every: int = 0,
+    rate_at: Callable[[Rung, int], float] = warmed_up,
+) -> Iterator[Update]:
     """The optimizer steps of a rung as they are made, without end: whoever asks decides when it is enough.
 
     Weights depend on the seed alone, and the samples of a step on the seed and on how many came before: every batch sees the same ones in the same order.
@@ -58,7 +72,7 @@ def updates(accelerated: Any, workload: Workload, training: Training, rung: Rung
     seconds = 0.0
     with watched(trained) as squares:
         for step in range(1, rung.steps + 1):
-            rate = rung.learning_rate * min(1.0, step / rung.warmup if rung.warmup else 1.0)
+            rate = rate_at(rung, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batches = [_on(accelerated.device, data.batch(places)) for places in _places(rung, step - 1, accelerated.process_index)]
