@@ -67,13 +67,13 @@ def micro_step(loop: Loop, batch_size: int) -> None:
     """Forward and backward of one micro-batch. Batch and loss live on until the next one replaces them."""
     training = loop.training
     if loop.workload.step is not None:
-        loop.result = loop.workload.step(loop.model, loop.optimizer, tree_map(lambda leaf: _laid_out(loop, leaf), loop.workload.batch(batch_size)))
+        loop.result = loop.workload.step(loop.model, loop.optimizer, tree_map(lambda leaf: _laid_out(training, leaf), loop.workload.batch(batch_size)))
         _average(loop)
         return
     loop.batch = tree_map(lambda leaf: _moved(loop, leaf), loop.workload.batch(batch_size))
     autocast = training.numerics.autocast
     with torch.autocast("cuda", dtype=getattr(torch, autocast)) if autocast else contextlib.nullcontext():
-        loss, outputs = _loss(loop)
+        loss, outputs = loss_of(loop.workload, loop.model, loop.batch)
     loop.outputs = outputs if training.keep_outputs else None
     del outputs
     loop.loss = loss
@@ -116,28 +116,33 @@ def _trained(model: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def _moved(loop: Loop, leaf: Any) -> Any:
-    if not isinstance(leaf, torch.Tensor):
-        return leaf
-    dtype = getattr(torch, loop.training.numerics.weights)
+    return loop.move(prepared(leaf, loop.training)) if isinstance(leaf, torch.Tensor) else leaf
+
+
+def prepared(leaf: torch.Tensor, training: Training) -> torch.Tensor:
+    """A tensor of a batch on the host as the recipe takes it: floats in the dtype of the weights, where these are in half precision, images in its layout."""
+    dtype = getattr(torch, training.numerics.weights)
     if leaf.is_floating_point() and dtype is not torch.float32:
         leaf = leaf.to(dtype)
-    return loop.move(_laid_out(loop, leaf))
+    laid_out: torch.Tensor = _laid_out(training, leaf)
+    return laid_out
 
 
-def _laid_out(loop: Loop, leaf: Any) -> Any:
+def _laid_out(training: Training, leaf: Any) -> Any:
     """Images of a batch on the host in the layout of the recipe."""
-    if loop.training.channels_last and isinstance(leaf, torch.Tensor) and leaf.dim() == 4:
+    if training.channels_last and isinstance(leaf, torch.Tensor) and leaf.dim() == 4:
         return leaf.contiguous(memory_format=torch.channels_last)
     return leaf
 
 
-def _loss(loop: Loop) -> tuple[torch.Tensor, Any]:
-    assert loop.workload.loss is not None
-    result = loop.workload.loss(loop.model, loop.batch)
+def loss_of(workload: Workload, model: Any, batch: Any) -> tuple[torch.Tensor, Any]:
+    """The loss of a batch, and the outputs where the workload gives them; raises `InvalidInputError` for one that nothing can be learnt from."""
+    assert workload.loss is not None
+    result = workload.loss(model, batch)
     loss, outputs = result if isinstance(result, tuple) else (result, None)
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
-        raise InvalidInputError(f"loss(model, batch) of {loop.workload.name} gives {found}; expected a scalar tensor, e.g. its mean")
-    if not loss.requires_grad:
-        raise InvalidInputError(f"loss(model, batch) of {loop.workload.name} does not depend on any trained parameter")
+        raise InvalidInputError(f"loss(model, batch) of {workload.name} gives {found}; expected a scalar tensor, e.g. its mean")
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise InvalidInputError(f"loss(model, batch) of {workload.name} does not depend on any trained parameter")
     return loss, outputs

@@ -25,6 +25,7 @@ from bsmodel.units import finite, whole
 from bsmodel.validation import card_here
 from bsmodel.workloads import Workload
 
+_VALIDATED = 64  # samples at once, at most
 _TRIED = 5  # batches where none are given: the largest that fits in powers of two, and four halvings
 _NOTHING_PREDICTED = "there is no CUDA device here: memory and seconds are not predicted for what it ran on"
 
@@ -45,7 +46,7 @@ def trial(
     warmup: int | None = None,
     micro_batch: int | None = None,
     target_loss: float | None = None,
-    evaluate_every: int = 0,
+    evaluate_every: int = 10,
     patience: int | None = None,
     split: float = 0.0,
     track: Sequence[str] = (),
@@ -71,17 +72,20 @@ def trial(
     given = kept[0], kept[1] if validation is None else validation
     devices, card = processes(), card_here() if torch.cuda.is_available() else None
     fitted = None if card is None else fitted_on(card, workload, recipe, devices)
-    length = data_of(workload, given, 0, split).length
-    course = Course(200 if steps is None and samples is None else steps, samples, warmup, length)
+    sample = data_of(workload, given, 0, split)
+    if patience is not None and sample.validation is None:
+        raise InvalidInputError("patience waits for a lower loss in validation, and there are no samples to validate with; give validation or a split")
+    course = Course(200 if steps is None and samples is None else steps, samples, warmup, sample.length)
     tried, remarks = _batches(batches, effective_batches, fitted, devices, micro_batch)
     ladder = rungs(tried, recipe, _rate(workload, recipe, base_lr, base_batch), course, devices, micro_batch, fitted)
+    together = min(_VALIDATED, max(rung.micro_batch for rung in ladder.rungs))  # which fits where it trains, and is the same for all
     asked = Asked(
         workload,
         recipe.model_copy(update={"accumulation": 1}),
         ladder.rungs,
         tuple(range(whole("seeds", seeds))),
-        lambda seed: data_of(workload, given, seed, split),
-        whole("evaluate_every", evaluate_every, least=0),
+        lambda seed: data_of(workload, given, seed, split, together),
+        whole("evaluate_every", evaluate_every),
         None if target_loss is None else finite("target loss", target_loss),
         None if patience is None else whole("patience", patience),
         tuple(track),
@@ -98,6 +102,8 @@ def require_trainable(workload: Workload, training: Training) -> None:
     """Raises `InvalidInputError` for what a trial cannot train: a step of the workload's own, or work that the recipe shares over devices."""
     if workload.step is not None:
         raise InvalidInputError(f"{workload.name} has a step of its own, which a trial cannot split into micro-batches; give it a loss instead")
+    if training.ema:
+        raise InvalidInputError("a trial keeps no average of the weights; leave ema out of the recipe")
     if training.parallel is not None:
         raise InvalidInputError("a trial shares its work as `accelerate launch` says; leave parallel out of the recipe, and launch it with so many processes")
 
@@ -139,9 +145,9 @@ def own_samples(workload: Workload) -> tuple[Any, Any]:
     return found if isinstance(found, tuple) and len(found) == 2 else (found, None)
 
 
-def data_of(workload: Workload, given: tuple[Any, Any], seed: int, split: float = 0.0) -> Data:
+def data_of(workload: Workload, given: tuple[Any, Any], seed: int, split: float = 0.0, validation_batch: int = _VALIDATED) -> Data:
     """The samples that are given, to train on and to validate with, in the order of a seed; without any the workload's own example batches."""
-    return synthetic(workload) if given[0] is None else of_samples(given[0], seed, validation=given[1], split=split)
+    return synthetic(workload) if given[0] is None else of_samples(given[0], seed, given[1], validation_batch, split)
 
 
 def in_silence(rung: Rung, seed: int, update: Update) -> None:

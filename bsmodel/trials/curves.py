@@ -30,9 +30,12 @@ def validated(updates: Sequence[Update]) -> list[Update]:
     return [update for update in updates if update.validation_loss is not None]
 
 
-def latest(updates: Sequence[Update], rung: Rung, window_samples: int) -> float | None:
-    """The loss that counts after the last of these steps: that of validation where there is one, else the smoothed one; None before a whole window."""
-    if any(update.validation_loss is not None for update in updates):
+def latest(updates: Sequence[Update], rung: Rung, window_samples: int, validates: bool = False) -> float | None:
+    """The loss that counts after the last of these steps: that of validation where the run `validates`, else the smoothed one.
+
+    None at a step that is not evaluated, or before a whole window.
+    """
+    if validates:
         return updates[-1].validation_loss
     wide = max(1, round(window_samples / rung.batch))
     return None if len(updates) < wide else float(np.mean([update.loss for update in updates[-wide:]]))
@@ -44,7 +47,7 @@ def reached(run: Run, target: float, window_samples: int) -> Update | None:
     A smoothed loss counts once a whole window was seen.
     """
     if known := validated(run.updates):
-        return next((update for update in known if (update.validation_loss or 0.0) <= target), None)
+        return next((update for update in known if update.validation_loss is not None and update.validation_loss <= target), None)
     losses, wide = smoothed(run, window_samples), max(1, round(window_samples / run.rung.batch))
     return next((update for update, loss in zip(run.updates[wide - 1 :], losses[wide - 1 :], strict=True) if loss <= target), None)
 

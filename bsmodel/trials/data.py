@@ -3,21 +3,23 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils._pytree import tree_map
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
 
 from bsmodel.errors import InvalidInputError
+from bsmodel.units import finite, whole
 from bsmodel.workloads import Workload
 
-_CHUNK = 1 << 16  # samples of an iterable that are shuffled together: none, they come as they come
 SYNTHETIC = "synthetic batches: every one is the workload's own example, and losses say nothing of learning"
+_HELD_OUT = -1  # the order that says which samples are kept for validation: that of no epoch, and of one seed
 
 
 @dataclass(frozen=True)
@@ -31,58 +33,85 @@ class Data:
     """Samples of an epoch; None where nobody knows."""
     validation: Callable[[], Iterator[tuple[int, Any]]] | None = None
     """Numbers of samples, and so many together, of all there are."""
-    remarks: tuple[str, ...] = field(default=())
+    remarks: tuple[str, ...] = ()
 
 
 def synthetic(workload: Workload) -> Data:
     """The workload's own example batches."""
-    return Data("synthetic", lambda places: workload.batch(len(places)), None, None, (SYNTHETIC,))
+    return Data("synthetic", lambda places: workload.batch(len(places)), remarks=(SYNTHETIC,))
 
 
-def of_samples(given: Any, seed: int, what: str = "", validation: Any = None, validation_batch: int = 64, split: float = 0.0) -> Data:
+def of_samples(given: Any, seed: int, validation: Any = None, validation_batch: int = 64, split: float = 0.0) -> Data:
     """Samples of a `torch.utils.data.Dataset`, any sequence, a Hugging Face dataset, or an iterable that can be gone through again.
 
     Sequences are shuffled anew for each epoch, iterables come in their own order. `split` is the share of a sequence that is kept for validation
     where none is given. Raises `InvalidInputError` for what is none of these, or empty.
     """
-    name = what or type(given).__name__
-    if not hasattr(given, "__getitem__") or not hasattr(given, "__len__"):
-        if not isinstance(given, Iterable):
-            raise InvalidInputError(f"data is {type(given).__name__}; expected a torch.utils.data.Dataset, a sequence of samples or an iterable of them")
+    name, split = type(given).__name__, _share(split)
+    if validation is not None:
+        _is_sequence(validation, "validation")
+    if not _is_sequence(given, "data"):
+        if split and validation is None:
+            raise InvalidInputError(f"data is {name}, an iterable, of which no share can be kept for validation; give samples to validate with instead")
         stream = _Stream(given)
         return Data(f"{name}, an iterable", lambda places: collated(stream.at(places)), None, _validation(validation, validation_batch))
     held = round(len(given) * split) if validation is None else 0
     length = len(given) - held
     if length < 1:
         raise InvalidInputError(f"data has {len(given)} samples, of which {held} are for validation; expected at least one to train on")
-    mixed = _order(len(given), 0, -1).tolist()  # which are held out depends on nothing
-    training, kept = mixed[held:], mixed[:held]
-    orders: dict[int, list[int]] = {}
+    mixed = _order(len(given), 0, _HELD_OUT)
+    training = mixed[held:]
+    order = functools.lru_cache(maxsize=2)(lambda epoch: _order(length, seed, epoch))  # a batch may lie in two epochs
 
     def index(place: int) -> int:
         epoch, within = divmod(place, length)
-        if epoch not in orders:
-            orders.clear() if len(orders) > 1 else None
-            orders[epoch] = _order(length, seed, epoch).tolist()
-        return int(training[orders[epoch][within]])
+        return training[order(epoch)[within]]
 
-    own = [given[place] for place in kept] if held else validation
+    kept = Subset(given, mixed[:held]) if held else validation
     text = f"{name}, {length:,} samples" + (f" and {held:,} for validation" if held else "")
-    return Data(text, lambda places: collated(given[index(place)] for place in places), length, _validation(own, validation_batch))
+    return Data(text, lambda places: collated(given[index(place)] for place in places), length, _validation(kept, validation_batch))
 
 
-def _order(length: int, seed: int, epoch: int) -> torch.Tensor:
-    return torch.randperm(length, generator=torch.Generator().manual_seed((seed << 20) + epoch + 1))
+def _share(split: float) -> float:
+    if finite("split", split, least=0) >= 1:
+        raise InvalidInputError(f"split is {split:g}; expected a share from 0 up to 1")
+    return split
+
+
+def _is_sequence(given: Any, what: str) -> bool:
+    """Whether samples are had by their places; raises `InvalidInputError` where they cannot be gone through either, or once only."""
+    if isinstance(given, DataLoader):
+        raise InvalidInputError(f"{what} is a DataLoader, which makes batches of its own; give its dataset")
+    known = isinstance(given, Iterable) or (hasattr(given, "__getitem__") and hasattr(given, "__len__"))
+    if not known or isinstance(given, (str, bytes, Mapping)):
+        raise InvalidInputError(f"{what} is {type(given).__name__}; expected a torch.utils.data.Dataset, a sequence of samples or an iterable of them")
+    if isinstance(given, Iterator):
+        raise InvalidInputError(f"{what} is {type(given).__name__}, which can be gone through once only; expected an iterable that begins anew for each run")
+    return hasattr(given, "__getitem__") and hasattr(given, "__len__") and not isinstance(given, IterableDataset)
+
+
+def _order(length: int, seed: int, epoch: int) -> list[int]:
+    order: list[int] = torch.randperm(length, generator=torch.Generator().manual_seed((seed << 20) + epoch + 1)).tolist()
+    return order
 
 
 def collated(samples: Iterable[Any]) -> Any:
-    """Samples as one batch, by `torch.utils.data.default_collate`; lists of numbers, as Hugging Face datasets have them, count as tensors."""
-    return default_collate([tree_map(lambda leaf: leaf, _tensors(sample)) for sample in samples])
+    """Samples as one batch, by `torch.utils.data.default_collate`; lists of numbers, as Hugging Face datasets have them, count as tensors.
+
+    Raises `InvalidInputError` for samples that do not go together, such as texts of several lengths.
+    """
+    found = [_tensors(sample) for sample in samples]
+    try:
+        return default_collate(found)
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise InvalidInputError(f"samples do not go together as a batch: {str(error).splitlines()[0]}") from None
 
 
 def _tensors(sample: Any) -> Any:
     if isinstance(sample, Mapping):
         return {name: _tensors(value) for name, value in sample.items()}
+    if type(sample) is tuple:
+        return tuple(_tensors(value) for value in sample)
     if isinstance(sample, list) and sample and isinstance(sample[0], (int, float)):
         return torch.tensor(sample)
     return sample
@@ -95,24 +124,20 @@ class _Stream:
         self.given, self.source, self.next = given, iter(given), 0
 
     def at(self, places: Sequence[int]) -> list[Any]:
-        found = []
+        found: list[Any] = []
         for place in places:
-            if place < self.next:
-                self.source, self.next = iter(self.given), 0
-            for sample in itertools.islice(self._endless(), place - self.next, place - self.next + 1):
-                found.append(sample)
+            found += itertools.islice(self._endless(), place - self.next, place - self.next + 1)
             self.next = place + 1
         return found
 
     def _endless(self) -> Iterator[Any]:
-        while True:
-            empty = True
+        without = 0
+        while without < 2:  # one may have ended just before
             for sample in self.source:
-                empty = False
+                without = 0
                 yield sample
-            self.source = iter(self.given)
-            if empty and next(iter(self.given), None) is None:
-                raise InvalidInputError("data is an iterable without samples, or one that can be gone through once; expected one that begins anew")
+            self.source, without = iter(self.given), without + 1
+        raise InvalidInputError("data is an iterable without samples, or one that can be gone through once; expected one that begins anew")
 
 
 def _validation(given: Any, size: int) -> Callable[[], Iterator[tuple[int, Any]]] | None:
@@ -120,7 +145,7 @@ def _validation(given: Any, size: int) -> Callable[[], Iterator[tuple[int, Any]]
         return None
 
     def batches() -> Iterator[tuple[int, Any]]:
-        samples = (given[place] for place in range(len(given))) if hasattr(given, "__len__") else iter(given)
+        samples = (given[place] for place in range(len(given))) if _is_sequence(given, "validation") else iter(given)
         while several := list(itertools.islice(samples, size)):
             yield len(several), collated(several)
 
@@ -132,15 +157,13 @@ def of_text(path: Path, length: int, tokenizer: Any = None) -> list[dict[str, to
 
     `tokenizer` is one of transformers; without it every byte is a token. Raises `InvalidInputError` for a file that cannot be read or is too short.
     """
+    length = whole("tokens of a sample", length)
     try:
         text = path.read_bytes()
     except OSError as error:
         raise InvalidInputError(f"cannot read data {str(path)!r}: {error.strerror}") from None
-    tokens = (
-        torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
-        if tokenizer is None
-        else torch.tensor(tokenizer(text.decode(errors="replace"))["input_ids"])
-    )
+    ids = np.frombuffer(text, np.uint8) if tokenizer is None else tokenizer(text.decode(errors="replace"))["input_ids"]
+    tokens = torch.from_numpy(np.array(ids, np.int64))
     pieces = tokens[: len(tokens) // length * length].view(-1, length)
     if not len(pieces):
         raise InvalidInputError(f"data {str(path)!r} has {len(tokens)} tokens; expected at least the {length} of one sample")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from bsmodel.errors import InvalidInputError
 from bsmodel.files import write_whole
 from bsmodel.trials.values import Run, Rung, Update
+from bsmodel.units import shown
 
 SCHEMA_VERSION = 1
 _QUESTION, _RUNS, ROWS = "trial.json", "runs", "rows.jsonl"
@@ -28,16 +30,26 @@ def began(folder: Path, question: Mapping[str, Any]) -> None:
     """
     document = {"schema_version": SCHEMA_VERSION, **question}
     if (folder / _QUESTION).exists():
-        known = question_in(folder)
-        for name in sorted({*known, *document}):
-            if known.get(name) != json.loads(json.dumps(document.get(name))):
-                raise InvalidInputError(f"{str(folder)!r} holds another trial: {name} is {known.get(name)!r} there, and {document.get(name)!r} here")
+        other = _difference("", question_in(folder), json.loads(json.dumps(document)))
+        if other:
+            raise InvalidInputError(f"{str(folder)!r} holds another trial: {other}; give another folder")
         return
     try:
         (folder / _RUNS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidInputError(f"cannot write {str(folder)!r}: {error.strerror}") from None
     write_whole(folder / _QUESTION, json.dumps(document, indent=1).encode() + b"\n", "the trial")
+
+
+def _difference(name: str, there: Any, here: Any) -> str:
+    """The first field in which two questions differ, and how; nothing where they are the same."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        pairs = [(key, there.get(key), here.get(key)) for key in sorted({*there, *here})]
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        pairs = [(str(place), *pair) for place, pair in enumerate(zip(there, here, strict=True))]
+    else:
+        return "" if there == here else f"{name} is {shown(there)} there, and {shown(here)} here"
+    return next((found for key, *pair in pairs if (found := _difference(f"{name}.{key}".lstrip("."), *pair))), "")
 
 
 def question_in(folder: Path) -> dict[str, Any]:
@@ -57,11 +69,12 @@ def path_of(folder: Path, rung: Rung, seed: int) -> Path:
 
 
 def write(path: Path, item: Mapping[str, Any] | Update, first: bool) -> None:
-    """One more line of a run; the first takes the place of what an interrupted one left."""
-    line = item if isinstance(item, Mapping) else {name: value for name, value in asdict(item).items() if value is not None}
+    """One more line of a run; the first takes the place of what an interrupted one left. A loss that is no number is null: JSON has no other word for it."""
+    known = item if isinstance(item, Mapping) else {name: value for name, value in asdict(item).items() if value is not None}
+    line = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in known.items()}
     try:
         with path.open("w" if first else "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+            stream.write(json.dumps(line, allow_nan=False) + "\n")
     except OSError as error:
         raise InvalidInputError(f"cannot write {str(path)!r}: {error.strerror}") from None
 
@@ -74,11 +87,15 @@ def read(folder: Path, rung: Rung, seed: int) -> Run | None:
         *steps, end = lines or [{}]
         if "status" not in end:
             return None
-        return Run(rung, seed, updates=tuple(map(_UPDATE.validate_python, steps)), **end)
+        return Run(rung, seed, updates=tuple(map(_update, steps)), **end)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, ValidationError):  # half a line at its end: it was interrupted
         return None
+
+
+def _update(line: Mapping[str, Any]) -> Update:
+    return _UPDATE.validate_python({name: math.nan if value is None else value for name, value in line.items()})
 
 
 def runs(folder: Path) -> Iterator[Run]:

@@ -35,7 +35,7 @@ class Squares:
 
 def _square(gradient: torch.Tensor) -> torch.Tensor:
     dense = gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
-    norm: torch.Tensor = torch.linalg.vector_norm(dense, dtype=torch.float32)
+    norm: torch.Tensor = torch.linalg.vector_norm(dense, dtype=torch.promote_types(dense.dtype, torch.float32))  # squares of halves overflow
     return norm.square()
 
 

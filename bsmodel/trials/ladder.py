@@ -36,9 +36,13 @@ class Course:
     warmup: int | None = None
     length: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.samples is not None:
+            raise InvalidInputError("steps and samples are both given; give one: at each batch it makes the other")
+
     def of(self, batch: int) -> tuple[int, int]:
         """Steps at a batch, and those of its warm-up."""
-        steps = whole("steps", self.steps) if self.samples is None else math.ceil(whole("samples", self.samples) / batch)
+        steps = whole("steps", self.steps) if self.samples is None else -(-whole("samples", self.samples) // batch)
         if self.warmup is not None:
             return steps, whole("warmup", self.warmup, least=0)
         return steps, warmup_steps(steps if self.length is None else math.ceil(self.length / batch), steps) or 0

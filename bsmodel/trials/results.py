@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +17,10 @@ from bsmodel.memory import Fit
 from bsmodel.planning import NoiseScale, Plan, Price, plan
 from bsmodel.trials import folder as files
 from bsmodel.trials.curves import StepsLaw, loss_at, reached, steps_law, validated
-from bsmodel.trials.values import Run, Rung, noise_of
+from bsmodel.trials.values import Run, Rung, Status, noise_of
 
 NEARLY = 1.1  # of the least time or money
+FAILED: tuple[Status, ...] = ("diverged", "out of memory")
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Spread:
 
     @staticmethod
     def of(values: Iterable[float | None]) -> Spread | None:
-        """Of those that are known; None where none is."""
-        known = [value for value in values if value is not None]
+        """Of those that are known and numbers, which losses of runs that diverged are not; None where none is."""
+        known = [float(value) for value in values if value is not None and math.isfinite(value)]
         return Spread(float(np.mean(known)), min(known), max(known)) if known else None
 
 
@@ -40,8 +42,8 @@ class Spread:
 class TrialRow:
     """One batch over all its seeds: what was predicted, what was measured, and how the loss fell.
 
-    Losses are smoothed over as many samples for every batch; `loss_at_samples` is where the smallest batch ended, and `loss_at_seconds` where the quickest
-    run did. Steps, samples and seconds to the target are None where no seed reached it.
+    Losses are smoothed over as many samples for every batch; `loss_at_samples` is where the run with the fewest samples ended, and `loss_at_seconds` where
+    the quickest did, of those that neither diverged nor ran out of memory. Steps, samples and seconds to the target are None where no seed reached it.
     """
 
     rung: Rung
@@ -117,13 +119,13 @@ class Trial:
 
     @property
     def window_samples(self) -> int:
-        """Over how many samples losses are smoothed: those of the largest batch."""
-        return max((run.rung.batch for run in self.runs), default=1)
+        """Over how many samples losses are smoothed: those of the largest batch that is asked for."""
+        return max(rung["batch"] for rung in self.question["rungs"])
 
     @cached_property
     def rows(self) -> tuple[TrialRow, ...]:
         """One for each batch."""
-        whole = [run for run in self.runs if run.updates and run.status != "out of memory"]
+        whole = [run for run in self.runs if run.updates and run.status not in FAILED]
         samples = min((run.updates[-1].samples for run in whole), default=None)
         seconds = min((run.updates[-1].seconds for run in whole), default=None)
         return tuple(self._row(rung, runs, samples, seconds) for rung, runs in self.by_rung.items())
@@ -156,9 +158,8 @@ class Trial:
     @property
     def noise_scale(self) -> NoiseScale | None:
         """The noise scale of the batch whose steps have the most micro-batches, over all its seeds; None where every step is one micro-batch."""
-        several = [runs for rung, runs in self.by_rung.items() if rung.micro_batch < rung.batch]
-        known = [noise for runs in several if (noise := _noise(runs)) is not None]
-        return known[-1] if known else None
+        known = [(rung.batch // rung.micro_batch, noise) for rung, runs in self.by_rung.items() if (noise := _noise(runs)) is not None]
+        return max(known, key=lambda each: each[0])[1] if known else None
 
     @cached_property
     def law(self) -> StepsLaw | None:
@@ -174,9 +175,7 @@ class Trial:
 
     @property
     def recommended(self) -> Recommendation | None:
-        """For the device that it ran on, by measured seconds a step; None where neither the target was reached nor a noise scale is known."""
-        if not any(row.step_seconds for row in self.rows):
-            return None
+        """For the device that it ran on, by measured seconds a step; None where neither two batches reached the target nor a noise scale is known."""
         return self._recommended({row.rung.batch: (row.step_seconds, None) for row in self.rows if row.step_seconds}, "measured seconds a step")
 
     def recommended_on(self, fit: Fit, devices: int = 1, price: Price | None = None) -> Recommendation | None:
@@ -191,23 +190,33 @@ class Trial:
         return self._recommended(found, f"seconds a step predicted for {fit.gpu.id}")
 
     def _recommended(self, seconds: Mapping[int, tuple[float | None, float | None]], by: str) -> Recommendation | None:
-        steps: Callable[[float], float] | None = None
-        if self.law is not None:
-            law = self.law
-            steps = lambda batch: float(law.steps(batch))  # noqa: E731
-        elif self.noise_scale is not None:
-            steps = self.noise_scale.steps_at
-        if steps is None:
-            return None
+        steps = {row.rung.batch: count for row in self.rows if (count := self._steps(row)) is not None}
         choices = [
-            Choice(batch, steps(batch), steps(batch) * each, None if usd is None else steps(batch) * usd)
+            Choice(batch, steps[batch], steps[batch] * each, None if usd is None else steps[batch] * usd)
             for batch, (each, usd) in sorted(seconds.items())
-            if each is not None
+            if each is not None and batch in steps
         ]
+        if not choices:
+            return None
         priced = all(choice.usd is not None for choice in choices)
         costs = [choice.usd if priced and choice.usd is not None else choice.seconds for choice in choices]
         batch = next(choice.batch for choice, cost in zip(choices, costs, strict=True) if cost <= NEARLY * min(costs))
         return Recommendation(batch, f"money, {by}" if priced else by, tuple(choices))
+
+    def _steps(self, row: TrialRow) -> float | None:
+        """What a batch takes to the target; None where nothing tells, or where the batch is none to recommend.
+
+        That is one with a run that failed, or one of which no seed reached the target although it made the steps of the law, or stopped for good.
+        """
+        batch, runs = row.rung.batch, self.by_rung[row.rung]
+        if any(run.status in FAILED for run in runs):
+            return None
+        if self.law is None:
+            noise = self.noise_scale
+            return None if noise is None or math.isinf(noise.samples) else noise.steps_at(batch)
+        steps = float(self.law.steps(batch))
+        given_up = any(run.status == "stopped" or len(run.updates) >= steps for run in runs)
+        return None if given_up and not row.seeds_at_target else steps
 
 
 def _figures(made: Plan) -> tuple[float, float | None] | None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,15 +18,16 @@ from bsmodel.files import write_whole
 from bsmodel.training import Training
 from bsmodel.trials import folder as files
 from bsmodel.trials import trackers
-from bsmodel.trials.curves import latest, validated
+from bsmodel.trials.curves import latest
 from bsmodel.trials.data import Data
 from bsmodel.trials.measured import rows_of
 from bsmodel.trials.results import Trial
-from bsmodel.trials.training import accelerator, updates
+from bsmodel.trials.training import accelerator, apart, updates
 from bsmodel.trials.values import Rung, Status, Update
 from bsmodel.validation import environment_here, is_out_of_memory, recipe_words
 from bsmodel.workloads import Workload
 
+Made = TypeVar("Made")
 Watch = Callable[[Rung, int, Update], None]
 
 
@@ -40,7 +41,7 @@ class Asked:
     seeds: tuple[int, ...]
     data: Callable[[int], Data]
     """The samples in the order of a seed."""
-    evaluate_every: int = 0
+    evaluate_every: int = 10
     target_loss: float | None = None
     patience: int | None = None
     track: tuple[str, ...] = ()
@@ -68,27 +69,35 @@ def run(asked: Asked, folder: Path, watch: Watch) -> Trial:
 
     Raises `InvalidInputError` for a folder that holds another trial, and what accelerate, the data or the workload raise.
     """
-    accelerated = accelerator(asked.training, trackers.known(asked.track), folder)
-    if accelerated.is_main_process:
-        files.began(folder, asked.document())
-    accelerated.wait_for_everyone()
-    for rung in asked.rungs:
-        for seed in asked.seeds:
-            if files.read(folder, rung, seed) is None:
-                with settings_of(asked.training):
-                    _one(accelerated, asked, rung, seed, folder, watch)
-    accelerated.wait_for_everyone()
+    with apart():
+        accelerated = accelerator(asked.training, trackers.known(asked.track), folder)
+        for rung, seed in _shared(accelerated, lambda: _left(asked, folder)):
+            with settings_of(asked.training):
+                _one(accelerated, asked, rung, seed, folder, watch)
+        return _shared(accelerated, lambda: _found(accelerated, asked, folder))
+
+
+def _shared(accelerated: Any, make: Callable[[], Made]) -> Made:
+    """What the first process makes of the folder, in all of them: others may not have it."""
+    from accelerate.utils import broadcast_object_list
+
+    made: Made = broadcast_object_list([make() if accelerated.is_main_process else None])[0]
+    return made
+
+
+def _left(asked: Asked, folder: Path) -> list[tuple[Rung, int]]:
+    """The runs that the folder does not hold."""
+    files.began(folder, asked.document())
+    return [(rung, seed) for rung in asked.rungs for seed in asked.seeds if files.read(folder, rung, seed) is None]
+
+
+def _found(accelerated: Any, asked: Asked, folder: Path) -> Trial:
+    """The trial as it is written, what was measured on a CUDA device also as rows of a validation."""
     found = Trial.load(folder)
-    if accelerated.is_main_process and accelerated.device.type == "cuda":
-        _measured(found, asked, folder)
+    if accelerated.device.type == "cuda":
+        made = rows_of(found.runs, asked.workload.name, recipe_words(asked.training), environment_here())
+        write_whole(folder / files.ROWS, "".join(json.dumps(row) + "\n" for row in made).encode(), "what was measured")
     return found
-
-
-def _measured(found: Trial, asked: Asked, folder: Path) -> None:
-    """Write what was measured on a CUDA device as rows of a validation."""
-    words, here = recipe_words(asked.training), environment_here()
-    made = rows_of(found.runs, asked.workload.name, words, here)
-    write_whole(folder / files.ROWS, "".join(json.dumps(row) + "\n" for row in made).encode(), "what was measured")
 
 
 @contextlib.contextmanager
@@ -110,15 +119,16 @@ def _one(accelerated: Any, asked: Asked, rung: Rung, seed: int, folder: Path, wa
     """One run, written line by line by the first process; running out of memory is how it ends, and not the trial."""
     path, seen, writes = files.path_of(folder, rung, seed), list[Update](), accelerated.is_main_process
     status: Status = "finished"
+    data = asked.data(seed)
     with trackers.tracking(accelerated, asked, rung, seed, folder) as log:
         try:
-            for update in updates(accelerated, asked.workload, asked.training, rung, seed, asked.data(seed), asked.evaluate_every):
+            for update in updates(accelerated, asked.workload, asked.training, rung, seed, data, asked.evaluate_every):
                 seen.append(update)
                 if writes:
                     files.write(path, update, first=len(seen) == 1)
                     log(update)
                     watch(rung, seed, update)
-                over = ended(asked, rung, seen)
+                over = ended(asked, rung, seen, validates=data.validation is not None)
                 if over is not None:
                     status = over
                     break
@@ -132,16 +142,18 @@ def _one(accelerated: Any, asked: Asked, rung: Rung, seed: int, folder: Path, wa
         files.write(path, {"status": status, **_peaks()}, first=not seen)
 
 
-def ended(asked: Asked, rung: Rung, seen: Sequence[Update]) -> Status | None:
+def ended(asked: Asked, rung: Rung, seen: Sequence[Update], validates: bool) -> Status | None:
     """Whether a run is over, and why: its loss is no number, it has reached the target, or evaluating it has brought nothing lower for so long."""
-    if not math.isfinite(seen[-1].loss):
+    now = seen[-1]
+    if not math.isfinite(now.loss) or not math.isfinite(now.validation_loss or 0.0):
         return "diverged"
-    loss = latest(seen, rung, max(each.batch for each in asked.rungs))
+    loss = latest(seen, rung, max(each.batch for each in asked.rungs), validates)
     if asked.target_loss is not None and loss is not None and loss <= asked.target_loss:
         return "reached"
-    losses = [update.validation_loss or 0.0 for update in validated(seen)]
-    if asked.patience is not None and len(losses) - losses.index(min(losses, default=0.0)) > asked.patience if losses else False:
-        return "stopped"
+    if asked.patience is not None and now.validation_loss is not None:
+        losses = [update.validation_loss for update in seen if update.validation_loss is not None]
+        if len(losses) - losses.index(min(losses)) > asked.patience:
+            return "stopped"
     return None
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,8 @@ def tracking(accelerated: Any, asked: Asked, rung: Rung, seed: int, folder: Path
     config |= {field: getattr(rung, field) for field in ("batch", "micro_batch", "accumulation", "devices", "learning_rate")}
     wandb = {"name": name, "dir": str(folder), "reinit": "finish_previous", **({"mode": "offline"} if asked.offline else {})}
     accelerated.project_configuration.logging_dir = str(folder / "tracked" / name)
-    accelerated.init_trackers("bsmodel-trial", config, {"wandb": wandb})
+    if accelerated.is_main_process:  # what an interrupted run left would stand beside this one
+        shutil.rmtree(folder / "tracked" / name, ignore_errors=True)
 
     def log(update: Update) -> None:
         values = {"loss": update.loss, "learning_rate": update.learning_rate, "samples": update.samples, "seconds": update.seconds}
@@ -59,7 +61,18 @@ def tracking(accelerated: Any, asked: Asked, rung: Rung, seed: int, folder: Path
         accelerated.log(values, step=update.step)
 
     try:
+        _begin(accelerated, config, wandb)
         yield log
     finally:
-        accelerated.end_training()
+        for tracker in accelerated.trackers:  # not by `end_training`, which ends the other processes' talk, too
+            tracker.finish()
         accelerated.trackers.clear()
+
+
+def _begin(accelerated: Any, config: dict[str, Any], wandb: dict[str, Any]) -> None:
+    try:
+        accelerated.init_trackers("bsmodel-trial", config, {"wandb": wandb})
+    except Exception as error:  # each has errors of its own: nobody is logged in, no server answers
+        accelerated.trackers.clear()
+        said = str(error).strip() or type(error).__name__
+        raise InvalidInputError(f"a tracker does not start: {said.splitlines()[0]}; --offline needs no server") from None

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import os
 import time
@@ -13,7 +15,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from bsmodel.errors import InvalidInputError
-from bsmodel.recording import placement
+from bsmodel.recording import loop, placement
 from bsmodel.training import Training
 from bsmodel.trials.data import Data
 from bsmodel.trials.gradients import Squares, watched
@@ -38,6 +40,23 @@ def accelerator(training: Training, trackers: list[str], folder: Any = None) -> 
         raise InvalidInputError(f"accelerate cannot train so here: {str(error).splitlines()[0]}") from None
 
 
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Within this context what all accelerators of a process share is this one's; what the caller's own had is there again after it."""
+    try:
+        from accelerate.state import AcceleratorState, GradientState
+    except ModuleNotFoundError:  # which `accelerator` says
+        yield
+        return
+    before = [(shared, dict(shared)) for shared in (AcceleratorState._shared_state, GradientState._shared_state)]
+    try:
+        yield
+    finally:
+        for shared, values in before:
+            shared.clear()
+            shared.update(values)
+
+
 def processes() -> int:
     """How many processes train together: those that `accelerate launch` or `torchrun` has started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -58,30 +77,35 @@ def updates(
     evaluate_every: int = 0,
     rate_at: Callable[[Rung, int], float] = warmed_up,
 ) -> Iterator[Update]:
-    """The optimizer steps of a rung as they are made, without end: whoever asks decides when it is enough.
+    """The optimizer steps of a rung as they are made: whoever asks decides when it is enough.
 
     Weights depend on the seed alone, and the samples of a step on the seed and on how many came before: every batch sees the same ones in the same order.
     """
-    torch.manual_seed(seed)
+    from accelerate.utils import set_seed
+
+    set_seed(seed)  # that of Python and numpy, too: data may be augmented by them
     model = placement.adapt(placement.build(workload, training)[0], workload, training)
+    if training.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = placement.set_up(model, workload, training)
     accelerated.step, accelerated.gradient_accumulation_steps = 0, rung.accumulation
     model, optimizer = accelerated.prepare(model, optimizer)
     model.train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    several = rung.micro_batch < rung.batch
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad and several]
     seconds = 0.0
     with watched(trained) as squares:
         for step in range(1, rung.steps + 1):
             rate = rate_at(rung, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            batches = [_on(accelerated.device, data.batch(places)) for places in _places(rung, step - 1, accelerated.process_index)]
+            batches = [_on(accelerated.device, training, data.batch(places)) for places in _places(rung, step - 1, accelerated.process_index)]
             begun = _now(accelerated.device)
             loss, micro, whole = _step(accelerated, workload, training, model, optimizer, batches, squares)
             seconds += _now(accelerated.device) - begun
             validated = None
             if data.validation is not None and evaluate_every and (step % evaluate_every == 0 or step == rung.steps):
-                validated = evaluated(accelerated, workload, model, data)
+                validated = evaluated(accelerated, workload, training, model, data)
             yield Update(step, step * rung.batch, seconds, loss, rate, micro, whole, validated)
 
 
@@ -102,7 +126,8 @@ def _step(
     for batch in batches:
         with accelerated.accumulate(model):
             with accelerated.autocast():
-                loss = _loss(workload, model, batch)
+                loss, outputs = loop.loss_of(workload, model, batch)
+            outputs = outputs if training.keep_outputs else None
             losses.append(loss.detach())
             accelerated.backward(loss)
             squares.micro_step()
@@ -112,7 +137,7 @@ def _step(
                 if training.gradient_clipping is not None:
                     accelerated.clip_grad_norm_(model.parameters(), training.gradient_clipping)
             optimizer.step()
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=training.zero_grad == "none")
     mean = accelerated.gather(torch.stack(losses).mean().reshape(1)).float().mean()
     if whole is None:
         return float(mean), None, None
@@ -121,30 +146,28 @@ def _step(
     return float(mean), *(found if all(map(math.isfinite, found)) else (None, None))  # of a step that loss scaling skips there are none
 
 
-def _loss(workload: Workload, model: Any, batch: Any) -> torch.Tensor:
-    assert workload.loss is not None
-    found = workload.loss(model, batch)
-    loss: torch.Tensor = found[0] if isinstance(found, tuple) else found
-    return loss
-
-
 @torch.no_grad()
-def evaluated(accelerated: Any, workload: Workload, model: Any, data: Data) -> float:
-    """The mean loss over all samples that there are to validate with, each batch of them on one process."""
+def evaluated(accelerated: Any, workload: Workload, training: Training, model: Any, data: Data) -> float:
+    """The mean loss over all samples that there are to validate with, each batch of them on one process. Raises `InvalidInputError` where there are none."""
     assert data.validation is not None
     model.eval()
-    total = torch.zeros(2, dtype=torch.float64)
-    for number, (size, batch) in enumerate(data.validation()):
-        if number % accelerated.num_processes == accelerated.process_index:
-            with accelerated.autocast():
-                total += torch.tensor([float(_loss(workload, model, _on(accelerated.device, batch))) * size, size], dtype=torch.float64)
+    total, batches = torch.zeros(2, dtype=torch.float64), data.validation()
+    while several := list(itertools.islice(batches, accelerated.num_processes)):
+        turn = min(accelerated.process_index, len(several) - 1)  # models that talk in forward need as many of all processes: the last batch again, of no weight
+        size, batch = several[turn]
+        with accelerated.autocast():
+            loss = float(loop.loss_of(workload, model, _on(accelerated.device, training, batch))[0])
+        if turn == accelerated.process_index:
+            total += torch.tensor([loss * size, size], dtype=torch.float64)
     model.train()
     summed = accelerated.reduce(total.to(accelerated.device if accelerated.num_processes > 1 else "cpu"), reduction="sum")
-    return float(summed[0] / summed[1]) if summed[1] else math.nan
+    if not summed[1]:
+        raise InvalidInputError("there are no samples to validate with; give some, or none")
+    return float(summed[0] / summed[1])
 
 
-def _on(device: Any, batch: Any) -> Any:
-    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, batch)
+def _on(device: Any, training: Training, batch: Any) -> Any:
+    return tree_map(lambda leaf: loop.prepared(leaf, training).to(device) if isinstance(leaf, torch.Tensor) else leaf, batch)
 
 
 def _now(device: Any) -> float:

@@ -38,9 +38,10 @@ class Rung:
 
 @dataclass(frozen=True)
 class Update:
-    """One optimizer step: `samples` and `seconds` are those of the run up to and with it, without what evaluating took.
+    """One optimizer step: `samples` and `seconds` are those of the run up to and with it, without what loading and evaluating took.
 
-    `loss` is the mean over its samples before the step, and squares are those of gradients' norms: the mean of the micro-batches' and that of their mean.
+    `loss` is the mean over its samples before the step, and squares are those of gradients' norms: the mean of the micro-batches' and that of their mean,
+    before clipping.
     """
 
     step: int
