@@ -13,13 +13,14 @@ from bsmodel.trials.trackers import TRACKERS
 from bsmodel.trials.values import Run, Rung, Update
 
 if TYPE_CHECKING:
-    from bsmodel.trials.asking import trial
+    from bsmodel.trials.asking import Options, trial
     from bsmodel.trials.finding import find_batch
     from bsmodel.trials.rising import lr_range
 
 __all__ = (
     "TRACKERS",
     "Choice",
+    "Options",
     "RateRange",
     "Recommendation",
     "Run",
@@ -34,7 +35,7 @@ __all__ = (
     "trial",
 )
 
-_HOMES = {"find_batch": "finding", "lr_range": "rising", "trial": "asking"}
+_HOMES = {"Options": "asking", "find_batch": "finding", "lr_range": "rising", "trial": "asking"}
 
 
 def __getattr__(name: str) -> Any:

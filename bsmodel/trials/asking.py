@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bsmodel.errors import InvalidInputError
+from bsmodel.errors import InvalidInputError, UnknownNameError
 from bsmodel.memory import Fit
 from bsmodel.planning import power_of_two_at_most
 from bsmodel.training import Training
@@ -26,8 +27,64 @@ from bsmodel.validation import card_here
 from bsmodel.workloads import Workload
 
 _VALIDATED = 64  # samples at once, at most
+_STEPS = 200  # of each run, where nothing is asked: the 100 to 200 of a short run
 _TRIED = 5  # batches where none are given: the largest that fits in powers of two, and four halvings
 _NOTHING_PREDICTED = "there is no CUDA device here: memory and seconds are not predicted for what it ran on"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a trial is run: which batches, for how long, and what is written of it."""
+
+    batches: tuple[int, int] | None = None
+    """From a micro-batch to another, in powers of two, each on every device; by default the largest that is predicted to fit, and four halvings."""
+    effective_batches: tuple[int, int] | None = None
+    """The same in samples of an optimizer step, accumulated where they do not fit at once."""
+    micro_batch: int | None = None
+    """At most so many samples at once, so that a step has several micro-batches and the noise scale is known; by default as many as fit."""
+    steps: int | None = None
+    """Optimizer steps of each run, 200 unless samples are given."""
+    samples: int | None = None
+    """Samples that each run sees, instead of steps: larger batches make fewer updates."""
+    seeds: int = 1
+    """Runs of each batch: seeds decide weights and the order of samples."""
+    base_lr: float | None = None
+    """A learning rate that works, from which that of each batch follows by the optimizer's rule; by default the workload's own."""
+    base_batch: int | None = None
+    """The batch that it works at, 256 unless said."""
+    warmup: int | None = None
+    """Steps in which the rate rises; by default those of five epochs, and at most a tenth of the run."""
+    target_loss: float | None = None
+    """A run is over once its loss is there: that of validation, or the training loss smoothed over as many samples for every batch."""
+    split: float = 0.0
+    """Share of the data that is kept for validation."""
+    evaluate_every: int = 10
+    """Steps between two validations."""
+    patience: int | None = None
+    """So many validations without a lower loss end a run."""
+    track: Sequence[str] = ()
+    """Names of `bsmodel.trials.TRACKERS`; JSON lines are always written."""
+    offline: bool = False
+    """Whether trackers send nothing."""
+
+    @staticmethod
+    def of(**given: Any) -> Options:
+        """Those that are given; raises `UnknownNameError` for one that is none, `InvalidInputError` for a number that is none."""
+        known = [field.name for field in fields(Options)]
+        for name in given:
+            if name not in known:
+                raise UnknownNameError("option of a trial", name, known)
+        return Options(**given)
+
+    def __post_init__(self) -> None:
+        whole("seeds", self.seeds)
+        whole("evaluate_every", self.evaluate_every)
+        if self.patience is not None:
+            whole("patience", self.patience)
+        if self.target_loss is not None:
+            finite("target loss", self.target_loss)
+        if self.batches is not None and self.effective_batches is not None:
+            raise InvalidInputError("batches and effective_batches are both given; give micro-batches, or samples of an optimizer step")
 
 
 def trial(
@@ -36,66 +93,53 @@ def trial(
     *,
     data: Any = None,
     validation: Any = None,
-    batches: tuple[int, int] | None = None,
-    effective_batches: tuple[int, int] | None = None,
-    steps: int | None = None,
-    samples: int | None = None,
-    seeds: int = 1,
-    base_lr: float | None = None,
-    base_batch: int | None = None,
-    warmup: int | None = None,
-    micro_batch: int | None = None,
-    target_loss: float | None = None,
-    evaluate_every: int = 10,
-    patience: int | None = None,
-    split: float = 0.0,
-    track: Sequence[str] = (),
-    offline: bool = False,
     out: str | Path | None = None,
     watch: Watch | None = None,
+    **options: Any,
 ) -> Trial:
     """Short real runs of powers of two, on the devices at hand: how the loss falls with each batch, and which is worth having.
 
-    `batches`: from a micro-batch to another, each on every device (default: the largest power of two that is predicted to fit, and four halvings);
-    `effective_batches`: samples of an optimizer step, accumulated where they do not fit at once. Each run has `steps` (default 200), or as many as see
-    `samples`. The learning rate of each batch follows by the optimizer's rule from `base_lr` at `base_batch` (default: the workload's own), after
-    `warmup` steps (default: a tenth). `micro_batch`: at most so many at once, so that a step has several and the noise scale is known.
-    `data`: a `Dataset`, sequence, Hugging Face dataset or iterable (default: the workload's own, else its example batches, which teach nothing);
-    `validation` the same, or `split` of the data, evaluated every `evaluate_every` steps; after `patience` times without a lower loss a run is over, and
-    once it is at `target_loss`. `track`: names of `bsmodel.trials.TRACKERS`. `out`: the folder of the trial, which goes on where it was interrupted.
+    `data`: samples to train on, a `Dataset`, sequence, Hugging Face dataset or iterable that can be gone through again (default: the workload's own, else its
+    example batches, which teach nothing); `validation` the same. `out`: the folder of the trial, which goes on where it was interrupted (default: a
+    temporary one). `watch` is called after every optimizer step. Other arguments are the fields of `bsmodel.trials.Options`.
 
     Raises `InvalidInputError` for what cannot be run so: a workload with a step of its own, no learning rate, numbers that are none.
     """
-    recipe = workload.recipe(training)
+    recipe, given = workload.recipe(training), Options.of(**options)
     require_trainable(workload, recipe)
     kept = own_samples(workload) if data is None else (data, None)
-    given = kept[0], kept[1] if validation is None else validation
-    devices, card = processes(), card_here() if torch.cuda.is_available() else None
-    fitted = None if card is None else fitted_on(card, workload, recipe, devices)
-    sample = data_of(workload, given, 0, split)
-    if patience is not None and sample.validation is None:
-        raise InvalidInputError("patience waits for a lower loss in validation, and there are no samples to validate with; give validation or a split")
-    course = Course(200 if steps is None and samples is None else steps, samples, warmup, sample.length)
-    tried, remarks = _batches(batches, effective_batches, fitted, devices, micro_batch)
-    ladder = rungs(tried, recipe, _rate(workload, recipe, base_lr, base_batch), course, devices, micro_batch, fitted)
-    together = min(_VALIDATED, max(rung.micro_batch for rung in ladder.rungs))  # which fits where it trains, and is the same for all
-    asked = Asked(
-        workload,
-        recipe.model_copy(update={"accumulation": 1}),
-        ladder.rungs,
-        tuple(range(whole("seeds", seeds))),
-        lambda seed: data_of(workload, given, seed, split, together),
-        whole("evaluate_every", evaluate_every),
-        None if target_loss is None else finite("target loss", target_loss),
-        None if patience is None else whole("patience", patience),
-        tuple(track),
-        offline,
-        (*remarks, *ladder.remarks, *(() if fitted else (_NOTHING_PREDICTED,))),
-    )
+    asked = _asked(workload, recipe, (kept[0], kept[1] if validation is None else validation), given)
     if out is not None:
         return run(asked, Path(out), watch or in_silence)
     with tempfile.TemporaryDirectory(prefix="bsmodel-trial-") as folder:
         return run(asked, Path(folder), watch or in_silence)
+
+
+def _asked(workload: Workload, recipe: Training, given: tuple[Any, Any], options: Options) -> Asked:
+    """The rungs on the devices at hand, and how each is run."""
+    devices, card = processes(), card_here() if torch.cuda.is_available() else None
+    fitted = None if card is None else fitted_on(card, workload, recipe, devices)
+    sample = data_of(workload, given, 0, options.split)
+    if options.patience is not None and sample.validation is None:
+        raise InvalidInputError("patience waits for a lower loss in validation, and there are no samples to validate with; give validation or a split")
+    steps = _STEPS if options.steps is None and options.samples is None else options.steps
+    tried, remarks = _batches(options, fitted, devices)
+    rate, course = _rate(workload, recipe, options), Course(steps, options.samples, options.warmup, sample.length)
+    ladder = rungs(tried, recipe, rate, course, devices, options.micro_batch, fitted)
+    together = min(_VALIDATED, max(rung.micro_batch for rung in ladder.rungs))  # which fits where it trains, and is the same for all
+    return Asked(
+        workload,
+        recipe.model_copy(update={"accumulation": 1}),
+        ladder.rungs,
+        tuple(range(options.seeds)),
+        lambda seed: data_of(workload, given, seed, options.split, together),
+        options.evaluate_every,
+        options.target_loss,
+        options.patience,
+        tuple(options.track),
+        options.offline,
+        (*remarks, *ladder.remarks, *(() if fitted else (_NOTHING_PREDICTED,))),
+    )
 
 
 def require_trainable(workload: Workload, training: Training) -> None:
@@ -108,31 +152,28 @@ def require_trainable(workload: Workload, training: Training) -> None:
         raise InvalidInputError("a trial shares its work as `accelerate launch` says; leave parallel out of the recipe, and launch it with so many processes")
 
 
-def _rate(workload: Workload, training: Training, base_lr: float | None, base_batch: int | None) -> Rate:
+def _rate(workload: Workload, training: Training, options: Options) -> Rate:
     """The learning rate that is known to work, and the batch it is for."""
-    if base_lr is not None:
-        return Rate(finite("base learning rate", base_lr, above=0), 256 if base_batch is None else whole("base batch", base_batch))
+    if options.base_lr is not None:
+        return Rate(finite("base learning rate", options.base_lr, above=0), 256 if options.base_batch is None else whole("base batch", options.base_batch))
     if workload.base_lr is None or training.optimizer_name != workload.training.optimizer_name:
         known = "" if workload.base_lr is None else f" with {training.optimizer_name}"
         raise InvalidInputError(f"no learning rate is known for {workload.name}{known}; give one that works and its batch, or look for one with lr_range")
     return Rate(workload.base_lr, workload.base_batch or 256)
 
 
-def _batches(
-    batches: tuple[int, int] | None, effective: tuple[int, int] | None, fitted: Fit | None, devices: int, micro_batch: int | None
-) -> tuple[list[int], tuple[str, ...]]:
+def _batches(options: Options, fitted: Fit | None, devices: int) -> tuple[list[int], tuple[str, ...]]:
     """The batches of an optimizer step to try, and what is to be said of those that are not."""
-    if batches is not None and effective is not None:
-        raise InvalidInputError("batches and effective_batches are both given; give micro-batches, or samples of an optimizer step")
-    if effective is not None:
-        return powers(*effective), ()
+    if options.effective_batches is not None:
+        return powers(*options.effective_batches), ()
+    batches = options.batches
     if batches is None:
         if fitted is None:
             raise InvalidInputError("batches are not given, and without a CUDA device nothing says what fits; give the smallest and the largest")
         largest = power_of_two_at_most(fitted.batch)
         batches = max(1, largest >> _TRIED - 1), max(1, largest)
     tried = powers(*batches)
-    if fitted is None or micro_batch is not None:
+    if fitted is None or options.micro_batch is not None:
         return [batch * devices for batch in tried], ()
     left = [batch for batch in tried if batch > fitted.batch]
     said = f"{', '.join(map(str, left))} left out: {fitted.gpu.id} has room for {fitted.batch} at once; effective batches are accumulated"

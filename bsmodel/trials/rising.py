@@ -17,7 +17,7 @@ from bsmodel.trials.finding import fitted_on
 from bsmodel.trials.ladder import Course, Ladder, Rate, rungs
 from bsmodel.trials.rates import RateRange, averaged, excessive
 from bsmodel.trials.run import settings_of
-from bsmodel.trials.training import accelerator, processes, updates
+from bsmodel.trials.training import accelerator, apart, processes, updates
 from bsmodel.trials.values import Rung
 from bsmodel.units import finite, whole
 from bsmodel.validation import card_here, is_out_of_memory
@@ -40,7 +40,7 @@ def lr_range(
 ) -> RateRange:
     """Trains once while the learning rate rises from `low` to `high`, and stops once it has diverged (Smith 2015, arXiv 1506.01186).
 
-    The rate of step i of n is `low * (high / low) ** ((i - 1) / (n - 1))`; all groups of parameters have it. `batch`: samples of an optimizer step,
+    The rate of step i of n is `low * (high / low) ** ((i - 1) / (n - 1))`, that of the first group of parameters. `batch`: samples of an optimizer step,
     split as the rungs of a trial are, into micro-batches of at most `micro_batch`. `data`: as in a trial (default: the workload's own, else its example
     batches). Weights and the order of samples depend on `seed` alone.
 
@@ -56,7 +56,8 @@ def lr_range(
     batch = whole("batch", batch)
     ladder = _ladder(workload, recipe, batch, micro_batch, Rate(low, batch), steps)
     factor = (high / low) ** (1 / (steps - 1))
-    found = _run(workload, recipe.model_copy(update={"accumulation": 1}), ladder.rungs[0], seed, samples, factor)
+    with apart():
+        found = _run(workload, recipe.model_copy(update={"accumulation": 1}), ladder.rungs[0], seed, samples, factor)
     return replace(found, remarks=(*ladder.remarks, *samples.remarks))
 
 

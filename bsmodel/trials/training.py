@@ -93,12 +93,13 @@ def updates(
     model.train()
     several = rung.micro_batch < rung.batch
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad and several]
+    shares = _shares([group["lr"] for group in optimizer.param_groups])
     seconds = 0.0
     with watched(trained) as squares:
         for step in range(1, rung.steps + 1):
             rate = rate_at(rung, step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            for group, share in zip(optimizer.param_groups, shares, strict=True):
+                group["lr"] = rate * share
             batches = [_on(accelerated.device, training, data.batch(places)) for places in _places(rung, step - 1, accelerated.process_index)]
             begun = _now(accelerated.device)
             loss, micro, whole = _step(accelerated, workload, training, model, optimizer, batches, squares)
@@ -107,6 +108,11 @@ def updates(
             if data.validation is not None and evaluate_every and (step % evaluate_every == 0 or step == rung.steps):
                 validated = evaluated(accelerated, workload, training, model, data)
             yield Update(step, step * rung.batch, seconds, loss, rate, micro, whole, validated)
+
+
+def _shares(rates: list[float]) -> list[float]:
+    """The learning rate of each group of parameters over that of the first, which a user's own optimizer may tell apart."""
+    return [rate / rates[0] if rates[0] else 1.0 for rate in rates]
 
 
 def _places(rung: Rung, done: int, process: int) -> Iterator[range]:
