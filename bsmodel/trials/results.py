@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -195,7 +196,7 @@ class Trial:
         if self.law is not None:
             law = self.law
             steps = lambda batch: float(law.steps(batch))  # noqa: E731
-        elif self.noise_scale is not None:
+        elif self.noise_scale is not None and math.isfinite(self.noise_scale.samples):  # of an endless one all batches take endlessly many
             steps = self.noise_scale.steps_at
         if steps is None:
             return None
