@@ -155,7 +155,7 @@ class Trial:
             noise_scale=_noise(runs),
         )
 
-    @property
+    @cached_property
     def noise_scale(self) -> NoiseScale | None:
         """The noise scale of the batch whose steps have the most micro-batches, over all its seeds; None where every step is one micro-batch."""
         known = [(rung.batch // rung.micro_batch, noise) for rung, runs in self.by_rung.items() if (noise := _noise(runs)) is not None]
@@ -173,7 +173,7 @@ class Trial:
         except InvalidInputError:
             return None
 
-    @property
+    @cached_property
     def recommended(self) -> Recommendation | None:
         """For the device that it ran on, by measured seconds a step; None where neither two batches reached the target nor a noise scale is known."""
         return self._recommended({row.rung.batch: (row.step_seconds, None) for row in self.rows if row.step_seconds}, "measured seconds a step")
