@@ -141,3 +141,21 @@ def line(samples=256, **fields):
         data=lambda: line_data(samples),
     )
     return replace(made, **fields)
+
+
+def _perceptron():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
+
+
+PERCEPTRON = replace(DIGITS, model=_perceptron)
+
+
+def buffered():
+    """Digits by a model with a buffer, which data parallelism sends along before each forward pass."""
+
+    def model():
+        made = _perceptron()
+        made.register_buffer("sent", torch.zeros(1))
+        return made
+
+    return replace(DIGITS, model=model)

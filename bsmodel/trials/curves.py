@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from bsmodel.errors import InvalidInputError
 from bsmodel.trials.values import Run, Rung, Update
 
+_ROUNDING = 1e-9  # of the steps: less of them is none
 Array = NDArray[np.float64]
 
 
@@ -113,6 +114,7 @@ def _line(batches: Sequence[int], steps: Sequence[float]) -> tuple[float, float]
         if found[1 - kept] < 0:
             alone = float(basis[:, kept].sum() / (basis[:, kept] ** 2).sum())
             found = np.array([alone, 0.0] if kept == 0 else [0.0, alone])
+    found[found * basis.max(axis=0) < _ROUNDING] = 0
     return float(found[0]), float(found[1])
 
 

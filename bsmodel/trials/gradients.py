@@ -35,8 +35,18 @@ class Squares:
 
 def _square(gradient: torch.Tensor) -> torch.Tensor:
     dense = gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
-    norm: torch.Tensor = torch.linalg.vector_norm(dense, dtype=torch.promote_types(dense.dtype, torch.float32))  # squares of halves overflow
+    norm: torch.Tensor = torch.linalg.vector_norm(dense, dtype=_wide(dense))
     return norm.square()
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """In float32 at least."""
+    return tensor.to(_wide(tensor))
+
+
+def _wide(tensor: torch.Tensor) -> torch.dtype:
+    """float32 for halves, of which squares overflow and means are coarse."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 @contextlib.contextmanager

@@ -105,8 +105,8 @@ def settings_of(training: Training) -> Iterator[None]:
     """TF32 for the recipe that asks for it, and nothing left behind of the run before."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = training.precision == "tf32"
-    gc.collect()
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:

@@ -18,7 +18,7 @@ from bsmodel.errors import InvalidInputError
 from bsmodel.recording import loop, placement
 from bsmodel.training import Training
 from bsmodel.trials.data import Data
-from bsmodel.trials.gradients import Squares, watched
+from bsmodel.trials.gradients import Squares, watched, wide
 from bsmodel.trials.values import Rung, Update
 from bsmodel.workloads import Workload
 
@@ -100,7 +100,7 @@ def updates(
             rate = rate_at(rung, step)
             for group, share in zip(optimizer.param_groups, shares, strict=True):
                 group["lr"] = rate * share
-            batches = [_on(accelerated.device, training, data.batch(places)) for places in _places(rung, step - 1, accelerated.process_index)]
+            batches = [data.batch(places) for places in _places(rung, step - 1, accelerated.process_index)]
             begun = _now(accelerated.device)
             loss, micro, whole = _step(accelerated, workload, training, model, optimizer, batches, squares)
             seconds += _now(accelerated.device) - begun
@@ -132,9 +132,9 @@ def _step(
     for batch in batches:
         with accelerated.accumulate(model):
             with accelerated.autocast():
-                loss, outputs = loop.loss_of(workload, model, batch)
+                loss, outputs = loop.loss_of(workload, model, _on(accelerated.device, training, batch))
             outputs = outputs if training.keep_outputs else None
-            losses.append(loss.detach())
+            losses.append(wide(loss.detach()))
             accelerated.backward(loss)
             squares.micro_step()
             if accelerated.sync_gradients:
@@ -144,7 +144,7 @@ def _step(
                     accelerated.clip_grad_norm_(model.parameters(), training.gradient_clipping)
             optimizer.step()
             optimizer.zero_grad(set_to_none=training.zero_grad == "none")
-    mean = accelerated.gather(torch.stack(losses).mean().reshape(1)).float().mean()
+    mean = accelerated.gather(torch.stack(losses).mean().reshape(1)).mean()
     if whole is None:
         return float(mean), None, None
     micro = accelerated.gather(torch.stack(squares.micro).mean().reshape(1)).mean()
