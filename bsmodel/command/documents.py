@@ -14,7 +14,7 @@ from bsmodel.memory import Footprint, Peak
 from bsmodel.planning import NoiseScale
 from bsmodel.studies import SCHEMA_VERSION, LengthRow, PaddedRow, Recorded, Row
 from bsmodel.tape import ModuleRow, OperatorRow
-from bsmodel.trials import Recommendation, StepsLaw, TrialRow
+from bsmodel.trials import RateRange, Recommendation, StepsLaw, TrialRow
 from bsmodel.workloads import ModelRow
 
 Notes = tuple[str, ...]
@@ -183,6 +183,16 @@ class TrialDocument(Document):
     elsewhere: dict[str, Recommendation]
 
 
+@dataclass(frozen=True, kw_only=True)
+class RatesDocument(Document):
+    """`bsmodel trial --lr-range LOW:HIGH`: the loss as the learning rate rises, and the two rates that are read from it."""
+
+    curve: RateRange
+    steepest: float | None
+    diverged_at: float | None
+    tenth_of_divergence: float | None
+
+
 DOCUMENTS: dict[str, Any] = {
     "plan": PlanDocument | LengthsDocument | PaddedDocument,
     "advise": AdviseDocument,
@@ -192,7 +202,7 @@ DOCUMENTS: dict[str, Any] = {
     "gpus": GpusDocument,
     "models": ModelsDocument,
     "study": StudyDocument,
-    "trial": TrialDocument,
+    "trial": TrialDocument | RatesDocument,
 }
 
 

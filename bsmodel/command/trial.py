@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from bsmodel.command import arguments
 from bsmodel.command.documents import TrialDocument
@@ -15,9 +16,10 @@ from bsmodel.errors import InvalidInputError
 from bsmodel.files import write_whole
 from bsmodel.hardware import Gpu
 from bsmodel.studies import tapes
+from bsmodel.training import Training
 from bsmodel.trials import TRACKERS, Recommendation, Spread, Trial, TrialRow
 from bsmodel.units import format_bytes
-from bsmodel.workloads import Source
+from bsmodel.workloads import Source, Workload
 
 HERE = "auto"
 
@@ -26,6 +28,12 @@ def span(text: str) -> tuple[int, int]:
     """`LOW:HIGH`, or one number for both."""
     low, _, high = text.partition(":")
     return arguments.positive(low), arguments.positive(high or low)
+
+
+def rates(text: str) -> tuple[float, float]:
+    """`LOW:HIGH`, learning rates."""
+    low, _, high = text.partition(":")
+    return arguments.amount(low), arguments.amount(high)
 
 
 def share(text: str) -> float:
@@ -60,6 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=arguments.positive, default=1, metavar="N", help="runs of each batch (default: 1)")
     parser.add_argument("--base-lr", type=arguments.amount, metavar="LR", help="a learning rate that works (default: the workload's own)")
     parser.add_argument("--base-batch", type=arguments.positive, metavar="N", help="the batch it works at (default: with --base-lr, 256)")
+    text = "look for a learning rate first: one run at one batch whose rate rises from one to the other, 100 steps or --steps (default: no)"
+    parser.add_argument("--lr-range", type=rates, metavar="LOW:HIGH", help=text)
     parser.add_argument("--warmup", type=arguments.natural, metavar="N", help="steps in which the rate rises (default: five epochs, at most a tenth of a run)")
     parser.add_argument("--target-loss", type=float, metavar="LOSS", help="a run is over once its loss is there (default: after its steps)")
     parser.add_argument("--evaluate-every", type=arguments.positive, default=10, metavar="N", help="steps between two validations (default: 10)")
@@ -77,8 +87,16 @@ def run(options: argparse.Namespace) -> Answer:
     """The trial, run or read, and what it says of each card; raises `InvalidInputError` for what cannot be run so."""
     if (options.model is None) == (options.report is None):
         raise InvalidInputError("give a model to try, or --report DIR for a trial that was run" if options.model is None else _BOTH)
-    source = None if options.model is None else arguments.named(options)
-    found = Trial.load(options.report) if source is None else _run(source, options)
+    if options.model is None:
+        source, found = None, Trial.load(options.report)
+    else:
+        source = arguments.named(options)
+        asked = _asked(source, options)
+        if options.lr_range is not None:
+            from bsmodel.command.rates import answer
+
+            return answer(asked.workload, asked.recipe, asked.data, options)
+        found = _run(asked, options)
     gpus = [Gpu.named(name) for name in options.gpu or () if name != HERE]
     elsewhere = {gpu.id: _elsewhere(found, source, gpu, options) for gpu in arguments.with_room(options, gpus)}
     if options.html:
@@ -102,17 +120,32 @@ def run(options: argparse.Namespace) -> Answer:
 _BOTH = "--report says what a trial that was run has found; leave out the model"
 
 
-def _run(source: Source, options: argparse.Namespace) -> Trial:
-    from bsmodel.trials.asking import trial
+class _Asked(NamedTuple):
+    """What is tried, and on what."""
+
+    workload: Workload
+    recipe: Training
+    data: Any
+    validation: Any
+
+
+def _asked(source: Source, options: argparse.Namespace) -> _Asked:
     from bsmodel.trials.sources import data_named
 
     workload = source.workload()
-    data, validation = (None, None) if options.data is None else data_named(options.data, source, workload)
-    names = ("batches", "effective_batches", "steps", "samples", "seeds", "base_lr", "base_batch", "warmup", "micro_batch", "target_loss")
-    given = {name: getattr(options, name) for name in (*names, "evaluate_every", "patience", "split", "track", "offline", "out")}
-    recipe = workload.training.model_copy(update=arguments.changes(options))
+    found = (None, None) if options.data is None else data_named(options.data, source, workload)
+    return _Asked(workload, Training(**{**dict(workload.training), **arguments.changes(options)}), *found)
+
+
+_OPTIONS = ("batches", "effective_batches", "micro_batch", "steps", "samples", "seeds", "base_lr", "base_batch", "warmup", "target_loss", "split")
+
+
+def _run(asked: _Asked, options: argparse.Namespace) -> Trial:
+    from bsmodel.trials import trial
+
+    given = {name: getattr(options, name) for name in (*_OPTIONS, "evaluate_every", "patience", "track", "offline")}
     with training() as watch:
-        return trial(workload, recipe, data=data, validation=validation, watch=watch, **given)
+        return trial(asked.workload, asked.recipe, data=asked.data, validation=asked.validation, out=options.out, watch=watch, **given)
 
 
 def _elsewhere(found: Trial, source: Source | None, gpu: Gpu, options: argparse.Namespace) -> Recommendation | None:
