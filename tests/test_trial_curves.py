@@ -77,12 +77,12 @@ def test_losses_are_read_at_samples_and_at_seconds():
 # -- the law -----------------------------------------------------------------------------------------------------------------------------
 
 
-@given(st.floats(1, 1e4), st.floats(1, 1e7), st.lists(st.integers(1, 4096), min_size=2, max_size=8, unique=True))
+@given(st.floats(1, 1e4), st.floats(100, 1e7), st.lists(st.integers(1, 4096), min_size=2, max_size=8, unique=True))
 def test_an_exact_law_is_found_again(fewest, samples, batches):
     law = steps_law(batches, [[fewest + samples / batch] * 2 for batch in batches])
 
     assert law.steps(batches) == pytest.approx([fewest + samples / batch for batch in batches], rel=1e-6)
-    assert law.low <= law.critical_batch * (1 + 1e-9) and law.critical_batch <= law.high * (1 + 1e-9)
+    assert law.low == pytest.approx(law.critical_batch, rel=1e-2) == law.high  # seeds agree, up to the rounding of neighbours
     assert law.samples(8.0) == pytest.approx(8 * law.steps(8.0))
 
 

@@ -198,11 +198,11 @@ def test_squares_are_those_of_gradients_before_they_are_clipped(micro_batch, cli
 
 
 class Tied(nn.Module):
-    """One parameter used twice: its gradient is the sum of both."""
+    """One parameter used twice, whose gradient is the sum of both, and another beside it."""
 
     def __init__(self):
         super().__init__()
-        self.first = nn.Linear(DIMENSION, DIMENSION, bias=False)
+        self.first = nn.Linear(DIMENSION, DIMENSION)
         self.second = nn.Linear(DIMENSION, DIMENSION, bias=False)
         self.second.weight = self.first.weight
 
@@ -214,11 +214,11 @@ def test_shared_parameters_count_once():
     update = trial(line(model=Tied), batches=(16, 16), steps=1, micro_batch=4).runs[0].updates[0]
     torch.manual_seed(0)
     model, (inputs, targets) = Tied(), of_samples(line_data(256), 0).batch(range(16))
-    gradients = torch.stack(
-        [torch.autograd.grad(half_square(model, pair), model.first.weight)[0] for pair in zip(inputs.split(4), targets.split(4), strict=True)]
-    )
+    pairs = zip(inputs.split(4), targets.split(4), strict=True)
+    parameters = (model.first.weight, model.first.bias)
+    gradients = torch.stack([torch.cat([each.flatten() for each in torch.autograd.grad(half_square(model, pair), parameters)]) for pair in pairs])
 
-    assert update.micro_square == pytest.approx(float(gradients.square().sum(dim=(1, 2)).mean()), rel=1e-5)
+    assert update.micro_square == pytest.approx(float(gradients.square().sum(dim=1).mean()), rel=1e-5)
     assert update.accumulated_square == pytest.approx(float(gradients.mean(dim=0).square().sum()), rel=1e-5)
 
 

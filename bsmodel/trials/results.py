@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bsmodel.errors import InvalidInputError
+from bsmodel.errors import InvalidInputError, UnreachableTargetError
 from bsmodel.memory import Fit
 from bsmodel.planning import NoiseScale, Plan, Price, plan
 from bsmodel.trials import folder as files
@@ -183,10 +183,14 @@ class Trial:
 
         Raises `InvalidInputError` where no time can be predicted on it.
         """
-        plans = {rung.batch: plan(fit, rung.batch, devices, price=price) for rung in self.by_rung}
-        found = {batch: figures for batch, made in plans.items() if (figures := _figures(made)) is not None}
+        found, reasons = dict[int, tuple[float, float | None]](), ["no batch was tried yet"]
+        for rung in self.by_rung:
+            try:
+                found[rung.batch] = _figures(plan(fit, rung.batch, devices, price=price))
+            except (InvalidInputError, UnreachableTargetError) as error:  # larger ones may be split
+                reasons.append(str(error))
         if not found:
-            raise InvalidInputError(next(iter(plans.values())).untimed or f"no batch that was tried can be split over {devices} devices of {fit.gpu.id}")
+            raise InvalidInputError(reasons[-1])
         return self._recommended(found, f"seconds a step predicted for {fit.gpu.id}")
 
     def _recommended(self, seconds: Mapping[int, tuple[float | None, float | None]], by: str) -> Recommendation | None:
@@ -219,11 +223,11 @@ class Trial:
         return None if given_up and not row.seeds_at_target else steps
 
 
-def _figures(made: Plan) -> tuple[float, float | None] | None:
-    """Seconds of an optimizer step and what it costs; None where the batch is not hit, or no time is known."""
-    if made.timing is None or not made.exact:
-        return None
+def _figures(made: Plan) -> tuple[float, float | None]:
+    """Seconds of an optimizer step and what it costs; raises `InvalidInputError` where the batch is not hit, or no time is known."""
     timing = made.timing
+    if timing is None or not made.exact:
+        raise InvalidInputError(made.untimed or f"batch {made.target_batch} cannot be split over {made.split.devices} devices of {made.fit.gpu.id}")
     usd = None if timing.price is None else timing.step.seconds / 3600 * timing.price.usd_per_hour * timing.rented
     return timing.step.seconds, usd
 

@@ -81,16 +81,8 @@ def updates(
 
     Weights depend on the seed alone, and the samples of a step on the seed and on how many came before: every batch sees the same ones in the same order.
     """
-    from accelerate.utils import set_seed
-
-    set_seed(seed)  # that of Python and numpy, too: data may be augmented by them
-    model = placement.adapt(placement.build(workload, training)[0], workload, training)
-    if training.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = placement.set_up(model, workload, training)
+    model, optimizer = _prepared(accelerated, workload, training, seed)
     accelerated.step, accelerated.gradient_accumulation_steps = 0, rung.accumulation
-    model, optimizer = accelerated.prepare(model, optimizer)
-    model.train()
     several = rung.micro_batch < rung.batch
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad and several]
     shares = _shares([group["lr"] for group in optimizer.param_groups])
@@ -108,6 +100,18 @@ def updates(
             if data.validation is not None and evaluate_every and (step % evaluate_every == 0 or step == rung.steps):
                 validated = evaluated(accelerated, workload, training, model, data)
             yield Update(step, step * rung.batch, seconds, loss, rate, micro, whole, validated)
+
+
+def _prepared(accelerated: Any, workload: Workload, training: Training, seed: int) -> tuple[Any, Any]:
+    """The model with the weights of a seed, and its optimizer, on the devices that train them."""
+    from accelerate.utils import set_seed
+
+    set_seed(seed)  # that of Python and numpy, too: data may be augmented by them
+    model = placement.adapt(placement.build(workload, training)[0], workload, training)
+    if training.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model, optimizer = accelerated.prepare(model, placement.set_up(model, workload, training))
+    return model.train(), optimizer
 
 
 def _shares(rates: list[float]) -> list[float]:
