@@ -7,8 +7,8 @@ BIN := .venv/bin
 plan: .venv/installed
 	$(BIN)/bsmodel plan resnet50
 
-test: .venv/installed
-	$(BIN)/python -m pytest -q
+test: .venv/installed # on every processor, one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -233,10 +233,18 @@ def test_a_study_that_cannot_be_read_is_refused_in_one_line(content, reason, tmp
     assert reason in printed.err and printed.err.count("\n") == 1 and printed.out == ""
 
 
-def test_an_interrupt_is_one_line():
-    question = [sys.executable, "-m", "bsmodel", "plan", MINE, "--no-cache"]
+def test_an_interrupt_is_one_line(tmp_path):
+    """Once a recording is under way: the model's own code says that it is."""
+    begun, file = tmp_path / "begun", tmp_path / "slow.py"
+    file.write_text(
+        f"import pathlib, time, torch\nfrom bsmodel import Workload\n\n\ndef model():\n    pathlib.Path({str(begun)!r}).touch()\n    time.sleep(60)\n\n\n"
+        "workload = Workload(model, lambda size: torch.zeros(size, 1), lambda model, batch: model(batch).sum())\n"
+    )
+    question = [sys.executable, "-m", "bsmodel", "plan", f"{file}:workload", "--no-cache"]
     running = subprocess.Popen(question, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    time.sleep(1.5)
+    while not begun.exists():
+        assert running.poll() is None
+        time.sleep(0.1)
     running.send_signal(2)
     out, err = running.communicate(timeout=30)
 
