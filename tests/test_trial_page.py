@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from bsmodel.errors import InvalidInputError
-from bsmodel.trials import Choice, Recommendation, Run, Rung, Trial, Update, drawn, tables
-from bsmodel.trials.page import page, picture
+from bsmodel.trials import Choice, Recommendation, Run, Rung, Trial, Update, drawn, page, picture, tables
 from bsmodel.units import GiB
 
 pytest.importorskip("altair")
@@ -57,7 +56,7 @@ def a_trial(runs, target=None, **question):
         "recipe": {"optimizer": "sgd", "precision": "fp32", "ema": True},
         "data": "TensorDataset, 1,797 samples",
     }
-    asked |= {"rungs": [None] * len({run.rung for run in runs}), "seeds": sorted({run.seed for run in runs}), "target_loss": target, "remarks": ["a remark"]}
+    asked |= {"rungs": [{"batch": rung.batch} for rung in dict.fromkeys(run.rung for run in runs)], "seeds": sorted({run.seed for run in runs}), "target_loss": target, "remarks": ["a remark"]}
     return Trial(asked | question, tuple(runs))
 
 
@@ -170,7 +169,7 @@ def test_the_table_has_a_line_for_each_batch_with_units_and_intervals():
     assert table.keys == tuple(row.rung.batch for row in trial.rows)
     assert columns["Split"][1] == "8\u00a0×\u00a04\u00a0×\u00a01"
     assert columns["Ended"][-2:] == ("diverged", "out of memory")
-    assert columns["Steps to target"][1] == f"{row.steps_to_target.mean:.4g} ({row.steps_to_target.low} to {row.steps_to_target.high})"
+    assert columns["Steps to target"][1] == f"{row.steps_to_target.mean:.4g} ({row.steps_to_target.low:.4g} to {row.steps_to_target.high:.4g})"
     assert columns["Allocated, measured [GiB]"][1] == "4.04" and columns["Allocated, predicted [GiB]"][1] == "4 (-1.0%)"
     assert columns["Noise scale [samples], 95%"][1] == drawn.interval(row.noise_scale)
     assert "Validation loss" not in columns

@@ -6,12 +6,8 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from bsmodel.trials import Rung, Update
-
-if TYPE_CHECKING:
-    from bsmodel.trials.run import Watch
+from bsmodel.trials import Rung, Update, Watch
 
 
 @contextlib.contextmanager

@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> Answer:
     gpus = [Gpu.named(name) for name in options.gpu or () if name != HERE]
     elsewhere = {gpu.id: _elsewhere(found, source, gpu, options) for gpu in arguments.with_room(options, gpus)}
     if options.html:
-        from bsmodel.trials.page import page
+        from bsmodel.trials import page
 
         write_whole(options.html, page(found, [choice for choice in elsewhere.values() if choice]).encode(), "the page")
     document = TrialDocument(
@@ -130,7 +130,7 @@ class _Asked(NamedTuple):
 
 
 def _asked(source: Source, options: argparse.Namespace) -> _Asked:
-    from bsmodel.trials.sources import data_named
+    from bsmodel.trials import data_named
 
     workload = source.workload()
     found = (None, None) if options.data is None else data_named(options.data, source, workload)

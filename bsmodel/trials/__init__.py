@@ -10,12 +10,14 @@ from bsmodel.trials.curves import StepsLaw
 from bsmodel.trials.rates import RateRange
 from bsmodel.trials.results import Choice, Recommendation, Spread, Trial, TrialRow
 from bsmodel.trials.trackers import TRACKERS
-from bsmodel.trials.values import Run, Rung, Update
+from bsmodel.trials.values import Run, Rung, Update, Watch
 
 if TYPE_CHECKING:
     from bsmodel.trials.asking import Options, trial
     from bsmodel.trials.finding import find_batch
+    from bsmodel.trials.html import page, picture
     from bsmodel.trials.rising import lr_range
+    from bsmodel.trials.sources import data_named
 
 __all__ = (
     "TRACKERS",
@@ -30,12 +32,24 @@ __all__ = (
     "Trial",
     "TrialRow",
     "Update",
+    "Watch",
+    "data_named",
     "find_batch",
     "lr_range",
+    "page",
+    "picture",
     "trial",
 )
 
-_HOMES = {"Options": "asking", "find_batch": "finding", "lr_range": "rising", "trial": "asking"}
+_HOMES = {
+    "Options": "asking",
+    "data_named": "sources",
+    "find_batch": "finding",
+    "lr_range": "rising",
+    "page": "html",
+    "picture": "html",
+    "trial": "asking",
+}
 
 
 def __getattr__(name: str) -> Any:

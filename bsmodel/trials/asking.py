@@ -19,9 +19,9 @@ from bsmodel.trials.data import Data, of_samples, synthetic
 from bsmodel.trials.finding import fitted_on
 from bsmodel.trials.ladder import Course, Rate, powers, rungs
 from bsmodel.trials.results import Trial
-from bsmodel.trials.run import Asked, Watch, run
+from bsmodel.trials.run import Asked, run
 from bsmodel.trials.training import processes
-from bsmodel.trials.values import Rung, Update
+from bsmodel.trials.values import Rung, Update, Watch
 from bsmodel.units import finite, whole
 from bsmodel.validation import card_here
 from bsmodel.workloads import Workload

@@ -23,12 +23,11 @@ from bsmodel.trials.data import Data
 from bsmodel.trials.measured import rows_of
 from bsmodel.trials.results import Trial
 from bsmodel.trials.training import accelerator, apart, updates
-from bsmodel.trials.values import Rung, Status, Update
+from bsmodel.trials.values import Rung, Status, Update, Watch
 from bsmodel.validation import environment_here, is_out_of_memory, recipe_words
 from bsmodel.workloads import Workload
 
 Made = TypeVar("Made")
-Watch = Callable[[Rung, int, Update], None]
 
 
 @dataclass(frozen=True)

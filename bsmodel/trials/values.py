@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -98,3 +99,6 @@ def noise_of(runs: list[Run], first: float = 0.0, last: float = 1.0) -> NoiseSca
     ]
     means: NDArray[np.float64] = np.array(squares, np.float64).reshape(-1, 2)
     return noise_scale(means[:, 0], means[:, 1], small, large // small)
+
+
+Watch = Callable[[Rung, int, Update], None]  # what is called after every optimizer step: its rung, its seed, and the step
