@@ -56,7 +56,8 @@ def a_trial(runs, target=None, **question):
         "recipe": {"optimizer": "sgd", "precision": "fp32", "ema": True},
         "data": "TensorDataset, 1,797 samples",
     }
-    asked |= {"rungs": [{"batch": rung.batch} for rung in dict.fromkeys(run.rung for run in runs)], "seeds": sorted({run.seed for run in runs}), "target_loss": target, "remarks": ["a remark"]}
+    asked["rungs"] = [{"batch": rung.batch} for rung in dict.fromkeys(run.rung for run in runs)]
+    asked |= {"seeds": sorted({run.seed for run in runs}), "target_loss": target, "remarks": ["a remark"]}
     return Trial(asked | question, tuple(runs))
 
 

@@ -78,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="trackers send nothing (default: as they are set up)")
     parser.add_argument("--out", metavar="DIR", help="the trial's folder; one that was interrupted goes on (default: a temporary one)")
     parser.add_argument("--report", metavar="DIR", help="say what a trial's folder holds, and run nothing (default: run)")
+    parser.add_argument("--picture", metavar="FILE", help="write its main chart as SVG (default: none)")
     parser.add_argument("--html", metavar="FILE", help="write the trial as a page with charts (default: none)")
     arguments.add_price(parser)
     arguments.add_cache(parser)
@@ -99,10 +100,7 @@ def run(options: argparse.Namespace) -> Answer:
         found = _run(asked, options)
     gpus = [Gpu.named(name) for name in options.gpu or () if name != HERE]
     elsewhere = {gpu.id: _elsewhere(found, source, gpu, options) for gpu in arguments.with_room(options, gpus)}
-    if options.html:
-        from bsmodel.trials import page
-
-        write_whole(options.html, page(found, [choice for choice in elsewhere.values() if choice]).encode(), "the page")
+    _draw(found, [choice for choice in elsewhere.values() if choice], options)
     document = TrialDocument(
         command="trial",
         notes=found.remarks,
@@ -115,6 +113,15 @@ def run(options: argparse.Namespace) -> Answer:
         elsewhere={name: choice for name, choice in elsewhere.items() if choice},
     )
     return Answer(document, _text(found, elsewhere))
+
+
+def _draw(found: Trial, elsewhere: Sequence[Recommendation], options: argparse.Namespace) -> None:
+    from bsmodel.trials import page, picture
+
+    if options.html:
+        write_whole(options.html, page(found, elsewhere).encode(), "the page")
+    if options.picture:
+        write_whole(options.picture, picture(found).encode(), "the picture")
 
 
 _BOTH = "--report says what a trial that was run has found; leave out the model"
@@ -178,7 +185,8 @@ def _losses(found: Trial, rows: Sequence[TrialRow]) -> Part:
     target = found.target_loss
     reached = () if target is None else ((f"steps to {target:g}", "right"), ("samples", "right"), ("seconds", "right"))
     first = (("batch", "right"), ("micro x accumulation x devices", ""), ("learning rate", "right"))
-    losses = (("last loss", "right"), ("at equal samples", "right"), ("at equal seconds", "right"), ("ended", ""))
+    samples, seconds = found.equal_samples or 0, found.equal_seconds or 0.0
+    losses = (("last loss", "right"), (f"after {samples:,} samples", "right"), (f"after {seconds:.3g} s", "right"), ("ended", ""))
     return table(*first, *reached, *losses, rows=[_loss_cells(row, target) for row in rows])
 
 
@@ -232,7 +240,8 @@ def _conclusions(found: Trial) -> list[Part]:
 def _recommended(choice: Recommendation | None, to_target: bool) -> str:
     if choice is None:
         return "no batch is recommended: that needs a target that two batches reach, or steps of several micro-batches."
-    said = f"{choice.batch:,} samples a step is worth having, by {choice.by}"
+    edge = ", the fewest that were tried," if choice.batch == min(each.batch for each in choice.choices) else ""
+    said = f"{choice.batch:,} samples a step{edge} are worth having, by {choice.by}"
     if not to_target:
         return f"{said}, with steps by the noise scale: no target was reached by two batches."
     cost = next(each for each in choice.choices if each.batch == choice.batch)

@@ -122,16 +122,27 @@ class Trial:
         """Over how many samples losses are smoothed: those of the largest batch that is asked for."""
         return max(rung["batch"] for rung in self.question["rungs"])
 
+    @property
+    def equal_samples(self) -> int | None:
+        """How many samples every run has seen that did not fail: where losses are compared."""
+        return min((run.updates[-1].samples for run in self._compared), default=None)
+
+    @property
+    def equal_seconds(self) -> float | None:
+        """How long every run has trained that did not fail."""
+        return min((run.updates[-1].seconds for run in self._compared), default=None)
+
+    @property
+    def _compared(self) -> list[Run]:
+        return [run for run in self.runs if run.updates and run.status not in FAILED]
+
     @cached_property
     def rows(self) -> tuple[TrialRow, ...]:
         """One for each batch."""
-        whole = [run for run in self.runs if run.updates and run.status not in FAILED]
-        samples = min((run.updates[-1].samples for run in whole), default=None)
-        seconds = min((run.updates[-1].seconds for run in whole), default=None)
-        return tuple(self._row(rung, runs, samples, seconds) for rung, runs in self.by_rung.items())
+        return tuple(self._row(rung, runs) for rung, runs in self.by_rung.items())
 
-    def _row(self, rung: Rung, runs: Sequence[Run], samples: float | None, seconds: float | None) -> TrialRow:
-        window = self.window_samples
+    def _row(self, rung: Rung, runs: Sequence[Run]) -> TrialRow:
+        window, samples, seconds = self.window_samples, self.equal_samples, self.equal_seconds
         target = self.target_loss
         there = [update for run in runs if target is not None and (update := reached(run, target, window)) is not None]
         evaluated = [updates[-1] for run in runs if (updates := validated(run.updates))]

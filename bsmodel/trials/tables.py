@@ -95,14 +95,12 @@ def findings(trial: Trial, recommended: Sequence[Recommendation]) -> list[str]:
 def of_batches(trial: Trial) -> Table:
     """A line for each batch; columns of which nothing is known are left out."""
     rows = trial.rows
-    ends = [(run.updates[-1].samples, run.updates[-1].seconds) for run in trial.runs if run.updates and run.status != "out of memory"]
-    samples, seconds = (min(each) for each in zip(*ends, strict=True)) if ends else (0, 0.0)
     made = {rung.batch: [len(run.updates) for run in runs] for rung, runs in trial.by_rung.items()}
     columns: list[tuple[str, Callable[[TrialRow], str]]] = [
         ("Learning rate", lambda row: number(row.rung.learning_rate)),
         ("Steps made", lambda row: _steps(made[row.rung.batch], row.rung.steps)),
-        (f"Loss after {number(samples)} samples", lambda row: spread(row.loss_at_samples)),
-        (f"Loss after {number(seconds)}\u00a0s", lambda row: spread(row.loss_at_seconds)),
+        (f"Loss after {number(trial.equal_samples)} samples", lambda row: spread(row.loss_at_samples)),
+        (f"Loss after {number(trial.equal_seconds)}\u00a0s", lambda row: spread(row.loss_at_seconds)),
         ("Loss at the end", lambda row: spread(row.final_loss)),
         ("Validation loss", lambda row: spread(row.validation_loss)),
         ("Steps to target", lambda row: spread(row.steps_to_target)),
