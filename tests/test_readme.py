@@ -27,6 +27,7 @@ def folder(tmp_path, monkeypatch):
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     (tmp_path / "tokens.txt").write_text("200\n300\n600\n")  # of whoever reads: one number for each sample
     return tmp_path
 

@@ -53,6 +53,7 @@ def a_trial(runs, target=None, **question):
     asked = {
         "schema_version": 1,
         "workload": "digits",
+        "device": "cpu",
         "recipe": {"optimizer": "sgd", "precision": "fp32", "ema": True},
         "data": "TensorDataset, 1,797 samples",
     }

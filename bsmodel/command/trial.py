@@ -22,6 +22,7 @@ from bsmodel.units import format_bytes
 from bsmodel.workloads import Source, Workload
 
 HERE = "auto"
+_UNKNOWN = "-"
 
 
 def span(text: str) -> tuple[int, int]:
@@ -173,7 +174,7 @@ def _text(found: Trial, elsewhere: dict[str, Recommendation | None]) -> str:
     question, rows = found.question, found.rows
     recipe = question["recipe"]
     seeds = len(question["seeds"])
-    head = f"{question['workload']}: {recipe['precision']}, {recipe['optimizer']}; {question['data']}; {seeds} seed{'s' if seeds > 1 else ''}"
+    head = f"{question['workload']}: {recipe['precision']}, {recipe['optimizer']}; {question['data']}; {seeds} seed{'s' if seeds > 1 else ''}; on {question['device']}"
     parts: list[Part] = [head, "", _losses(found, rows), "", _measured(rows), ""]
     parts += _conclusions(found)
     for name, choice in elsewhere.items():
@@ -199,7 +200,7 @@ def _loss_cells(row: TrialRow, target: float | None) -> list[Cell]:
 
 
 def _measured(rows: Sequence[TrialRow]) -> Part:
-    """What was predicted beside what was measured."""
+    """What was predicted beside what was measured; columns of which nothing is known are left out."""
     columns = (
         ("batch", "right"),
         ("samples per s", "right"),
@@ -211,16 +212,18 @@ def _measured(rows: Sequence[TrialRow]) -> Part:
         ("predicted", "right"),
         ("gradient noise scale", "right"),
     )
-    return table(*columns, rows=[_measured_cells(row) for row in rows])
+    lines = [_measured_cells(row) for row in rows]
+    known = [place for place in range(len(columns)) if any(line[place] != _UNKNOWN for line in lines)]
+    return table(*(columns[place] for place in known), rows=[[line[place] for place in known] for line in lines])
 
 
 def _measured_cells(row: TrialRow) -> list[Cell]:
     rung, noise = row.rung, row.noise_scale
     pairs = ((row.allocated_bytes, rung.predicted_allocated_bytes), (row.reserved_bytes, rung.predicted_reserved_bytes))
-    memory = ["-" if value is None else format_bytes(value) for pair in pairs for value in pair]
-    seconds = ["-" if value is None else f"{value:.4g}" for value in (row.step_seconds, rung.predicted_step_seconds)]
-    scale = "-" if noise is None else f"{noise.samples:,.0f} ({noise.low:,.0f} to {noise.high:,.0f})"
-    return [f"{rung.batch:,}", "-" if row.samples_per_s is None else f"{row.samples_per_s:,.4g}", *seconds, *memory, scale]
+    memory = [_UNKNOWN if value is None else format_bytes(value) for pair in pairs for value in pair]
+    seconds = [_UNKNOWN if value is None else f"{value:.4g}" for value in (row.step_seconds, rung.predicted_step_seconds)]
+    scale = _UNKNOWN if noise is None else f"{noise.samples:,.0f} ({noise.low:,.0f} to {noise.high:,.0f})"
+    return [f"{rung.batch:,}", _UNKNOWN if row.samples_per_s is None else f"{row.samples_per_s:,.4g}", *seconds, *memory, scale]
 
 
 def _conclusions(found: Trial) -> list[Part]:
@@ -240,7 +243,8 @@ def _conclusions(found: Trial) -> list[Part]:
 def _recommended(choice: Recommendation | None, to_target: bool) -> str:
     if choice is None:
         return "no batch is recommended: that needs a target that two batches reach, or steps of several micro-batches."
-    edge = ", the fewest that were tried," if choice.batch == min(each.batch for each in choice.choices) else ""
+    tried = [each.batch for each in choice.choices]
+    edge = ", the fewest that were tried," if choice.batch == min(tried) else ", the most that were tried," if choice.batch == max(tried) else ""
     said = f"{choice.batch:,} samples a step{edge} are worth having, by {choice.by}"
     if not to_target:
         return f"{said}, with steps by the noise scale: no target was reached by two batches."
@@ -251,6 +255,6 @@ def _recommended(choice: Recommendation | None, to_target: bool) -> str:
 
 def _spread(value: Spread | None, form: str = "{:.4g}") -> str:
     if value is None:
-        return "-"
+        return _UNKNOWN
     mean, low, high = (form.format(each) for each in (value.mean, value.low, value.high))
     return mean if low == high else f"{mean} ({low} to {high})"

@@ -47,11 +47,12 @@ class Asked:
     offline: bool = False
     remarks: tuple[str, ...] = ()
 
-    def document(self) -> dict[str, Any]:
-        """As it is written; what two trials must share to be one."""
+    def document(self, device: str) -> dict[str, Any]:
+        """As it is written, with the device that it runs on; what two trials must share to be one."""
         data = self.data(self.seeds[0])
         return {
             "workload": self.workload.name,
+            "device": device,
             "recipe": {**self.training.model_dump(mode="json", exclude={"optimizer"}), "optimizer": self.training.optimizer_name},
             "data": data.what,
             "rungs": [asdict(rung) for rung in self.rungs],
@@ -70,7 +71,7 @@ def run(asked: Asked, folder: Path, watch: Watch) -> Trial:
     """
     with apart():
         accelerated = accelerator(asked.training, trackers.known(asked.track), folder)
-        for rung, seed in _shared(accelerated, lambda: _left(asked, folder)):
+        for rung, seed in _shared(accelerated, lambda: _left(asked, folder, named(accelerated.device))):
             with settings_of(asked.training):
                 _one(accelerated, asked, rung, seed, folder, watch)
         return _shared(accelerated, lambda: _found(accelerated, asked, folder))
@@ -84,10 +85,15 @@ def _shared(accelerated: Any, make: Callable[[], Made]) -> Made:
     return made
 
 
-def _left(asked: Asked, folder: Path) -> list[tuple[Rung, int]]:
+def _left(asked: Asked, folder: Path, device: str) -> list[tuple[Rung, int]]:
     """The runs that the folder does not hold."""
-    files.began(folder, asked.document())
+    files.began(folder, asked.document(device))
     return [(rung, seed) for rung in asked.rungs for seed in asked.seeds if files.read(folder, rung, seed) is None]
+
+
+def named(device: torch.device) -> str:
+    """A device by the name that its driver gives it, or its kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _found(accelerated: Any, asked: Asked, folder: Path) -> Trial:
