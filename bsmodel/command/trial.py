@@ -173,8 +173,8 @@ def _elsewhere(found: Trial, source: Source | None, gpu: Gpu, options: argparse.
 def _text(found: Trial, elsewhere: dict[str, Recommendation | None]) -> str:
     question, rows = found.question, found.rows
     recipe = question["recipe"]
-    seeds = len(question["seeds"])
-    head = f"{question['workload']}: {recipe['precision']}, {recipe['optimizer']}; {question['data']}; {seeds} seed{'s' if seeds > 1 else ''}; on {question['device']}"
+    seeds = f"{len(question['seeds'])} seed" + ("s" if len(question["seeds"]) > 1 else "")
+    head = f"{question['workload']}: {recipe['precision']}, {recipe['optimizer']}; {question['data']}; {seeds}; on {question['device']}"
     parts: list[Part] = [head, "", _losses(found, rows), "", _measured(rows), ""]
     parts += _conclusions(found)
     for name, choice in elsewhere.items():

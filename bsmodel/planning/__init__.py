@@ -4,13 +4,14 @@
 from bsmodel.planning.advice import EVENLY, LARGE_BATCH, trains_in_part
 from bsmodel.planning.learning_rate import learning_rate, warmup_steps
 from bsmodel.planning.money import Price, Timing, ranked
-from bsmodel.planning.noise import NoiseScale, noise_scale
+from bsmodel.planning.noise import Endless, NoiseScale, noise_scale
 from bsmodel.planning.plan import Plan, Rung, ladder, plan, require_together
 from bsmodel.planning.splits import Split, eligible, fastest, power_of_two_at_most, splits
 
 __all__ = (
     "EVENLY",
     "LARGE_BATCH",
+    "Endless",
     "NoiseScale",
     "Plan",
     "Price",

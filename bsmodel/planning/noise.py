@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import WithJsonSchema
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.units import finite, whole
@@ -16,6 +17,7 @@ from bsmodel.units import finite, whole
 RESAMPLES = 2000
 _LEVEL = 0.95  # of the interval
 _SEED = 0  # answers are the same twice
+Endless = Annotated[float, WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "null"}]})]  # infinite is null in JSON, which has no such number
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,9 @@ class NoiseScale:
     batches that are best in time or money may be smaller or larger (Merrill 2025, arXiv 2505.23971).
     """
 
-    samples: float
-    low: float
-    high: float
+    samples: Endless
+    low: Endless
+    high: Endless
     steps: int
 
     def steps_at(self, batch: float) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bsmodel.errors import InvalidInputError
+from bsmodel.planning import Endless
 from bsmodel.trials.values import Run, Rung, Update
 
 _ROUNDING = 1e-9  # of the steps: less of them is none
@@ -72,8 +73,8 @@ class StepsLaw:
 
     fewest_steps: float
     fewest_samples: float
-    low: float
-    high: float
+    low: Endless
+    high: Endless
 
     @property
     def critical_batch(self) -> float:

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`bsmodel trial` as it is typed: what it runs and reads, what it prints and writes, and what it refuses in one line."""
+
+import json
+
+import jsonschema
+import pytest
+
+from bsmodel.command import main
+from bsmodel.command.documents import schema
+from bsmodel.trials import Trial
+
+pytest.importorskip("sklearn")
+DIGITS = "benchmarks/digits.py:workload"
+SHORT = ["--effective-batches", "16:64", "--micro-batch", "16", "--steps", "12", "--seeds", "2", "--split", "0.2", "--warmup", "0", "--target-loss", "2.29"]
+KEPT = "benchmarks/results/digits-trial"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A trial that was run, and what was printed of it."""
+    place = tmp_path_factory.mktemp("trial") / "digits"
+    assert main(["trial", DIGITS, *SHORT, "--out", str(place)]) == 0
+    return place
+
+
+def asked(capsys, *words):
+    """Exit code, stdout and stderr of a trial."""
+    code = main(["trial", *words])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_a_trial_is_run_read_again_and_goes_on(folder, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").iterdir()}
+    again, read = asked(capsys, DIGITS, *SHORT, "--out", str(folder)), asked(capsys, "--report", str(folder))
+
+    assert again[:2] == read[:2] and read[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in (folder / "runs").iterdir()} == before
+    assert [(row.rung.batch, row.rung.micro_batch, row.rung.accumulation) for row in Trial.load(folder).rows] == [(16, 16, 1), (32, 16, 2), (64, 16, 4)]
+    assert "16 x 4 x 1" in read[1] and "Gradient noise scale" in read[1] and "no CUDA device here" in read[1]
+
+
+def test_its_json_keeps_to_the_schema(folder, capsys):
+    code, printed, _ = asked(capsys, "--report", str(folder), "--json")
+    document = json.loads(printed)
+
+    assert code == 0 and [row["rung"]["batch"] for row in document["rows"]] == [16, 32, 64]
+    jsonschema.validate(document, json.loads(schema("trial")))
+
+
+def test_for_other_cards_a_batch_is_recommended_by_prediction(folder, capsys):
+    code, printed, _ = asked(capsys, DIGITS, *SHORT, "--out", str(folder), "--gpu", "t4-16gb", "--price", "t4-16gb=0.5", "--json", "--no-cache")
+    choice = json.loads(printed)["elsewhere"]["t4-16gb"]
+
+    assert (
+        code == 0
+        and choice["by"].endswith("predicted for t4-16gb")
+        and all(each["usd"] == pytest.approx(each["seconds"] / 3600 * 0.5) for each in choice["choices"])
+    )
+
+
+def test_a_page_and_a_picture_are_written(tmp_path, capsys):
+    pytest.importorskip("vl_convert")
+    page, picture = tmp_path / "trial.html", tmp_path / "trial.svg"
+
+    assert asked(capsys, "--report", KEPT, "--html", str(page), "--picture", str(picture))[0] == 0
+    assert "digits" in page.read_text() and picture.read_text().startswith("<svg")
+
+
+def test_a_learning_rate_is_looked_for(capsys):
+    code, printed, _ = asked(capsys, DIGITS, "--lr-range", "1e-3:100", "--batches", "64", "--steps", "40", "--json")
+    document = json.loads(printed)
+
+    assert code == 0 and document["curve"]["rates"][0] == pytest.approx(1e-3)
+    assert document["steepest"] < document["diverged_at"] and document["tenth_of_divergence"] == pytest.approx(document["diverged_at"] / 10)
+    jsonschema.validate(document, json.loads(schema("trial")))
+    assert "Steepest fall" in asked(capsys, DIGITS, "--lr-range", "1e-3:100", "--batches", "64", "--steps", "40")[1]
+
+
+def test_a_text_is_cut_into_samples(tmp_path, capsys):
+    """By a token for each byte where the model's folder has no tokenizer."""
+    pytest.importorskip("transformers")
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 256, "bos_token_id": 0, "eos_token_id": 0}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **sizes}))
+    words = [str(tmp_path), "--seq-len", "32", "--data", "tests/data/looking_glass.txt", "--batches", "4:8", "--steps", "5", "--base-lr", "1e-3"]
+    code, printed, _ = asked(capsys, *words, "--precision", "fp32")
+
+    assert code == 0 and "samples; 1 seed" in printed.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "give a model to try, or --report DIR"),
+        ([DIGITS, "--report", KEPT], "leave out the model"),
+        (["--report", "nowhere"], "holds no trial"),
+        (["--report", KEPT, "--gpu", "t4-16gb"], "does not hold its model"),
+        ([DIGITS], "give the smallest and the largest"),
+        ([DIGITS, "--batches", "64:16"], "expected the smaller one first"),
+        ([DIGITS, "--batches", "16", "--effective-batches", "16"], "are both given"),
+        ([DIGITS, "--batches", "16", "--steps", "10", "--samples", "100"], "steps"),
+        ([DIGITS, "--batches", "16", "--track", "tensorbord"], "unknown tracker 'tensorbord'; nearest: tensorboard"),
+        ([DIGITS, "--batches", "16", "--patience", "2"], "no samples to validate with"),
+        ([DIGITS, "--batches", "16", "--data", "no.txt"], "cannot read data 'no.txt'"),
+        ([DIGITS, "--batches", "16", "--optimizer", "adamw"], "no learning rate is known for digits with adamw"),
+        ([DIGITS, "--lr-range", "1e-3:1", "--batches", "16:32"], "--lr-range is at one batch"),
+        (["gpt2", "--batches", "1", "--devices", "2", "--parallel", "fsdp2"], "accelerate launch"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused_in_one_line(words, reason, capsys):
+    code, printed, said = asked(capsys, *words)
+
+    assert (code, printed) == (2, "") and reason in said and said.count("\n") == 1
+
+
+def test_another_question_of_a_folder_is_refused(folder, capsys):
+    code, _, said = asked(capsys, DIGITS, *SHORT, "--base-lr", "0.2", "--out", str(folder))
+
+    assert code == 2 and "holds another trial" in said and "learning_rate" in said
