@@ -2,6 +2,7 @@
 """`bsmodel trial` as it is typed: what it runs and reads, what it prints and writes, and what it refuses in one line."""
 
 import json
+import math
 
 import jsonschema
 import pytest
@@ -83,10 +84,14 @@ def test_a_text_is_cut_into_samples(tmp_path, capsys):
     pytest.importorskip("transformers")
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 256, "bos_token_id": 0, "eos_token_id": 0}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **sizes}))
-    words = [str(tmp_path), "--seq-len", "32", "--data", "tests/data/looking_glass.txt", "--batches", "4:8", "--steps", "5", "--base-lr", "1e-3"]
-    code, printed, _ = asked(capsys, *words, "--precision", "fp32")
+    words = [str(tmp_path), "--seq-len", "32", "--data", "tests/data/looking_glass.txt", "--batches", "4:8", "--steps", "20", "--base-lr", "1e-2"]
+    code, printed, _ = asked(capsys, *words, "--precision", "fp32", "--json")
+    document = json.loads(printed)
 
-    assert code == 0 and "samples; 1 seed" in printed.splitlines()[0]
+    assert code == 0 and "samples" in document["question"]["data"]
+    assert all(
+        row["status"] == "finished" and 3 < row["final_loss"]["mean"] < math.log(256) for row in document["rows"]
+    )  # from weights as the library has them
 
 
 @pytest.mark.parametrize(

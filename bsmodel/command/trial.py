@@ -185,9 +185,10 @@ def _text(found: Trial, elsewhere: dict[str, Recommendation | None]) -> str:
 def _losses(found: Trial, rows: Sequence[TrialRow]) -> Part:
     target = found.target_loss
     reached = () if target is None else ((f"steps to {target:g}", "right"), ("samples", "right"), ("seconds", "right"))
-    first = (("batch", "right"), ("micro x accumulation x devices", ""), ("learning rate", "right"))
-    samples, seconds = found.equal_samples or 0, found.equal_seconds or 0.0
-    losses = (("last loss", "right"), (f"after {samples:,} samples", "right"), (f"after {seconds:.3g} s", "right"), ("ended", ""))
+    first = (("batch", "right"), ("micro x accumulation x devices", ""), ("learning rate", "right"), ("updates", "right"))
+    samples, seconds = found.equal_samples, found.equal_seconds
+    places = ("at equal samples", "at equal seconds") if samples is None else (f"after {samples:,} samples", f"after {seconds:.3g} s")
+    losses = (("last loss", "right"), *((place, "right") for place in places), ("ended", ""))
     return table(*first, *reached, *losses, rows=[_loss_cells(row, target) for row in rows])
 
 
@@ -196,7 +197,7 @@ def _loss_cells(row: TrialRow, target: float | None) -> list[Cell]:
     there = [] if target is None else [_spread(row.steps_to_target, "{:,.0f}"), _spread(row.samples_to_target, "{:,.0f}"), _spread(row.seconds_to_target)]
     losses = [_spread(row.validation_loss or row.final_loss), _spread(row.loss_at_samples), _spread(row.loss_at_seconds)]
     split = f"{rung.micro_batch} x {rung.accumulation} x {rung.devices}"
-    return [f"{rung.batch:,}", split, f"{rung.learning_rate:.3g}", *there, *losses, row.status]
+    return [f"{rung.batch:,}", split, f"{rung.learning_rate:.3g}", f"{rung.steps:,}", *there, *losses, row.status]
 
 
 def _measured(rows: Sequence[TrialRow]) -> Part:

@@ -138,8 +138,15 @@ def _asked(workload: Workload, recipe: Training, given: tuple[Any, Any], options
         options.patience,
         tuple(options.track),
         options.offline,
-        (*remarks, *ladder.remarks, *(() if fitted else (_NOTHING_PREDICTED,))),
+        (*remarks, *ladder.remarks, _room(fitted)),
     )
+
+
+def _room(fitted: Fit | None) -> str:
+    """The limit that memory sets, beside which a critical batch is to be seen."""
+    if fitted is None:
+        return _NOTHING_PREDICTED
+    return f"{fitted.gpu.id} has room for {fitted.batch:,} samples at once on each device, as is predicted; larger batches are accumulated"
 
 
 def require_trainable(workload: Workload, training: Training) -> None:

@@ -68,7 +68,8 @@ def of_samples(given: Any, seed: int, validation: Any = None, validation_batch: 
         return training[order(epoch)[within]]
 
     kept = Subset(given, mixed[:held]) if held else validation
-    text = f"{name}, {length:,} samples" + (f" and {held:,} for validation" if held else "")
+    apart = f"{len(kept):,}" if hasattr(kept, "__len__") else "others"
+    text = f"{name}, {length:,} samples" + ("" if kept is None else f" and {apart} for validation")
     return Data(text, lambda places: collated(given[index(place)] for place in places), length, _validation(kept, validation_batch))
 
 

@@ -58,6 +58,10 @@ def tracking(accelerated: Any, asked: Asked, rung: Rung, seed: int, folder: Path
         values["samples_per_s"] = update.samples / update.seconds if update.seconds else 0.0
         if update.validation_loss is not None:
             values["validation_loss"] = update.validation_loss
+        if accelerated.device.type == "cuda":
+            import torch
+
+            values["allocated_bytes"] = torch.cuda.max_memory_allocated(accelerated.device)
         accelerated.log(values, step=update.step)
 
     try:

@@ -20,7 +20,7 @@ from bsmodel.training import Training
 from bsmodel.trials.data import Data
 from bsmodel.trials.gradients import Squares, watched, wide
 from bsmodel.trials.values import Rung, Update
-from bsmodel.workloads import Workload
+from bsmodel.workloads import Workload, filled
 
 _MIXED = {"fp16-mixed": "fp16", "bf16-mixed": "bf16"}
 
@@ -107,7 +107,8 @@ def _prepared(accelerated: Any, workload: Workload, training: Training, seed: in
     from accelerate.utils import set_seed
 
     set_seed(seed)  # that of Python and numpy, too: data may be augmented by them
-    model = placement.adapt(placement.build(workload, training)[0], workload, training)
+    with filled():
+        model = placement.adapt(placement.build(workload, training)[0], workload, training)
     if training.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model, optimizer = accelerated.prepare(model, placement.set_up(model, workload, training))

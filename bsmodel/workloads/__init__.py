@@ -4,7 +4,7 @@
 from bsmodel.workloads.bare import LOSSES, bare_module
 from bsmodel.workloads.batches import classification_loss, denoising_loss, dit_loss, image_batch, own_loss, token_batch
 from bsmodel.workloads.catalogue import ModelRow
-from bsmodel.workloads.libraries import library, silence, transformers_config, transformers_model
+from bsmodel.workloads.libraries import filled, library, silence, transformers_config, transformers_model
 from bsmodel.workloads.named import KNOWN_RATES, LARGE_ENCODER, MADE_HERE, NAMED, PUBLISHED, vision
 from bsmodel.workloads.own import attribute
 from bsmodel.workloads.sources import Source
@@ -25,6 +25,7 @@ __all__ = (
     "classification_loss",
     "denoising_loss",
     "dit_loss",
+    "filled",
     "image_batch",
     "library",
     "own_loss",

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from bsmodel.errors import BsmodelError, InvalidInputError
@@ -72,8 +74,21 @@ def transformers_config(model_type: str, attention: str | None, **fields: Any) -
     return config
 
 
+_FILLED = contextvars.ContextVar("filled", default=False)
+
+
+@contextlib.contextmanager
+def filled() -> Iterator[None]:
+    """Within this context models of transformers begin with the weights that the library gives them; else they are as they are in memory, which saves time."""
+    before = _FILLED.set(True)
+    try:
+        yield
+    finally:
+        _FILLED.reset(before)
+
+
 def transformers_model(config: Any, auto_class: str, hint: str = "") -> Callable[[], Any]:
-    """Builds the model of a configuration, its weights not initialized; `auto_class` names one of transformers' auto classes, or a class.
+    """Builds the model of a configuration, its weights not initialized but under `filled`; `auto_class` is one of transformers' auto classes, or a class.
 
     `hint` is added to what is said of a configuration that no model can be built from.
     """
@@ -93,7 +108,7 @@ def _uninitialized(config: Any, auto_class: str) -> Any:
     cls = getattr(library("transformers"), auto_class)
     asked = getattr(config, "_attn_implementation_internal", None)
     attention = {} if asked is None else {"attn_implementation": asked}  # some versions forget what the configuration says
-    with _transformers_initialization().no_init_weights():
+    with contextlib.nullcontext() if _FILLED.get() else _transformers_initialization().no_init_weights():
         model = cls.from_config(config, **attention) if hasattr(cls, "from_config") else cls(config)
     model.tie_weights()
     return model
