@@ -47,7 +47,7 @@ def of_samples(given: Any, seed: int, validation: Any = None, validation_batch: 
     Sequences are shuffled anew for each epoch, iterables come in their own order. `split` is the share of a sequence that is kept for validation
     where none is given. Raises `InvalidInputError` for what is none of these, or empty.
     """
-    name, split = type(given).__name__, _share(split)
+    name, split = getattr(given, "what", type(given).__name__), _share(split)
     if validation is not None:
         _is_sequence(validation, "validation")
     if not _is_sequence(given, "data"):
@@ -153,7 +153,21 @@ def _validation(given: Any, size: int) -> Callable[[], Iterator[tuple[int, Any]]
     return batches
 
 
-def of_text(path: Path, length: int, tokenizer: Any = None) -> list[dict[str, torch.Tensor]]:
+@dataclass(frozen=True)
+class Text:
+    """Pieces of a text as a language model takes them; `what` says which text, and what its tokens are."""
+
+    pieces: torch.Tensor
+    what: str
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.pieces[place], "labels": self.pieces[place]}
+
+
+def of_text(path: Path, length: int, tokenizer: Any = None) -> Text:
     """The tokens of a text file in pieces of `length`, as a language model takes them: `input_ids` and `labels`; what is left at its end is not used.
 
     `tokenizer` is one of transformers; without it every byte is a token. Raises `InvalidInputError` for a file that cannot be read or is too short.
@@ -168,4 +182,4 @@ def of_text(path: Path, length: int, tokenizer: Any = None) -> list[dict[str, to
     pieces = tokens[: len(tokens) // length * length].view(-1, length)
     if not len(pieces):
         raise InvalidInputError(f"data {str(path)!r} has {len(tokens)} tokens; expected at least the {length} of one sample")
-    return [{"input_ids": piece, "labels": piece.clone()} for piece in pieces]
+    return Text(pieces, f"{path.name}, {'a token for each byte' if tokenizer is None else 'tokens of its own tokenizer'}")
