@@ -110,7 +110,6 @@ def test_a_text_is_cut_into_samples(tmp_path, capsys):
         ([DIGITS, "--batches", "16", "--data", "no.txt"], "cannot read data 'no.txt'"),
         ([DIGITS, "--batches", "16", "--optimizer", "adamw"], "no learning rate is known for digits with adamw"),
         ([DIGITS, "--lr-range", "1e-3:1", "--batches", "16:32"], "--lr-range is at one batch"),
-        (["gpt2", "--batches", "1", "--devices", "2", "--parallel", "fsdp2"], "accelerate launch"),
     ],
 )
 def test_what_cannot_be_tried_is_refused_in_one_line(words, reason, capsys):

@@ -112,7 +112,15 @@ def add_room(parser: argparse.ArgumentParser) -> None:
 
 
 def add_recipe(parser: argparse.ArgumentParser, several_devices: bool = False) -> None:
-    """How it is trained; what is not given is as the workload says. `several_devices`: whether numbers of devices, and ways to share, may be several."""
+    """How it is trained, on how many devices; `several_devices`: whether numbers of devices, and ways to share, may be several."""
+    add_training(parser)
+    text = "micro-steps per optimizer step while recording (default: the workload's own)"
+    parser.add_argument("--accumulation", type=positive, metavar="N", help=text)
+    add_parallel(parser, several_devices)
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """How it is trained on one device; what is not given is as the workload says."""
     own = "(default: the workload's own)"
     parser.add_argument("--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)} {own}")
     parser.add_argument("--optimizer", metavar="NAME", help=f"{', '.join(OPTIMIZERS)} {own}")
@@ -120,7 +128,6 @@ def add_recipe(parser: argparse.ArgumentParser, several_devices: bool = False) -
     parser.add_argument("--channels-last", action="store_true", default=None, help="images and filters in channels-last (default: contiguous)")
     parser.add_argument("--ema", action="store_true", default=None, help="keep an average of the weights on the device (default: none)")
     parser.add_argument("--keep-outputs", action="store_true", default=None, help="the model's outputs live through backward (default: they do not)")
-    parser.add_argument("--accumulation", type=positive, metavar="N", help=f"micro-steps per optimizer step while recording {own}")
     parser.add_argument("--gradient-clipping", type=amount, metavar="NORM", help="largest gradient norm (default: not clipped)")
     parser.add_argument("--zero-grad", choices=("none", "zeros"), help="free gradients, or fill them with zeros (default: none, they are freed)")
     parser.add_argument(
@@ -128,7 +135,6 @@ def add_recipe(parser: argparse.ArgumentParser, several_devices: bool = False) -
     )
     parser.add_argument("--frozen", action="append", metavar="PREFIX", help="parameters not trained, repeatable (default: none)")
     add_adapters(parser)
-    add_parallel(parser, several_devices)
 
 
 def add_parallel(parser: argparse.ArgumentParser, several: bool) -> None:

@@ -55,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", action="append", metavar="GPU", help=text)
     arguments.add_room(parser)
     arguments.add_shape(parser)
-    arguments.add_recipe(parser)
+    arguments.add_training(parser)
+    parser.add_argument("--devices", type=arguments.positive, default=1, metavar="N", help="GPUs of each card that --gpu names (default: 1)")
     text = "a text file, a folder of a Hugging Face dataset, module:attr or path.py:attr (default: the workload's own, else its example batches)"
     parser.add_argument("--data", metavar="DATA", help=text)
     parser.add_argument("--split", type=share, default=0.0, metavar="SHARE", help="so much of the data is for validation (default: none)")
