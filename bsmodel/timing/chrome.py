@@ -51,5 +51,5 @@ def _complete(event: Event, process: int, thread: int) -> dict[str, Any]:
         "tid": thread,
         "ts": start / _TICKS,
         "dur": (end - start) / _TICKS,
-        "args": {name: value for name, value in known.items() if value is not None and value != ""},
+        "args": {name: value for name, value in known.items() if value},
     }

@@ -210,7 +210,7 @@ def _link(said: Collective) -> str:
 def drawn(each: Pass, own: Array, slower: float, apart: float, busy_share: float) -> _Drawn:
     """A pass whose schedule has kernels `slower` times as far apart as their `own` seconds, drawn with them `apart` times as far and slowed by what is said.
 
-    Time runs as in the schedule, but for kernels `apart / slower` times as fast, and longer by `busy_share` for each collective that goes on beside them.
+    What the schedule has kernels compute takes `apart / slower` times as long, and `busy_share` more for each collective that goes on meanwhile.
     """
     plan = each.schedule()
     kernels = np.flatnonzero(each.kernels)
