@@ -12,7 +12,7 @@ from bsmodel.parallel import Parallel
 from bsmodel.planning import NoiseScale, Plan, Price, ladder, noise_scale, plan
 from bsmodel.studies import Goal, Row, Study, study
 from bsmodel.tape import Envelope, Lengths, ModuleRow, OperatorRow, Polynomial, Tape, by_module, by_operator
-from bsmodel.timing import StepTime, step_time
+from bsmodel.timing import StepTime, Timeline, step_time, timeline
 from bsmodel.training import OPTIMIZERS, PRECISIONS, Training
 from bsmodel.workloads import Source, Workload
 
@@ -48,6 +48,7 @@ __all__ = (
     "StepTime",
     "Study",
     "Tape",
+    "Timeline",
     "Training",
     "Trial",
     "UnknownNameError",
@@ -67,6 +68,7 @@ __all__ = (
     "predict",
     "step_time",
     "study",
+    "timeline",
     "trace",
     "trace_lengths",
     "trial",

@@ -5,11 +5,14 @@ from bsmodel.timing.collectives import Group, bus_share, group_of, seconds
 from bsmodel.timing.kernels import KINDS
 from bsmodel.timing.schedule import per_node
 from bsmodel.timing.step import StepTime, curve, knee, step_time
+from bsmodel.timing.timeline import Event, Timeline, timeline
 
 __all__ = (
     "KINDS",
+    "Event",
     "Group",
     "StepTime",
+    "Timeline",
     "bus_share",
     "curve",
     "group_of",
@@ -17,4 +20,5 @@ __all__ = (
     "per_node",
     "seconds",
     "step_time",
+    "timeline",
 )

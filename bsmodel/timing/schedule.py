@@ -50,15 +50,54 @@ def spoken(tape: Tape, gpu: Gpu, rows: Array, batch: NDArray[np.int64], micro_st
     if not tape.collectives:
         nothing = np.zeros(np.broadcast_shapes(batch.shape, micro_steps.shape))
         return Spoken(nothing, nothing)
+    alone, together, step = passes(tape, gpu, rows, batch, end)
+    last = together.spoken(gpu.busy_share)
+    further = last if alone is together else alone.spoken(gpu.busy_share)
+    return last + further.times(micro_steps - 1) + step.spoken(gpu.busy_share)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When what of a pass is done, in seconds from its begin, where nobody slows a kernel: an array over batches each."""
+
+    reached: dict[int, Array]  # by place: when the kernels up to it are done
+    resumed: dict[int, Array]  # by place: when what the next kernel waits for is done, too
+    begun: list[Array]  # of each collective
+    done: list[Array]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass through some of the kernels: which, the collectives that these wait for or that go on beside them, and how many seconds each takes.
+
+    `computing[p]` are seconds of the kernels from the place before up to p.
+    """
+
+    kernels: NDArray[np.bool_]
+    said: Sequence[Collective]
+    lasting: Sequence[Array]
+    computing: dict[int, Array]
+    nothing: Array
+
+    def schedule(self) -> Schedule:
+        """When each place is reached and each collective goes on."""
+        return scheduled(self.said, self.lasting, self.computing, self.nothing)
+
+    def spoken(self, busy_share: float) -> Spoken:
+        """What it says, where collectives take such a share of the multiprocessors from the kernels beside them."""
+        total, alone = sum(self.lasting, self.nothing), waited(self.said, self.lasting, self.computing, self.nothing)
+        return Spoken(total, alone + busy_share * (total - alone))
+
+
+def passes(tape: Tape, gpu: Gpu, rows: Array, batch: NDArray[np.int64], end: End) -> tuple[Pass, Pass, Pass]:
+    """A micro-step that others follow, the last one of an optimizer step, and what comes after it, where distinct kernels take so many seconds each."""
     within = [each for each in tape.collectives if each.phase != "step"]
     after = [each for each in tape.collectives if each.phase == "step"]
     kernels = tape.operations.where(*_MICRO_STEP), tape.operations.where("step")
-    together = _pass(tape, gpu, rows, within, kernels[0], batch, end)
-    step = _pass(tape, gpu, rows, after, kernels[1], batch, end)
-    alone = together
+    alone = together = _pass(tape, gpu, rows, within, kernels[0], batch, end)
     if not (tape.recipe.get("parallel") or {}).get("sync_each_micro_step", True):
         alone = _pass(tape, gpu, rows, [each for each in within if not _sums_gradients(each)], kernels[0], batch, end)
-    return together + alone.times(micro_steps - 1) + step
+    return alone, together, _pass(tape, gpu, rows, after, kernels[1], batch, end)
 
 
 def _sums_gradients(said: Collective) -> bool:
@@ -66,32 +105,37 @@ def _sums_gradients(said: Collective) -> bool:
     return said.phase == "backward" and said.kind in _REDUCED and not said.size.per_sample
 
 
-def _pass(tape: Tape, gpu: Gpu, rows: Array, said: Sequence[Collective], chosen: NDArray[np.bool_], batch: NDArray[np.int64], end: End) -> Spoken:
-    """The collectives of one pass through some of the kernels: those that these wait for, and those beside them, which take multiprocessors from them."""
+def _pass(tape: Tape, gpu: Gpu, rows: Array, said: Sequence[Collective], chosen: NDArray[np.bool_], batch: NDArray[np.int64], end: End) -> Pass:
     places = sorted({0, int(chosen.sum()), *(place for each in said for place in (each.after, each.before))})
     lasting = _durations(said, gpu, per_node(tape), batch, end)
     between = _between(tape, rows, chosen, places)
-    nothing = np.zeros(batch.shape)
-    total, alone = sum(lasting, nothing), waited(said, lasting, dict(zip(places[1:], between, strict=True)), nothing)
-    return Spoken(total, alone + gpu.busy_share * (total - alone))
+    return Pass(chosen, said, lasting, dict(zip(places[1:], between, strict=True)), np.zeros(batch.shape))
 
 
 def waited(said: Sequence[Collective], lasting: Sequence[Array], computing: dict[int, Array], nothing: Array) -> Array:
-    """Seconds for which kernels wait: `computing[p]` are those of kernels from the place before up to p.
+    """Seconds for which kernels wait: `computing[p]` are those of kernels from the place before up to p."""
+    over = [*scheduled(said, lasting, computing, nothing).resumed.values()][-1]
+    return np.asarray(np.clip(over - sum(computing.values(), nothing), 0, sum(lasting, nothing)))  # but for the rounding of sums
+
+
+def scheduled(said: Sequence[Collective], lasting: Sequence[Array], computing: dict[int, Array], nothing: Array) -> Schedule:
+    """When kernels and collectives of a pass go on: `computing[p]` are seconds of kernels from the place before up to p.
 
     Each group of ranks has one link, over which collectives go one after the other as they were begun, none before the kernels that it
     comes `after` are done; the kernels that come after its `before` wait until it is.
     """
-    done: list[Array] = []  # when each collective is
+    begun: list[Array] = []
+    done: list[Array] = []
     free: dict[tuple[int, int], Array] = {}  # when a group's link is
-    reached = {0: nothing}  # when the kernels up to a place are done
-    now = total = nothing
+    reached = {0: nothing}
+    resumed: dict[int, Array] = {}
+    now = nothing
 
     def finished(number: int) -> Array:
         while len(done) <= number:
             each = said[len(done)]
-            begun = np.maximum(reached[min(each.after, max(reached))], free.get((each.ranks, each.stride), nothing))
-            free[each.ranks, each.stride] = begun + lasting[len(done)]
+            begun.append(np.maximum(reached[min(each.after, max(reached))], free.get((each.ranks, each.stride), nothing)))
+            free[each.ranks, each.stride] = begun[-1] + lasting[len(done)]
             done.append(free[each.ranks, each.stride])
         return done[number]
 
@@ -99,11 +143,12 @@ def waited(said: Sequence[Collective], lasting: Sequence[Array], computing: dict
     for number, each in enumerate(said):
         waiting.setdefault(each.before, []).append(number)
     for place in (0, *computing):
-        now, total = now + computing.get(place, nothing), total + computing.get(place, nothing)
+        now = now + computing.get(place, nothing)
         reached[place] = now
         for number in waiting.get(place, ()):
             now = np.maximum(now, finished(number))
-    return np.asarray(np.clip(now - total, 0, sum(lasting, nothing)))  # but for the rounding of sums
+        resumed[place] = now
+    return Schedule(reached, resumed, begun, done)
 
 
 def _durations(said: Sequence[Collective], gpu: Gpu, together: int, batch: NDArray[np.int64], end: End) -> list[Array]:

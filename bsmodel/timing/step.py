@@ -106,10 +106,7 @@ def step_time(
     Raises `InvalidInputError` for what is no batch or no number of micro-steps, a batch at which the step takes another path than recorded, a card
     without a bandwidth, a peak rate or, among several, a link, or a tape of another compute capability.
     """
-    batches = micro_batches(tape, batch)
-    require_same_kernels(tape, gpu)
-    repeats = wholes("accumulation", micro_steps(tape) if accumulation is None else accumulation)
-    require_accumulates(tape, int(repeats.max(initial=1)))
+    batches, repeats = asked(tape, gpu, batch, accumulation)
     try:
         shape = np.broadcast_shapes(batches.shape, repeats.shape)
     except ValueError:
@@ -121,6 +118,15 @@ def step_time(
     return StepTime(**several, tokens_per_sample=tape.tokens_per_sample)
 
 
+def asked(tape: Tape, gpu: Gpu, batch: Any, accumulation: Any) -> tuple[Counts, Counts]:
+    """Micro-batches and numbers of micro-steps; raises `InvalidInputError` for what is none, or a tape of other kernels than this card's."""
+    batches = micro_batches(tape, batch)
+    require_same_kernels(tape, gpu)
+    repeats = wholes("accumulation", micro_steps(tape) if accumulation is None else accumulation)
+    require_accumulates(tape, int(repeats.max(initial=1)))
+    return batches, repeats
+
+
 def _each(convert: Callable[[Any], Any], found: dict[str, Any]) -> dict[str, Any]:
     """Every measure converted, and those of every phase."""
     return {name: _each(convert, values) if isinstance(values, dict) else convert(values) for name, values in found.items()}
@@ -128,9 +134,8 @@ def _each(convert: Callable[[Any], Any], found: dict[str, Any]) -> dict[str, Any
 
 def _step_times(tape: Tape, gpu: Gpu, batches: Counts, micro_steps: Counts) -> dict[str, Any]:
     """The fields of `StepTime` that are measures of time and work, as arrays."""
-    work = _Work(tape.operations.distinct[0], tape.operations.counts)
-    launches = _sum(_whole_step(work.launches(batches), micro_steps))
-    found = [_at(end, work, tape, gpu, batches, micro_steps, launches) for end in ENDS]
+    work = Work(tape.operations.distinct[0], tape.operations.counts)
+    found = [at(end, work, tape, gpu, batches, micro_steps) for end in ENDS]
     likely = found[0]
     seconds, low_seconds, high_seconds = (np.maximum(each.device, each.host) + each.spoken.exposed_seconds for each in found)
     flops, ideal_seconds = work.useful(gpu, rates_of(gpu, tape.precision, "likely"), batches)
@@ -144,7 +149,7 @@ def _step_times(tape: Tape, gpu: Gpu, batches: Counts, micro_steps: Counts) -> d
         "host_seconds": likely.host,
         "communication_seconds": likely.spoken.seconds,
         "exposed_seconds": likely.spoken.exposed_seconds,
-        "launches": launches,
+        "launches": likely.launches,
         "phases": likely.phases,
         "flops": micro_steps * flops,
         "ideal_seconds": micro_steps * ideal_seconds,
@@ -155,25 +160,29 @@ def _step_times(tape: Tape, gpu: Gpu, batches: Counts, micro_steps: Counts) -> d
 
 
 @dataclass(frozen=True)
-class _At:
-    """Seconds of a step at one end of what is not known."""
+class At:
+    """A step at one end of what is not known: `rows` are device seconds of each distinct kernel, `slower` how many times as far apart kernels are as
+    these in an optimizer step of one micro-step, since the host launches no faster."""
 
+    rows: Array
+    slower: Array
+    launches: Array
     phases: dict[str, Array]
     device: Array
     host: Array
     spoken: Spoken
 
 
-def _at(end: End, work: _Work, tape: Tape, gpu: Gpu, batches: Counts, micro_steps: Counts, launches: Array) -> _At:
+def at(end: End, work: Work, tape: Tape, gpu: Gpu, batches: Counts, micro_steps: Counts) -> At:
     """Where the host is slower than the device, kernels are as far from one another as it launches them."""
-    rows = work.seconds(gpu, rates_of(gpu, tape.precision, end), batches)
-    phases = _whole_step(work.by_phase(rows), micro_steps)
-    device, host = _sum(phases), launches * launch_seconds(gpu)[ENDS.index(end)]
+    rows, launched = work.seconds(gpu, rates_of(gpu, tape.precision, end), batches), work.launches(batches)
+    phases, launches = _whole_step(work.by_phase(rows), micro_steps), _sum(_whole_step(launched, micro_steps))
     one = _sum(_whole_step(work.by_phase(rows), np.ones_like(batches)))
-    hosted = _sum(_whole_step(work.launches(batches), np.ones_like(batches))) * launch_seconds(gpu)[ENDS.index(end)]
+    hosted = _sum(_whole_step(launched, np.ones_like(batches))) * launch_seconds(gpu)[ENDS.index(end)]
     with np.errstate(divide="ignore", invalid="ignore"):  # a step without a kernel is as long as its launches
         slower = np.where(one > 0, np.maximum(1, hosted / one), 1.0)
-    return _At(phases, device, host, spoken(tape, gpu, rows * slower[..., None], batches, micro_steps, end))
+    device, host = _sum(phases), launches * launch_seconds(gpu)[ENDS.index(end)]
+    return At(rows, slower, launches, phases, device, host, spoken(tape, gpu, rows * slower[..., None], batches, micro_steps, end))
 
 
 def _sum(phases: dict[str, Array]) -> Array:
@@ -194,7 +203,7 @@ def knee(times: StepTime[Counts, Array], share: float = 0.9) -> int:
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """The distinct kernels of a tape, and how often each phase runs each of them."""
 
     operations: Operations
