@@ -12,14 +12,17 @@ from bsmodel.command.documents import CountedForm, ExplainDocument, Explained, S
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Part, render, table
 from bsmodel.command.wording import title, uncounted
+from bsmodel.errors import InvalidInputError
+from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu
-from bsmodel.memory import Share, breakdown, footprint, on_devices, predict
+from bsmodel.memory import Share, breakdown, footprint, on_devices, pickled, predict, snapshot
 from bsmodel.studies import Recorded
 from bsmodel.tape import ModuleRow, OperatorRow, Polynomial, Tape, by_module, by_operator, counted
 from bsmodel.units import format_bytes
 
 DEFAULT_GPU = "a100-40gb"
 _MOST_MODULES = 30
+_SNAPSHOT = "the snapshot"
 _COUNTS = "FLOPs and activations as fvcore counts them, a multiply-add as two"
 
 
@@ -31,15 +34,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=arguments.positive, required=True, metavar="N", help="micro-batch (needed)")
     parser.add_argument("--by", choices=("category", "module", "operator"), default="category", help="bytes, or FLOPs and activations (default: category)")
     parser.add_argument("--depth", type=arguments.positive, default=3, metavar="N", help="how deep to show modules (default: 3)")
+    text = "write there what the allocator of one GPU will do, for PyTorch's memory visualiser (default: nowhere)"
+    parser.add_argument("--snapshot", metavar="FILE", help=text)
 
 
 def run(options: argparse.Namespace) -> Answer:
     """Bytes by category and module on each GPU, or the counts of the first one's recording."""
     asked = arguments.asked(options)
     gpus, notes = arguments.gpus_asked(options, asked, (Gpu.named(DEFAULT_GPU),))
+    _require_one(options, gpus)
     asked, notes = arguments.saved(asked, options, gpus), [*notes, *of_other_versions(asked)]
     recordings = arguments.tapes_for(asked, options, gpus if options.by == "category" else gpus[:1])
     tapes = [on_devices(tape, options.devices) for tape in recordings]
+    if options.snapshot:
+        write_whole(options.snapshot, pickled(snapshot(tapes[0], gpus[0], options.batch)), _SNAPSHOT)
     recorded = together(map(Recorded.of, tapes))
     known = {"command": "explain", "notes": tuple(notes), "workload": recorded, "batch": options.batch}
     head = title(recorded, f", batch {options.batch}")
@@ -55,6 +63,14 @@ def run(options: argparse.Namespace) -> Answer:
     said = spoken(tapes[0], options.batch)
     document = ExplainDocument(**known, gpus=found, collectives=said)
     return Answer(document, render(head, *parts, *_spoken_text(said), uncounted(recorded.uncounted), *foot(recorded, notes)))
+
+
+def _require_one(options: argparse.Namespace, gpus: Sequence[Gpu]) -> None:
+    """See, before anything is recorded, that a snapshot is of one GPU and can be written."""
+    if options.snapshot:
+        if len(gpus) > 1:
+            raise InvalidInputError(f"--snapshot is of one GPU, and {', '.join(gpu.id for gpu in gpus)} are asked about: name one with --gpu")
+        require_writable(options.snapshot, _SNAPSHOT)
 
 
 def _explained(tape: Tape, gpu: Gpu, batch: int) -> Explained:
