@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError, UntraceableError
 from bsmodel.hardware import Gpu
-from bsmodel.memory import Fit, Footprint, Peak, Settings, breakdown, fit, footprint, longest, predict
+from bsmodel.memory import Fit, Footprint, Peak, Settings, breakdown, fit, footprint, longest, predict, snapshot
 from bsmodel.parallel import Parallel
 from bsmodel.planning import NoiseScale, Plan, Price, ladder, noise_scale, plan
 from bsmodel.studies import Goal, Row, Study, study
@@ -66,6 +66,7 @@ __all__ = (
     "noise_scale",
     "plan",
     "predict",
+    "snapshot",
     "step_time",
     "study",
     "timeline",

@@ -68,7 +68,7 @@ def replayed(history):
 def relative(allocator):
     """Driver requests and the memory map, with addresses as the histories have them."""
     base = allocator.segment_events[0][1]
-    events = [[action, (address - base) // 512, size] for action, address, size in allocator.segment_events]
+    events = [[action, (address - base) // 512, size] for action, address, size, _ in allocator.segment_events]
     return events, [[(s.address - base) // 512, s.stream, [list(block) for block in s.blocks]] for s in allocator.blocks()]
 
 

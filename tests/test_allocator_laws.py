@@ -62,7 +62,7 @@ def test_splitting_and_merging_conserve_the_bytes_of_every_segment(settings, cap
     allocator = CachingAllocator(capacity, settings)
     for _ in play(allocator, steps):
         obtained = {}
-        for action, address, size in allocator.segment_events:
+        for action, address, size, _ in allocator.segment_events:
             sign = 1 if action in ("segment_alloc", "segment_map") else -1
             for page in range(address, address + size, 2 * MiB):
                 obtained[page] = obtained.get(page, 0) + sign

@@ -249,6 +249,6 @@ def test_the_command_writes_it_and_answers_as_without(name, tmp_path, capsys):
 def test_the_command_draws_one_card_and_says_so_before_the_work(tmp_path, capsys):
     question = ("explain", MINE, "--batch", "64", "--gpu", "a100-40gb", "--trace")
     assert main([*question, str(tmp_path / "step.json"), "--gpu", "h100-80gb"]) == 2
-    assert capsys.readouterr().err == "bsmodel: --trace is of a step on one GPU, and a100-40gb, h100-80gb are asked about; give one --gpu\n"
+    assert capsys.readouterr().err == "bsmodel: --trace is of one GPU, and a100-40gb, h100-80gb are asked about; give one --gpu\n"
     assert main([*question, str(tmp_path / "no" / "step.json")]) == 2
     assert "cannot write the trace" in capsys.readouterr().err and not [*tmp_path.iterdir()]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bsmodel.command import arguments
 from bsmodel.command.asked import foot, of_other_versions, together
@@ -17,7 +17,7 @@ from bsmodel.command.wording import title, uncounted
 from bsmodel.errors import InvalidInputError
 from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu
-from bsmodel.memory import Share, breakdown, footprint, on_devices, predict
+from bsmodel.memory import Share, breakdown, footprint, on_devices, pickled, predict, snapshot
 from bsmodel.studies import Recorded
 from bsmodel.tape import ModuleRow, OperatorRow, Polynomial, Tape, by_module, by_operator, counted
 from bsmodel.timing import timeline
@@ -36,21 +36,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=arguments.positive, required=True, metavar="N", help="micro-batch (needed)")
     parser.add_argument("--by", choices=("category", "module", "operator"), default="category", help="bytes, or FLOPs and activations (default: category)")
     parser.add_argument("--depth", type=arguments.positive, default=3, metavar="N", help="how deep to show modules (default: 3)")
-    text = "write when what of a step runs, for ui.perfetto.dev or chrome://tracing; gzipped where the name ends in .gz (default: none)"
+    text = "write when what of a step runs, for ui.perfetto.dev or chrome://tracing; gzipped where the name ends in .gz (default: nowhere)"
     parser.add_argument("--trace", metavar="FILE", help=text)
+    text = "write what the allocator of one GPU will do, for PyTorch's memory visualiser (default: nowhere)"
+    parser.add_argument("--snapshot", metavar="FILE", help=text)
 
 
 def run(options: argparse.Namespace) -> Answer:
     """Bytes by category and module on each GPU, or the counts of the first one's recording."""
     asked = arguments.asked(options)
     gpus, notes = arguments.gpus_asked(options, asked, (Gpu.named(DEFAULT_GPU),))
-    if options.trace:
-        _require_one(gpus, options.trace)
+    _require_one(options, gpus)
     asked, notes = arguments.saved(asked, options, gpus), [*notes, *of_other_versions(asked)]
     recordings = arguments.tapes_for(asked, options, gpus if options.by == "category" else gpus[:1])
     tapes = [on_devices(tape, options.devices) for tape in recordings]
-    if options.trace:
-        _write_trace(tapes[0], gpus[0], options.batch, options.trace)
+    for name, content in _FILES.items():
+        if path := getattr(options, name):
+            write_whole(path, content(tapes[0], gpus[0], options.batch, path), f"the {name}")
     recorded = together(map(Recorded.of, tapes))
     known = {"command": "explain", "notes": tuple(notes), "workload": recorded, "batch": options.batch}
     head = title(recorded, f", batch {options.batch}")
@@ -68,16 +70,25 @@ def run(options: argparse.Namespace) -> Answer:
     return Answer(document, render(head, *parts, *_spoken_text(said), uncounted(recorded.uncounted), *foot(recorded, notes)))
 
 
-def _require_one(gpus: Sequence[Gpu], path: str) -> None:
-    """Raises `InvalidInputError`, before the work, for several cards or a file that cannot be written."""
-    if len(gpus) > 1:
-        raise InvalidInputError(f"--trace is of a step on one GPU, and {', '.join(gpu.id for gpu in gpus)} are asked about; give one --gpu")
-    require_writable(path, "the trace")
+def _require_one(options: argparse.Namespace, gpus: Sequence[Gpu]) -> None:
+    """Raises `InvalidInputError`, before the work, for a file of several cards, or one that cannot be written."""
+    for name in _FILES:
+        if path := getattr(options, name):
+            if len(gpus) > 1:
+                raise InvalidInputError(f"--{name} is of one GPU, and {', '.join(gpu.id for gpu in gpus)} are asked about; give one --gpu")
+            require_writable(path, f"the {name}")
 
 
-def _write_trace(tape: Tape, gpu: Gpu, batch: int, path: str) -> None:
+def _trace(tape: Tape, gpu: Gpu, batch: int, path: str) -> bytes:
     content = json.dumps(timeline(tape, gpu, batch).chrome_trace(), separators=(",", ":"), allow_nan=False).encode()
-    write_whole(path, gzip.compress(content, compresslevel=6, mtime=0) if path.endswith(".gz") else content, "the trace")
+    return gzip.compress(content, compresslevel=6, mtime=0) if path.endswith(".gz") else content
+
+
+def _snapshot(tape: Tape, gpu: Gpu, batch: int, path: str) -> bytes:
+    return pickled(snapshot(tape, gpu, batch))
+
+
+_FILES: dict[str, Callable[[Tape, Gpu, int, str], bytes]] = {"trace": _trace, "snapshot": _snapshot}  # of one GPU, for tools of others
 
 
 def _explained(tape: Tape, gpu: Gpu, batch: int) -> Explained:

@@ -8,6 +8,7 @@ from bsmodel.memory.largest import LARGEST, Fit, fit
 from bsmodel.memory.longest import longest
 from bsmodel.memory.peak import Peak, predict
 from bsmodel.memory.settings import Settings
+from bsmodel.memory.snapshot import pickled, snapshot
 
 __all__ = (
     "LARGEST",
@@ -26,5 +27,7 @@ __all__ = (
     "footprint",
     "longest",
     "on_devices",
+    "pickled",
     "predict",
+    "snapshot",
 )

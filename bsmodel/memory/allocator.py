@@ -64,7 +64,7 @@ class CachingAllocator:
 
     `capacity_bytes` is what the driver can give (the card less the CUDA context), None without limit. `total_bytes` is the memory of
     the card, of which `per_process_memory_fraction` allows a part; without it, that part is of the capacity.
-    `segment_events` lists what was asked of the driver: (action, address, bytes), the actions named as in PyTorch's memory snapshots;
+    `segment_events` lists what was asked of the driver: (action, address, bytes, stream), the actions named as in PyTorch's memory snapshots;
     `forgone` are the optional tensors there was no memory for.
     """
 
@@ -74,7 +74,7 @@ class CachingAllocator:
         self.allocated_bytes = self.reserved_bytes = self.requested_bytes = 0
         self.max_allocated_bytes = self.max_reserved_bytes = 0
         self.retries = 0
-        self.segment_events: list[tuple[str, int, int]] = []
+        self.segment_events: list[tuple[str, int, int, int]] = []
 
         self._capacity = _UNLIMITED if capacity_bytes is None else capacity_bytes
         fraction = settings.per_process_memory_fraction
@@ -83,8 +83,7 @@ class CachingAllocator:
         self._collects = self._allowed is not None and settings.garbage_collection_threshold > 0
         self._max_split = _UNLIMITED if settings.max_split_size_bytes is None else settings.max_split_size_bytes
         self._first_fit = not (settings.expandable_segments or self._collects or settings.max_split_size_bytes is not None)
-        divisions = settings.roundup_power2_divisions
-        per_interval = divisions if isinstance(divisions, tuple) else (divisions,) * INTERVALS
+        per_interval = settings.divisions
         # by the bit length of a request: 21 is that of 1 MiB, where the first interval begins, which is also that of anything smaller
         self._divisions = tuple(per_interval[min(max(bits - 21, 0), INTERVALS - 1)] for bits in range(64)) if any(per_interval) else ()
         self._small = Pools(SMALL_SEGMENT, slack_bytes=0)
@@ -273,7 +272,7 @@ class CachingAllocator:
         if self.reserved_bytes + wanted > self._capacity:
             return None
         block = self._new_segment(pool, wanted)
-        self._count("segment_alloc", block.address, wanted)
+        self._count("segment_alloc", block.address, wanted, pool.stream)
         return block
 
     def _new_segment(self, pool: Pool, size_bytes: int) -> Block:
@@ -282,15 +281,15 @@ class CachingAllocator:
         self._next_address += size_bytes
         return block
 
-    def _count(self, action: str, address: int, size_bytes: int) -> None:
-        self.segment_events.append((action, address, size_bytes))
+    def _count(self, action: str, address: int, size_bytes: int, stream: int) -> None:
+        self.segment_events.append((action, address, size_bytes, stream))
         self.reserved_bytes += size_bytes if action in ("segment_alloc", "segment_map") else -size_bytes
         self.max_reserved_bytes = max(self.max_reserved_bytes, self.reserved_bytes)
 
     def _release(self, block: Block) -> None:
         block.pool.take(block)
         del self._segments[block.address]
-        self._count("segment_free", block.address, block.size_bytes)
+        self._count("segment_free", block.address, block.size_bytes, block.pool.stream)
 
     def _release_oversize(self, pool: Pool, size: int) -> bool:
         """Release the smallest oversize block that is large enough, or several from the largest down: release_available_cached_blocks."""
@@ -343,14 +342,14 @@ class CachingAllocator:
         mapped_bytes = -(-size_bytes // page_bytes) * page_bytes
         if self.reserved_bytes + mapped_bytes > self._capacity:
             return None
-        self._count("segment_map", address, mapped_bytes)
+        self._count("segment_map", address, mapped_bytes, unmapped.pool.stream)
         return map_pages(unmapped, mapped_bytes)
 
     def _unmap(self, block: Block, segment_address: int) -> None:
         pages = unmap_pages(block, segment_address)
         if pages is None:
             return
-        self._count("segment_unmap", pages.address, pages.size_bytes)
+        self._count("segment_unmap", pages.address, pages.size_bytes, pages.pool.stream)
         pages = merge_unmapped(pages)
         if pages.previous is None and pages.next is None:
             pages.pool.unmapped.remove(pages)

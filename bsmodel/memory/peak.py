@@ -22,7 +22,7 @@ from bsmodel.tape import Tape, micro_batches, micro_steps, require_same_kernels
 from bsmodel.units import whole
 
 BOUNDLESS = 1 << 60  # bytes of a card without a limit
-_MOST_STEPS = 16  # in which the allocator comes to rest, or hardly ever does
+MOST_STEPS = 16  # in which the allocator comes to rest, or hardly ever does
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,18 @@ def predict(tape: Tape, gpu: Gpu, batch: int, accumulation: int | None = None, s
     Raises `InvalidInputError` for what is no batch, or one at which the step takes another path than it was recorded on, and for a tape recorded for
     kernels of another compute capability.
     """
+    form, size, gpu = question(tape, gpu, batch, accumulation)
+    return peak_at(form, size, gpu, replays(tape, gpu, micro_steps(tape, accumulation), settings or Settings()))
+
+
+def question(tape: Tape, gpu: Gpu, batch: int, accumulation: int | None) -> tuple[Footprint, int, Gpu]:
+    """The closed form on a card, the micro-batch, and the card as the step has it; raises `InvalidInputError` as `predict` does."""
     gpu = sharing(tape, gpu)
     form, size = footprint(tape, accumulation, gpu), int(micro_batches(tape, whole("batch", batch)))
     if form(size) > BOUNDLESS // 2:
         raise InvalidInputError(f"batch is {size}; expected at most {form.largest(BOUNDLESS // 2)}, which takes half an exbibyte")
     require_same_kernels(tape, gpu)
-    return peak_at(form, size, gpu, replays(tape, gpu, micro_steps(tape, accumulation), settings or Settings()))
+    return form, size, gpu
 
 
 def peak_at(form: Footprint, batch: int, gpu: Gpu, replay: Replay) -> Peak:
@@ -131,7 +137,7 @@ def replays(tape: Tape, gpu: Gpu, accumulation: int, settings: Settings) -> Repl
         sizes, optional = _ASSUMED[assumed](tape, batch, gpu).tolist(), tape.workspaces if assumed == "lenient" else ()
         allocator = CachingAllocator(capacity_bytes, settings, total_bytes=max(gpu.memory_bytes, capacity_bytes))
         lagging = Lagging(allocator, tape) if assumed == "upper" and tape.lent else None
-        return allocator if _train(allocator, tape, sizes, accumulation, optional, lagging) else None
+        return allocator if train(allocator, tape, sizes, accumulation, optional, lagging) else None
 
     @functools.cache
     def replay(batch: int, assumed: str, within: bool) -> _Reached | None:
@@ -173,7 +179,15 @@ def survives(batch: int, replay: Replay) -> bool:
     return replay(batch, "lower", True) is not None and replay(batch, "mixed", True) is not None
 
 
-def _train(allocator: CachingAllocator, tape: Tape, sizes: list[int], accumulation: int, optional: Container[int], lagging: Lagging | None = None) -> bool:
+def train(
+    allocator: CachingAllocator,
+    tape: Tape,
+    sizes: list[int],
+    accumulation: int,
+    optional: Container[int],
+    lagging: Lagging | None = None,
+    most_steps: int = MOST_STEPS,
+) -> bool:
     """Run training steps until the allocator has come to rest; whether there is memory for that, and so for all later steps.
 
     It has where a step asks nothing of the driver while there is room for the largest block, or where a step ends as an earlier one did:
@@ -187,7 +201,7 @@ def _train(allocator: CachingAllocator, tape: Tape, sizes: list[int], accumulati
     layouts: list[object] = []
     asked = retries = 0
     try:
-        for name, block in tape.program(_MOST_STEPS, accumulation):
+        for name, block in tape.program(most_steps, accumulation):
             if name in ("first", "micro", "open", "begin"):
                 asked, retries = len(allocator.segment_events), allocator.retries
             if lagging is not None:

@@ -98,12 +98,13 @@ class Pools(dict[int, Pool]):
 
 
 class Segment(NamedTuple):
-    """Contiguous memory of one stream: for every block its size and the bytes requested of it, 0 where it is free."""
+    """Contiguous memory of one stream, of the small pool or the large one: for every block its size and the bytes requested of it, 0 where it is free."""
 
     address: int
     stream: int
     size_bytes: int
     blocks: tuple[tuple[int, int], ...]
+    page_bytes: int
 
 
 def mapped_stretches(first: Block) -> Iterator[Segment]:
@@ -117,7 +118,7 @@ def mapped_stretches(first: Block) -> Iterator[Segment]:
             contents.append((block.size_bytes, block.requested_bytes))
         block = block.next
         if contents and (block is None or not block.mapped):
-            yield Segment(head.address, head.pool.stream, sum(size for size, _ in contents), tuple(contents))
+            yield Segment(head.address, head.pool.stream, sum(size for size, _ in contents), tuple(contents), head.pool.page_bytes)
             contents = []
 
 

@@ -67,6 +67,12 @@ class Settings:
             object.__setattr__(self, name, value)
         return per_interval if several else per_interval * INTERVALS
 
+    @property
+    def divisions(self) -> tuple[int, ...]:
+        """The divisions of each interval."""
+        given = self.roundup_power2_divisions
+        return given if isinstance(given, tuple) else (given,) * INTERVALS
+
     @staticmethod
     def parse(text: str) -> Settings:
         """Read `expandable_segments:True,max_split_size_mb:128`, the syntax of `PYTORCH_CUDA_ALLOC_CONF`.
@@ -87,6 +93,17 @@ class Settings:
             except (KeyError, ValueError):
                 raise InvalidInputError(f"allocator setting {item!r} cannot be read; expected e.g. {key}:{example}") from None
         return Settings(**values)  # type: ignore[arg-type]
+
+
+def spelled(settings: Settings) -> str:
+    """What `Settings.parse` reads these settings from, without those that are as by default; sizes in whole MiB."""
+    return ",".join(f"{key}:{_written(value)}" for key, (field, *_) in _READERS.items() if (value := getattr(settings, field)) != getattr(_BY_DEFAULT, field))
+
+
+def _written(value: bool | int | float | tuple[int, ...]) -> str:
+    if isinstance(value, tuple):
+        return f"[{','.join(f'{1 << interval}:{number}' for interval, number in enumerate(value))}]"
+    return str(value // MiB if isinstance(value, int) and value >= _LEAST_SPLIT else value)
 
 
 def _boolean(value: str) -> bool:
@@ -125,3 +142,4 @@ _READERS: dict[str, tuple[str, Callable[[str], bool | int | float | tuple[int, .
     "max_non_split_rounding_mb": ("max_non_split_rounding_bytes", _mebibytes, "64"),
     "per_process_memory_fraction": ("per_process_memory_fraction", float, "0.9"),
 }  # key: (field of Settings, how its value is read, an example)
+_BY_DEFAULT = Settings()
