@@ -371,7 +371,7 @@ from bsmodel.trials import trial
 written = []
 found = trial(buffered(), batches=(8, 16), **SPLIT, track=("tensorboard",), out=sys.argv[1], watch=lambda *seen: written.append(seen))
 nowhere = trial(buffered(), batches=(8, 8), **SPLIT)
-print("RUNS", len(found.runs), len(nowhere.runs), len(written), flush=True)
+print(f"RUNS {len(found.runs)} {len(nowhere.runs)} {len(written)}", flush=True)
 """
 
 
@@ -385,7 +385,7 @@ def test_two_processes_see_what_one_sees(tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     two, one = Trial.load(tmp_path / "out"), trial(buffered(), batches=(16, 32), **SPLIT)
 
-    assert sorted(re.findall(r"RUNS 2 1 \d", result.stdout)) == ["RUNS 2 1 0", "RUNS 2 1 8"]  # two write to one stream
+    assert sorted(re.findall(r"RUNS 2 1 \d", result.stdout)) == ["RUNS 2 1 0", "RUNS 2 1 8"]  # two write to one stream, each its words at once
     assert [(run.rung.batch, run.rung.devices, run.rung.micro_batch, run.rung.accumulation) for run in two.runs] == [(16, 2, 4, 2), (32, 2, 4, 4)]
     for name in ("loss", "validation_loss", "micro_square", "accumulated_square", "learning_rate", "samples"):
         for mine, theirs in zip(one.runs, two.runs, strict=True):
