@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Colours of a trial's charts: a page has them as CSS variables, light and dark, and a picture as they are."""
+"""Colours of charts: a page has them as CSS variables, light and dark, and a picture as they are."""
 
 from __future__ import annotations
 

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A page that people look at: its frame, colours, tables and charts, in one file that loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from bsmodel.pages.looks import CHOSEN, KINDS, Look, of_page, of_picture
+from bsmodel.pages.parts import UNKNOWN, Choice, Column, Drawing, Section, Table, as_csv, number, short
+from bsmodel.pages.writing import document, head, require_charts
+
+if TYPE_CHECKING:
+    from bsmodel.pages.drawing import HOVER, Spec, framed, still, told
+
+__all__ = (
+    "CHOSEN",
+    "HOVER",
+    "KINDS",
+    "UNKNOWN",
+    "Choice",
+    "Column",
+    "Drawing",
+    "Look",
+    "Section",
+    "Spec",
+    "Table",
+    "as_csv",
+    "document",
+    "framed",
+    "head",
+    "number",
+    "of_page",
+    "of_picture",
+    "require_charts",
+    "short",
+    "still",
+    "told",
+)
+
+_DRAWING = ("HOVER", "Spec", "framed", "still", "told")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _DRAWING:  # what needs altair is imported when it is asked for
+        return getattr(importlib.import_module("bsmodel.pages.drawing"), name)
+    raise AttributeError(f"module 'bsmodel.pages' has no attribute {name!r}")
