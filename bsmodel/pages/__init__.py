@@ -11,12 +11,15 @@ from bsmodel.pages.parts import UNKNOWN, Choice, Column, Drawing, Section, Table
 from bsmodel.pages.writing import document, head, require_charts
 
 if TYPE_CHECKING:
+    from bsmodel.pages.batches import MEMORY, SECONDS, memory, step_seconds, throughput
     from bsmodel.pages.drawing import HOVER, Spec, framed, still, told
 
 __all__ = (
     "CHOSEN",
     "HOVER",
     "KINDS",
+    "MEMORY",
+    "SECONDS",
     "UNKNOWN",
     "Choice",
     "Column",
@@ -29,19 +32,23 @@ __all__ = (
     "document",
     "framed",
     "head",
+    "memory",
     "number",
     "of_page",
     "of_picture",
     "require_charts",
     "short",
+    "step_seconds",
     "still",
+    "throughput",
     "told",
 )
 
-_DRAWING = ("HOVER", "Spec", "framed", "still", "told")
+_HOMES = dict.fromkeys(("MEMORY", "SECONDS", "memory", "step_seconds", "throughput"), "batches")
+_HOMES |= dict.fromkeys(("HOVER", "Spec", "framed", "still", "told"), "drawing")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _DRAWING:  # what needs altair is imported when it is asked for
-        return getattr(importlib.import_module("bsmodel.pages.drawing"), name)
+    if name in _HOMES:  # what needs altair is imported when it is asked for
+        return getattr(importlib.import_module(f"bsmodel.pages.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'bsmodel.pages' has no attribute {name!r}")

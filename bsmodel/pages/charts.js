@@ -7,7 +7,8 @@ const choose = (group, batch, on) => {
   for (const [of, view] of views) if (of === group) view.signal("CHOSEN", on ? batch : 0).run();
   for (const line of group.querySelectorAll("tr[data-batch]")) line.classList.toggle("chosen", on && Number(line.dataset.batch) === batch);
   const said = group.querySelector(".said");
-  if (said) said.textContent = on ? chosen.dataset.said : "";
+  if (said) said.dataset.asks ??= said.textContent;
+  if (said) said.textContent = on ? chosen.dataset.said : said.dataset.asks;
 };
 for (const [name, spec] of Object.entries(charts)) {
   const figure = document.getElementById(name), live = figure.querySelector(".live"), still = figure.querySelector(".still"), group = groupOf(figure);

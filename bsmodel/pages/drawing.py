@@ -6,12 +6,14 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import altair as alt
 import vl_convert
+from altair.utils.schemapi import debug_mode
 
 from bsmodel.pages.looks import CHOSEN, Look
 from bsmodel.recording import cache_folder, keep
@@ -24,6 +26,8 @@ _FORMATS = {"batch": ",d", "step": ",d", "steps": ",.4~r", "samples": ",.6~r", "
 _TEXT = ("status", "by", "what")
 
 Spec = dict[str, Any]
+Rows = list[dict[str, Any]]
+quick = debug_mode(False)  # decorates what draws: altair's checks take longer than all else, and tests make them
 
 
 def told(*names: str, **titled: str) -> list[alt.Tooltip]:
@@ -35,16 +39,24 @@ def told(*names: str, **titled: str) -> list[alt.Tooltip]:
     ]
 
 
-def framed(layers: Sequence[Any], look: Look, description: str, rows: Sequence[dict[str, Any]] | None = None) -> Spec:
-    """The layers as one chart; `rows` are data of those that have none of their own, kept once."""
-    chart = alt.layer(*layers) if rows is None else alt.layer(*layers, data=alt.NamedData(name="rows"))
-    axis = alt.AxisConfig(labelColor=look.soft, titleColor=look.ink, gridColor=look.grid, domainColor=look.soft, tickColor=look.soft)
-    axis = alt.AxisConfig(**axis.to_dict(), titleFontWeight=600, labelFontSize=12, titleFontSize=12)
-    chart = chart.add_params(alt.param(name=CHOSEN, value=0)).properties(width=WIDTH, height=HEIGHT, description=description)
-    background = look.page if look.legend else "transparent"
-    chart = chart.configure(background=background, font="system-ui, sans-serif", axis=axis, mark=alt.MarkConfig(aria=False), padding=4)
-    chart = chart.configure_view(stroke=None).configure_text(fontSize=12).configure_legend(labelColor=look.ink, titleColor=look.ink, labelFontSize=12)
-    return chart.to_dict() if rows is None else {**chart.to_dict(), "datasets": {"rows": list(rows)}}
+def framed(layers: Sequence[Any], look: Look, description: str, rows: Rows | None = None, named: Mapping[str, Rows] = MappingProxyType({})) -> Spec:
+    """The layers as one chart; `rows` are data of those that have none of their own, `named` what others name: altair copies neither."""
+    axis = {"labelColor": look.soft, "titleColor": look.ink, "gridColor": look.grid, "domainColor": look.soft, "tickColor": look.soft}
+    config = {
+        "axis": axis | {"titleFontWeight": 600, "labelFontSize": 12, "titleFontSize": 12},
+        "background": look.page if look.legend else "transparent",
+        "font": "system-ui, sans-serif",
+        "legend": {"labelColor": look.ink, "titleColor": look.ink, "labelFontSize": 12},
+        "mark": {"aria": False},
+        "padding": 4,
+        "text": {"fontSize": 12},
+        "view": {"stroke": None},
+    }
+    given: dict[str, Any] = {} if rows is None else {"data": alt.NamedData(name="rows")}  # all at once: each change would copy the chart
+    chart = alt.layer(*layers, **given, width=WIDTH, height=HEIGHT, description=description, config=config)
+    sets = ({} if rows is None else {"rows": rows}) | {**named}
+    found = {**chart.to_dict(validate=False), "params": [{"name": CHOSEN, "value": 0}]}
+    return {**found, "datasets": sets} if sets else found
 
 
 def still(spec: Spec) -> str:

@@ -19,6 +19,7 @@ _JOINED = "\u00a0["  # a unit stays with what it is of
 _WRONG = ("out of memory", "diverged")
 # What a browser is told to allow: no address is asked for anything.
 _SAFE = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+_ASK = "Choose a batch, here or in a chart: it is marked, and its numbers stand here."
 _WITHOUT = "<noscript><p>The charts of this page need its script, which is not allowed to run here; the tables have their numbers.</p></noscript>"
 
 
@@ -92,7 +93,8 @@ def _section(part: Section, stills: bool) -> str:
     drawings = "".join(_figure(drawing, stills) for drawing in part.drawings)
     table = "" if part.table is None else _table(part.table)
     beside, below = (table, "") if len(part.drawings) == 1 else ("", table)
-    charts = f'{_legend(part.choices)}<div class="charts">{drawings}{beside}</div>' if drawings else ""
+    wide = " three" if len(part.drawings) == 3 else ""
+    charts = f'{_legend(part.choices)}<div class="charts{wide}">{drawings}{beside}</div>' if drawings else ""
     return f"<section{' data-group' if part.alone else ''}><h2>{escape(part.title)}</h2>{said}{charts}{below}</section>"
 
 
@@ -100,7 +102,7 @@ def _legend(choices: Sequence[Choice]) -> str:
     """Buttons that show one batch in the charts; without a script they only name its colour."""
     if not choices:
         return ""
-    line = '<p class="said" aria-live="polite"></p>' if any(choice.said for choice in choices) else ""
+    line = f'<p class="said" aria-live="polite">{_ASK}</p>' if any(choice.said for choice in choices) else ""
     inside = f"<span>Batch</span>{''.join(map(_button, choices))}"
     return f'<div class="legend" role="group" aria-label="Show one batch in all charts">{inside}</div>{line}'
 
