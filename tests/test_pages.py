@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import bsmodel
 from bsmodel.command import main, plan
 from bsmodel.command.plan_page import Drawn, accumulation, page
-from bsmodel.pages import Choice, Column, Drawing, Section, Table, as_csv, document
+from bsmodel.pages import Choice, Column, Drawing, Offer, Section, Table, as_csv, document, frontier
 from bsmodel.recording import cache_folder
 from bsmodel.studies import Goal, study
 from bsmodel.timing import step_time
@@ -236,6 +238,48 @@ def test_what_is_not_installed_is_named_in_one_line(monkeypatch, capsys):
 
     assert main(["plan", MINE, "--html", "plan.html"]) == 2
     assert capsys.readouterr().err == 'bsmodel: a page needs altair, which is not installed; pip install "bsmodel[page]"\n'
+
+
+# -- a comparison --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """The page of a comparison, as the command writes it."""
+    path = tmp_path_factory.mktemp("pages") / "compare.html"
+    cards = ("--gpu", "a100-40gb", "--gpu", "rtx-3070-8gb", "--gpu", "l4-24gb", "--gpu", "rtx-4080-16gb", "--gpu", "t4-16gb")
+    assert main(["compare", MINE, "--cache", *RUN[:-2], *cards, "--precision", "bf16-mixed", "--devices", "1,4", "--html", str(path)]) == 0
+    return path.read_text()
+
+
+@given(st.lists(st.builds(Offer, st.just("x"), st.just("alone"), st.floats(0.1, 9), st.floats(0.1, 9)), max_size=9))
+def test_no_offer_beats_one_of_the_frontier_and_one_of_it_is_no_worse_than_each(offers):
+    best = frontier(offers)
+
+    assert not any(other.hours <= one.hours and other.usd <= one.usd and (other.hours, other.usd) != (one.hours, one.usd) for one in best for other in offers)
+    assert all(any(one.hours <= other.hours and one.usd <= other.usd for one in best) for other in offers)
+
+
+def test_a_comparison_draws_what_has_a_price_and_says_what_has_none(compared):
+    (spec,) = specs(compared).values()
+    names = [row["name"] for row in spec["datasets"]["rows"]]
+    said = words(compared)
+
+    assert not Parts(compared).open
+    assert sorted(names) == sorted(f"{several}{card}" for several in ("", "4 × ") for card in ("a100-40gb", "rtx-3070-8gb", "l4-24gb"))
+    assert "Not drawn, without a time or a price: rtx-4080-16gb." in said
+    assert "t4-16gb" in said and "no bf16" in said
+    for row in spec["datasets"]["frontier"]:
+        assert f"{row['place']}. {row['name']}" in said
+
+
+def test_a_comparison_is_valid_small_and_its_tables_are_those_of_its_files(compared):
+    (spec,) = specs(compared).values()
+
+    assert alt.LayerChart.from_dict({field: value for field, value in spec.items() if field != "params"}, validate=True)
+    assert vl_convert.vegalite_to_svg(spec).startswith("<svg")
+    assert html_tables(compared) == [line for table in csv_tables(compared).values() for line in table]
+    assert len(compared.encode()) < 2e6
 
 
 # -- in a browser --------------------------------------------------------------------------------------------------------------------------

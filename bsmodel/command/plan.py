@@ -69,15 +69,14 @@ def run(options: argparse.Namespace) -> Answer:
 
 def _draw(recorded: Recorded, found: Iterable[tuple[Row, Gpu, Tape]], options: argparse.Namespace, notes: Sequence[str]) -> None:
     """Write the page."""
+    from bsmodel.command.page_tables import what_was_asked
     from bsmodel.command.plan_page import Drawn, page
 
     drawn = [Drawn(*each) for each in found]
-    named = (("Target batch", "target_batch"), ("Samples", "samples"), ("Epochs", "epochs"), ("Devices", "devices"))
-    asked = [(name, f"{value:,}".removesuffix(".0")) for name, field in named if (value := getattr(options, field)) is not None]
     fitting = [each.row for each in drawn if each.row.fits]
     said = [*_schedule(fitting[0], _several_rates(fitting)), *(f"Note: {advice}." for advice in fitting[0].advice)] if fitting else []
     said += [uncounted(missing(each.row for each in drawn)), *foot(recorded, tuple(notes))]
-    write_whole(options.html, page(recorded, drawn, asked, said).encode(), "the page")
+    write_whole(options.html, page(recorded, drawn, what_was_asked(options), said).encode(), "the page")
 
 
 def _text(recorded: Recorded, rows: Sequence[Row], notes: Notes) -> str:

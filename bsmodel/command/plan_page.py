@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from bsmodel.command.page_tables import written
 from bsmodel.command.plan import plan_cells
-from bsmodel.command.terminal import Cell
 from bsmodel.command.wording import money, seconds, split, time_cells, title
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.memory import LARGEST, Peak, on_devices, predict
-from bsmodel.pages import Choice, Column, Drawing, Section, Table, document, head, of_page
+from bsmodel.pages import Choice, Drawing, Section, document, head, of_page
 from bsmodel.planning import Split
 from bsmodel.studies import Recorded, Row
 from bsmodel.tape import Tape
@@ -40,10 +40,10 @@ def page(recorded: Recorded, found: Sequence[Drawn], asked: Sequence[tuple[str, 
     """The plans as one HTML page; `asked` is what was asked, by name, and `said` what the text says below its tables."""
     rows = [each.row for each in found]
     fitting = [row for row in rows if row.fits]
-    parts = [Section("Plans", (), table=_table("plans", "What fits on each GPU, and how the target is reached.", *plan_cells(rows)))]
+    parts = [Section("Plans", (), table=written("plans", "What fits on each GPU, and how the target is reached.", *plan_cells(rows)))]
     if fitting:
         caption = "Seconds, throughput and money of each plan; the knee is the smallest micro-batch with nine tenths of the best throughput."
-        parts.append(Section("Time and money", _prices(fitting), table=_table("times", caption, *time_cells(fitting))))
+        parts.append(Section("Time and money", _prices(fitting), table=written("times", caption, *time_cells(fitting))))
     parts += [*(_of_gpu(place, each) for place, each in enumerate(found)), _closed_forms(rows)]
     top = head(("What fits", [_finding(row) for row in rows]), ("What was asked", [("Model", title(recorded)), *asked]), said)
     return document(f"Plan of {recorded.name}", top, parts)
@@ -73,12 +73,6 @@ def _prices(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(sorted({f"Price of {row.gpu}: {row.timing.price.source}." for row in rows if row.timing and row.timing.price}))
 
 
-def _table(name: str, caption: str, columns: Sequence[tuple[str, str]], lines: Sequence[Sequence[Cell]]) -> Table:
-    """A table of the text as one of the page."""
-    cells = [tuple(str(line[place]) for line in lines) for place in range(len(columns))]
-    return Table(name, caption, tuple(Column(heading, own, side == "right") for (heading, side), own in zip(columns, cells, strict=True)))
-
-
 def _closed_forms(rows: Sequence[Row]) -> Section:
     """Every polynomial of every closed form, with the moment it belongs to."""
     lines = [
@@ -90,7 +84,7 @@ def _closed_forms(rows: Sequence[Row]) -> Section:
     columns = (("GPU", ""), ("fixed", "right"), ("a sample", "right"), ("a pair of samples", "right"), ("moment", ""))
     said = "Bytes that are requested at micro-batch b: the largest, over all moments, of what is fixed, plus b times what a sample takes,"
     caption = "The moments that decide at some micro-batch, each with its polynomial."
-    return Section("Closed form", (said, "plus b (b - 1) / 2 times what a pair takes."), table=_table("closed-form", caption, columns, lines))
+    return Section("Closed form", (said, "plus b (b - 1) / 2 times what a pair takes."), table=written("closed-form", caption, columns, lines))
 
 
 # -- of a GPU ------------------------------------------------------------------------------------------------------------------------------

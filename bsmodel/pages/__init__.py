@@ -7,12 +7,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from bsmodel.pages.looks import CHOSEN, KINDS, Look, of_page, of_picture
+from bsmodel.pages.offers import Offer, frontier
 from bsmodel.pages.parts import UNKNOWN, Choice, Column, Drawing, Section, Table, as_csv, number, short
 from bsmodel.pages.writing import document, head, require_charts
 
 if TYPE_CHECKING:
     from bsmodel.pages.batches import MEMORY, SECONDS, memory, step_seconds, throughput
     from bsmodel.pages.drawing import HOVER, Spec, framed, still, told
+    from bsmodel.pages.renting import costs
 
 __all__ = (
     "CHOSEN",
@@ -25,12 +27,15 @@ __all__ = (
     "Column",
     "Drawing",
     "Look",
+    "Offer",
     "Section",
     "Spec",
     "Table",
     "as_csv",
+    "costs",
     "document",
     "framed",
+    "frontier",
     "head",
     "memory",
     "number",
@@ -45,6 +50,7 @@ __all__ = (
 )
 
 _HOMES = dict.fromkeys(("MEMORY", "SECONDS", "memory", "step_seconds", "throughput"), "batches")
+_HOMES["costs"] = "renting"
 _HOMES |= dict.fromkeys(("HOVER", "Spec", "framed", "still", "told"), "drawing")
 
 
