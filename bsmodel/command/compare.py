@@ -14,7 +14,9 @@ from bsmodel.command.terminal import Part, render, table
 from bsmodel.command.watching import until_a_defect, watching
 from bsmodel.command.wording import amount, money, seconds, split, title, waiting
 from bsmodel.errors import InvalidInputError, UnknownNameError
+from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu
+from bsmodel.pages import require_charts
 from bsmodel.parallel import KINDS
 from bsmodel.planning import EVENLY
 from bsmodel.studies import Recorded, Row, Study, study
@@ -26,10 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_recipe(parser, several_devices=True)
     arguments.add_recording(parser)
     arguments.add_run(parser)
+    parser.add_argument("--html", metavar="FILE", help="write the ranking as a page with a chart of cost against hours (default: none)")
 
 
 def run(options: argparse.Namespace) -> Answer:
     """The GPUs that have a plan, cheapest first, and why the others have none; raises `InvalidInputError` where none can be answered for."""
+    if options.html:
+        require_charts()
+        require_writable(options.html, "the page")  # not found out after the work
     ways = _ways(options)
     asked, *_ = map(arguments.asked, ways)  # recordings in a file must be of every way
     gpus, notes = arguments.gpus_asked(options, asked) if options.gpu else _all(options)
@@ -42,8 +48,19 @@ def run(options: argparse.Namespace) -> Answer:
         raise InvalidInputError(verdicts.pop() if len(verdicts) == 1 else _together(left_out))
     recorded = together(answered)
     notes = [*notes, *([EVENLY] if any(row.devices > 1 for row in found.plans) else [])]
+    if options.html:
+        _draw(recorded, found, left_out, options, notes)
     document = CompareDocument(command="compare", notes=tuple(notes), workload=recorded, gpus=found.plans, left_out=left_out)
     return Answer(document, _text(recorded, found, left_out, tuple(notes)), fits=bool(found.plans))
+
+
+def _draw(recorded: Recorded, found: Study, left_out: Mapping[str, str], options: argparse.Namespace, notes: Sequence[str]) -> None:
+    """Write the page."""
+    from bsmodel.command.compare_page import page
+    from bsmodel.command.page_tables import what_was_asked
+
+    said = [*_priced(found.plans), *foot(recorded, tuple(notes))]
+    write_whole(options.html, page(recorded, found.plans, left_out, what_was_asked(options), said).encode(), "the page")
 
 
 def _left_out(found: Study) -> dict[str, str]:
@@ -53,7 +70,7 @@ def _left_out(found: Study) -> dict[str, str]:
     ways: dict[tuple[str, str], list[Row]] = {}
     for row in found.rows:
         if row.gpu in fitting and not row.fits:
-            ways.setdefault((row.gpu, _way(row)), []).append(row)
+            ways.setdefault((row.gpu, way_of(row)), []).append(row)
     for (gpu, way), rows in ways.items():
         shared = f", {way} over {', '.join(str(row.devices) for row in rows)}" if way != "-" else " alone"
         reasons[f"{gpu}{shared}"] = _reason(rows[-1]).partition(";")[0]
@@ -108,36 +125,44 @@ def _reason(row: Row) -> str:
 
 def _text(recorded: Recorded, found: Study, left_out: Mapping[str, str], notes: Notes) -> str:
     rows = found.plans
-    priced = sorted({row.timing.price.source for row in rows if row.timing and row.timing.price})
-    parts: list[Part] = [title(recorded), "", *([_table(rows), ""] if rows else [])]
-    parts += [f"Prices, on demand and per card: {'; '.join(priced)}.", ""] if priced else []
+    columns, lines = compare_cells(rows)
+    shown = table(*columns, rows=lines, repeated=3 if any(row.devices > 1 for row in rows) else 2)
+    parts: list[Part] = [title(recorded), "", *([shown, ""] if rows else [])]
+    parts += [part for line in _priced(rows) for part in (line, "")]
     return render(*parts, *(f"{name} {reason}" for name, reason in left_out.items()), *([""] if left_out else []), *foot(recorded, notes))
 
 
-def _table(rows: Sequence[Row]) -> Part:
+def _priced(rows: Sequence[Row]) -> list[str]:
+    """A line that says whose prices they are, where there are any."""
+    sources = sorted({row.timing.price.source for row in rows if row.timing and row.timing.price})
+    return [f"Prices, on demand and per card: {'; '.join(sources)}."] if sources else []
+
+
+def compare_cells(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list[str]]]:
+    """Columns, and a line for each plan, in their order."""
     by_time = sorted((row for row in rows if row.timing), key=lambda row: -row.timing.samples_per_s if row.timing else 0.0)
     places = {id(row): str(place) for place, row in enumerate(by_time, 1)}
     shared = any(row.devices > 1 for row in rows)
     right = ("step", "samples per s", "MFU", *(["waiting"] if shared else []), "by time", "hours", "USD per million", "cost")
-    columns = (
+    columns = [
         ("by cost", "right"),
         ("GPU", ""),
         *([("shared by", "")] if shared else []),
         ("micro x accumulation x devices", ""),
         *((heading, "right") for heading in right),
-    )
-    return table(*columns, rows=[[str(rank), *_cells(row, places, shared)] for rank, row in enumerate(rows, 1)], repeated=3 if shared else 2)
+    ]
+    return columns, [[str(rank), *_cells(row, places, shared)] for rank, row in enumerate(rows, 1)]
 
 
 def _cells(row: Row, places: Mapping[int, str], shared: bool) -> list[str]:
-    timing, head = row.timing, [row.gpu, *([_way(row)] if shared else []), split(row)]
+    timing, head = row.timing, [row.gpu, *([way_of(row)] if shared else []), split(row)]
     if timing is None:
         return [*head, f"unknown: {row.untimed}", *["-"] * (7 if shared else 6)]
     times = [seconds(timing.step.seconds), f"{timing.samples_per_s:,.1f}", f"{timing.mfu:.0%}", *([waiting(timing.step)] if shared else []), places[id(row)]]
     return [*head, *times, amount(timing.hours), amount(timing.usd_per_million), money(row)]
 
 
-def _way(row: Row) -> str:
+def way_of(row: Row) -> str:
     """How the devices of a row share the work."""
     parallel = row.recipe.get("parallel")
     return parallel["kind"] if parallel else "ddp" if row.devices > 1 else "-"

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from bsmodel.command import arguments, lengths
 from bsmodel.command.asked import foot, of_other_versions, together
@@ -14,8 +14,14 @@ from bsmodel.command.terminal import Cell, Part, render, table, verdict
 from bsmodel.command.watching import until_a_defect, watching
 from bsmodel.command.wording import closed_form, missing, no_plan, reserved_of, short, split, time_table, title, uncounted
 from bsmodel.errors import InvalidInputError
+from bsmodel.files import require_writable, write_whole
+from bsmodel.hardware import Gpu
 from bsmodel.memory import Footprint
+from bsmodel.pages import require_charts
+from bsmodel.recording import kept_as
 from bsmodel.studies import Recorded, Row, study
+from bsmodel.tape import Tape
+from bsmodel.workloads import Source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,19 +33,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "a file with the tokens of each sample, one number a line: batches padded to their longest; or MEAN:LONGEST (default: all samples are alike)"
     parser.add_argument("--lengths", metavar="FILE", help=text)
     parser.add_argument("--base-lr", type=arguments.amount, metavar="LR", help="a learning rate that works (default: the published one of a named model)")
+    parser.add_argument("--html", metavar="FILE", help="write the plans as a page with charts (default: none)")
     parser.add_argument("--base-batch", type=arguments.positive, metavar="N", help="the effective batch it works at (default: with --base-lr, 256)")
 
 
 def run(options: argparse.Namespace) -> Answer:
     """A plan for each GPU; raises `InvalidInputError` where one of them cannot be answered for."""
-    if options.lengths is not None:
-        return lengths.of_a_file(options)
-    if any(isinstance(getattr(options, name), tuple) for name in lengths.LONG):
-        return lengths.answer(options)
+    of_lengths = options.lengths is not None or any(isinstance(getattr(options, name), tuple) for name in lengths.LONG)
+    if options.html:
+        if of_lengths:
+            raise InvalidInputError("--html draws samples of one length; give one, and no --lengths")
+        require_charts()
+        require_writable(options.html, "the page")  # not found out after the work
+    if of_lengths:
+        return lengths.of_a_file(options) if options.lengths is not None else lengths.answer(options)
     found = arguments.asked(options)
     gpus, notes = arguments.gpus_asked(options, found)
-    goals = (arguments.goal(options, gpus, ladder=options.json),)
+    goals = (arguments.goal(options, gpus, ladder=options.json or bool(options.html)),)
     found, notes = arguments.saved(found, options, gpus), [*notes, *of_other_versions(found)]
+    tapes = arguments.tapes_for(found, options, gpus) if options.html else []
+    if options.html and isinstance(found, Source) and kept_as(found, {}, options.cache) is None:
+        found = tuple(tapes)  # which nobody keeps: they are not recorded twice
     with watching() as watch, arguments.hands([found]) as executor:
         changes = [arguments.changes_of(found, options)]
         rows = study([found], changes, gpus, [options.devices], goals, executor=executor, caching=options.cache, watch=until_a_defect(watch)).rows
@@ -47,12 +61,27 @@ def run(options: argparse.Namespace) -> Answer:
         if row.status == "refused":
             raise InvalidInputError(row.verdict)
     recorded = together(row.recorded for row in rows)
+    if options.html:
+        _draw(recorded, zip(rows, gpus, tapes, strict=True), options, notes)
     document = PlanDocument(command="plan", notes=tuple(notes), workload=recorded, gpus=rows, uncounted=missing(rows))
     return Answer(document, _text(recorded, rows, tuple(notes)), fits=any(row.fits for row in rows))
 
 
+def _draw(recorded: Recorded, found: Iterable[tuple[Row, Gpu, Tape]], options: argparse.Namespace, notes: Sequence[str]) -> None:
+    """Write the page."""
+    from bsmodel.command.page_tables import what_was_asked
+    from bsmodel.command.plan_page import Drawn, page
+
+    drawn = [Drawn(*each) for each in found]
+    fitting = [each.row for each in drawn if each.row.fits]
+    said = [*_schedule(fitting[0], _several_rates(fitting)), *(f"Note: {advice}." for advice in fitting[0].advice)] if fitting else []
+    said += [uncounted(missing(each.row for each in drawn)), *foot(recorded, tuple(notes))]
+    write_whole(options.html, page(recorded, drawn, what_was_asked(options), said).encode(), "the page")
+
+
 def _text(recorded: Recorded, rows: Sequence[Row], notes: Notes) -> str:
-    parts: list[Part] = [title(recorded), "", _table(rows), ""]
+    columns, lines = plan_cells(rows)
+    parts: list[Part] = [title(recorded), "", table(*columns, rows=lines), ""]
     for row in rows:
         parts += [] if row.fits else [row.verdict, ""]
     fitting = [row for row in rows if row.fits]
@@ -71,10 +100,10 @@ def _forms(rows: Sequence[Row]) -> list[tuple[str, Footprint]]:
     return [(", ".join(row.gpu for row in same), same[0].closed_form) for same in groups.values() if same[0].closed_form]
 
 
-def _table(rows: Sequence[Row]) -> Part:
-    """One line per GPU: the largest micro-batch, what binds it, its memory, and the split for the target."""
+def plan_cells(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list[Cell]]]:
+    """Columns, and a line per GPU: the largest micro-batch, what binds it, its memory, and the split for the target."""
     several = _several_rates(rows)  # one for all is said below
-    columns = (
+    columns = [
         ("GPU", ""),
         ("largest", "right"),
         ("2^k", "right"),
@@ -82,9 +111,9 @@ def _table(rows: Sequence[Row]) -> Part:
         ("GiB reserved of usable", "right"),
         ("micro x accumulation x devices", ""),
         ("room", ""),
-        *((("learning rate", "right"),) if several else ()),
-    )
-    return table(*columns, rows=[_cells(row)[: len(columns)] for row in rows])
+        *([("learning rate", "right")] if several else []),
+    ]
+    return columns, [_cells(row)[: len(columns)] for row in rows]
 
 
 def _several_rates(rows: Sequence[Row]) -> bool:
@@ -107,8 +136,8 @@ def _cells(row: Row) -> list[Cell]:
     ]
 
 
-def _schedule(row: Row, several: bool) -> list[Part]:
-    parts: list[Part] = []
+def _schedule(row: Row, several: bool) -> list[str]:
+    parts: list[str] = []
     if row.learning_rate is not None:
         parts.append(f"Learning rate {'' if several else f'{row.learning_rate:.3g} '}by the {row.learning_rate_rule} rule for the effective batch.")
     if row.steps_per_epoch is not None:

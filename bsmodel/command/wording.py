@@ -114,12 +114,18 @@ def waiting(step: StepTime[int, float]) -> str:
 
 def time_table(rows: Sequence[Row]) -> list[Part]:
     """One line per GPU: step time, throughput and utilisation of the plan, the knee, hours and money."""
+    columns, lines = time_cells(rows)
+    prices = sorted({f"{row.gpu}: {row.timing.price.source}" for row in rows if row.timing and row.timing.price})
+    return [table(*columns, rows=lines), *([""] if prices else []), *(f"Price of {price}." for price in prices)]
+
+
+def time_cells(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list[Cell]]]:
+    """The columns of `time_table`, and its lines."""
     several = any(row.devices > 1 for row in rows)
     last = ("bound by", "knee / fastest batch", "h per epoch", "h in all", "cost")
     headings = ("samples per s", "MFU", *(["waiting"] if several else []), *last)
-    columns = (("GPU", ""), ("step", ""), *((heading, "" if heading == "bound by" else "right") for heading in headings))
-    prices = sorted({f"{row.gpu}: {row.timing.price.source}" for row in rows if row.timing and row.timing.price})
-    return [table(*columns, rows=[_time_cells(row, several) for row in rows]), *([""] if prices else []), *(f"Price of {price}." for price in prices)]
+    columns = [("GPU", ""), ("step", ""), *((heading, "" if heading == "bound by" else "right") for heading in headings)]
+    return columns, [[*_time_cells(row, several)] for row in rows]
 
 
 def _time_cells(row: Row, several: bool) -> list[str]:

@@ -8,17 +8,12 @@ from typing import Any
 
 import altair as alt
 
+from bsmodel.pages import CHOSEN, HOVER, Look, Spec, framed, number, told
 from bsmodel.trials import drawn
-from bsmodel.trials.drawn import Rows, number
-from bsmodel.trials.looks import CHOSEN, Look
+from bsmodel.trials.drawn import Rows
 from bsmodel.trials.results import Recommendation, Trial
 
-WIDTH, HEIGHT = 560, 330  # [px], where nothing says how wide the page is
-HOVER = "hover"  # the layer that only tells numbers, which a chart that stands still can do without
 _SHAPES = {"reached": "circle", "finished": "square", "stopped": "diamond", "diverged": "triangle-up", "out of memory": "triangle-down"}
-VERSION = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
-
-Spec = dict[str, Any]
 
 _FIT = 8  # times beyond the batches that were tried up to which a critical batch is drawn
 _HIGHLIGHT = f"{CHOSEN} == 0 || datum.batch == {CHOSEN}"
@@ -37,23 +32,23 @@ def loss(trial: Trial, against: str, look: Look) -> Spec:
     scale = alt.Scale(type="log", nice=False) if low > 0 and high / low > 20 else alt.Scale(zero=False, padding=12)
     x = _course(rows, against)
     y, colour = alt.Y("loss:Q", title="loss").scale(scale), _of_batch(trial, look)
-    told = _told("batch", "step", "samples", "seconds", "loss", low="least of the seeds", high="most of the seeds")
+    numbers = told("batch", "step", "samples", "seconds", "loss", low="least of the seeds", high="most of the seeds")
     base = alt.Chart().encode(x=x, color=colour)
     layers: list[Any] = [
         base.mark_area(aria=False).encode(y=alt.Y("low:Q", title="loss").scale(scale), y2="high:Q", opacity=_faded(0.2, 0.03)),
         base.mark_line(strokeWidth=2).encode(y=y, opacity=_faded()),
     ]
     if validated:
-        dashed = alt.Chart(alt.Data(values=validated)).encode(x=x, y=y, color=colour, opacity=_faded(), tooltip=told)
+        dashed = alt.Chart(alt.Data(values=validated)).encode(x=x, y=y, color=colour, opacity=_faded(), tooltip=numbers)
         layers.append(dashed.mark_line(strokeDash=[5, 3], strokeWidth=1.5, point=alt.OverlayMarkDef(size=24, filled=True)))
     if trial.target_loss is not None:
         layers += _target(trial.target_loss, look, scale)
-    layers.append(base.mark_circle(size=70, opacity=0).encode(y=y, tooltip=told).properties(name=HOVER))
+    layers.append(base.mark_circle(size=70, opacity=0).encode(y=y, tooltip=numbers).properties(name=HOVER))
     shape = alt.Shape("status:N", legend=None).scale(domain=list(_SHAPES), range=list(_SHAPES.values()))
     points = alt.Chart(alt.Data(values=ended)).mark_point(filled=True, size=60, stroke=look.page, strokeWidth=1)
-    told = _told("batch", "seed", "status", "step", "samples", "seconds", "loss")
-    layers.append(points.encode(x=x, y=y, color=colour, shape=shape, opacity=_faded(), tooltip=told))
-    return _framed(layers, look, f"Smoothed loss of each batch against {against} of training", rows)
+    numbers = told("batch", "seed", "status", "step", "samples", "seconds", "loss")
+    layers.append(points.encode(x=x, y=y, color=colour, shape=shape, opacity=_faded(), tooltip=numbers))
+    return framed(layers, look, f"Smoothed loss of each batch against {against} of training", rows)
 
 
 def _course(rows: Rows, against: str) -> alt.X:
@@ -77,16 +72,16 @@ def to_target(trial: Trial, of: str, look: Look) -> Spec:
     x, y = _batches(trial, critical(trial)), alt.Y(f"{of}:Q", title=f"{'optimizer steps' if of == 'steps' else of} to the target")
     y = y.scale(type="log", nice=False, padding=12).axis(format="~s")
     runs = alt.Chart(alt.Data(values=drawn.to_target(trial))).mark_point(filled=True, size=70, stroke=look.page, strokeWidth=1)
-    points = runs.encode(x=x, y=y, color=_of_batch(trial, look), opacity=_faded(), tooltip=_told("batch", "seed", "steps", "samples", "seconds"))
+    points = runs.encode(x=x, y=y, color=_of_batch(trial, look), opacity=_faded(), tooltip=told("batch", "seed", "steps", "samples", "seconds"))
     layers: list[Any] = []
     if trial.law is not None:
         line = alt.Chart(alt.Data(values=drawn.law(trial))).mark_line(color=look.soft, strokeWidth=2)
-        layers.append(line.encode(x=x, y=y, tooltip=_told("batch", "steps", "samples")))
+        layers.append(line.encode(x=x, y=y, tooltip=told("batch", "steps", "samples")))
     if (near := critical(trial)) is not None:
         at = alt.Chart(alt.Data(values=[{"batch": near, "label": f"critical batch {number(near)}"}])).encode(x=x)
         layers.append(at.mark_rule(strokeDash=[6, 4], color=look.ink))
         layers.append(at.mark_text(baseline="bottom", dy=-3, color=look.ink, align=_side(trial, near)).encode(y=alt.value(0), text="label:N"))
-    return _framed([*layers, points], look, f"{of.capitalize()} to the target loss against the batch, on logarithmic axes")
+    return framed([*layers, points], look, f"{of.capitalize()} to the target loss against the batch, on logarithmic axes")
 
 
 def critical(trial: Trial) -> float | None:
@@ -112,16 +107,16 @@ def costs(trial: Trial, found: Sequence[Recommendation], of: str, look: Look) ->
     )
     series = list(dict.fromkeys(map(drawn.way, found)))
     colour = alt.Color("by:N", legend=None).scale(domain=series, range=[look.kinds[place % len(look.kinds)] for place in range(len(series))])
-    told = _told("batch", "by", "steps", cost=unit)
-    base, chosen = (alt.Chart(alt.Data(values=kept)).encode(x=x, y=y, color=colour, tooltip=told) for kept in (rows, [row for row in rows if row["chosen"]]))
+    numbers = told("batch", "by", "steps", cost=unit)
+    base, chosen = (alt.Chart(alt.Data(values=kept)).encode(x=x, y=y, color=colour, tooltip=numbers) for kept in (rows, [row for row in rows if row["chosen"]]))
     layers: list[Any] = [base.mark_line(strokeWidth=2), base.mark_point(filled=True, size=45)]
     if any(row["chosen"] for row in rows):
         layers.append(chosen.mark_point(size=260, strokeWidth=2.5))
     if of == "seconds" and (measured := drawn.measured_seconds(trial)) and trial.law is not None:
-        seen = alt.Chart(alt.Data(values=measured)).encode(x=x, tooltip=_told("batch", cost="measured seconds", low="least", high="most"))
+        seen = alt.Chart(alt.Data(values=measured)).encode(x=x, tooltip=told("batch", cost="measured seconds", low="least", high="most"))
         layers.append(seen.mark_rule(color=look.ink).encode(y=alt.Y("low:Q"), y2="high:Q"))
         layers.append(seen.mark_point(shape="diamond", size=50, color=look.ink, fill=look.page, opacity=1).encode(y=y))
-    return _framed(layers, look, f"{unit.capitalize()} against the batch, on logarithmic axes; the recommended batch is marked")
+    return framed(layers, look, f"{unit.capitalize()} against the batch, on logarithmic axes; the recommended batch is marked")
 
 
 # -- predicted and measured ----------------------------------------------------------------------------------------------------------------
@@ -133,12 +128,12 @@ def predicted(trial: Trial, rows: Rows, title: str, look: Look) -> Spec:
     colour = alt.Color("what:N", legend=None).scale(domain=what, range=list(look.kinds[: len(what)]))
     low, high = _extent([row[name] for row in rows for name in ("predicted", "measured")])
     scale = alt.Scale(type="log", nice=True) if high / low > 20 else alt.Scale(zero=False, padding=14)
-    told = [*_told("batch", "what", "predicted", "measured"), alt.Tooltip("error:Q", format="+.2%")]
-    base = alt.Chart(alt.Data(values=rows)).encode(x=_batches(trial), color=colour, tooltip=told)
+    numbers = [*told("batch", "what", "predicted", "measured"), alt.Tooltip("error:Q", format="+.2%")]
+    base = alt.Chart(alt.Data(values=rows)).encode(x=_batches(trial), color=colour, tooltip=numbers)
     measured = base.encode(y=alt.Y("measured:Q", title=title).scale(scale).axis(format="~g"))
     ring = base.mark_point(size=190, strokeWidth=2).encode(y=alt.Y("predicted:Q", title=title).scale(scale))
     layers = [measured.mark_line(strokeWidth=1, opacity=0.5), measured.mark_point(filled=True, size=55), ring]
-    return _framed(layers, look, f"{title}, predicted and measured, of each batch")
+    return framed(layers, look, f"{title}, predicted and measured, of each batch")
 
 
 # -- noise scale ---------------------------------------------------------------------------------------------------------------------------
@@ -147,23 +142,23 @@ def predicted(trial: Trial, rows: Rows, title: str, look: Look) -> Spec:
 def noise(trial: Trial, look: Look) -> Spec:
     """The noise scale that each batch showed, with its interval; the critical batch by steps to the target where it is known."""
     rows, scale = drawn.noise(trial), alt.Scale(type="log", nice=False, padding=8)
-    base = alt.Chart(alt.Data(values=rows)).encode(x=_batches(trial), color=_of_batch(trial, look), opacity=_faded(), tooltip=[*_told("batch"), _interval()])
+    base = alt.Chart(alt.Data(values=rows)).encode(x=_batches(trial), color=_of_batch(trial, look), opacity=_faded(), tooltip=[*told("batch"), _interval()])
     layers: list[Any] = [base.mark_rule(strokeWidth=3).encode(y=_noise("low", scale), y2="high:Q")]
     layers += _dots(base, look, rows, [row for row in rows if row["endless"]], scale)
     if (near := critical(trial)) is not None:
         layers.append(alt.Chart(alt.Data(values=[{"samples": near}])).mark_rule(strokeDash=[6, 4], color=look.ink).encode(y=_noise("samples", scale)))
-    return _framed(layers, look, "Gradient noise scale of each batch with its interval, on logarithmic axes")
+    return framed(layers, look, "Gradient noise scale of each batch with its interval, on logarithmic axes")
 
 
 def noise_over(trial: Trial, look: Look) -> Spec:
     """The noise scale of each quarter of the runs, a line for each batch."""
     rows, scale = drawn.noise_over(trial), alt.Scale(type="log", nice=False, padding=8)
     share = alt.X("share:Q", title="share of the steps of a run").scale(domain=[0, 1]).axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
-    told = [*_told("batch"), alt.Tooltip("share:Q", format=".1%"), _interval()]
-    base = alt.Chart(alt.Data(values=rows)).encode(x=share, color=_of_batch(trial, look), opacity=_faded(), tooltip=told)
+    numbers = [*told("batch"), alt.Tooltip("share:Q", format=".1%"), _interval()]
+    base = alt.Chart(alt.Data(values=rows)).encode(x=share, color=_of_batch(trial, look), opacity=_faded(), tooltip=numbers)
     line = base.mark_line(strokeWidth=2).encode(y=_noise("samples", scale))
     layers = [line, *_dots(base, look, rows, [row for row in rows if row["samples"] is None], scale)]
-    return _framed(layers, look, "Gradient noise scale over the steps of a run")
+    return framed(layers, look, "Gradient noise scale over the steps of a run")
 
 
 def _dots(base: alt.Chart, look: Look, rows: Rows, endless: Rows, scale: Any) -> list[Any]:
@@ -209,29 +204,5 @@ def _faded(full: float = 1.0, faded: float = 0.12) -> Any:
     return alt.condition(_HIGHLIGHT, alt.value(full), alt.value(faded))
 
 
-_FORMATS = {"batch": ",d", "step": ",d", "steps": ",.4~r", "samples": ",.6~r", "seed": "d", "seconds": ",.4~r", "loss": ",.5~r"}
-_TEXT = ("status", "by", "what")
-
-
-def _told(*names: str, **titled: str) -> list[alt.Tooltip]:
-    given = {name: name for name in names} | titled
-    return [
-        alt.Tooltip(f"{name}:N", title=title) if name in _TEXT else alt.Tooltip(f"{name}:Q", title=title, format=_FORMATS.get(name, ",.4~r"))
-        for name, title in given.items()
-    ]
-
-
 def _extent(values: Sequence[float]) -> tuple[float, float]:
     return min(values), max(values)
-
-
-def _framed(layers: Sequence[Any], look: Look, description: str, rows: Rows | None = None) -> Spec:
-    """The layers as one chart; `rows` are data of those that have none of their own, kept once."""
-    chart = alt.layer(*layers) if rows is None else alt.layer(*layers, data=alt.NamedData(name="rows"))
-    axis = alt.AxisConfig(labelColor=look.soft, titleColor=look.ink, gridColor=look.grid, domainColor=look.soft, tickColor=look.soft)
-    axis = alt.AxisConfig(**axis.to_dict(), titleFontWeight=600, labelFontSize=12, titleFontSize=12)
-    chart = chart.add_params(alt.param(name=CHOSEN, value=0)).properties(width=WIDTH, height=HEIGHT, description=description)
-    background = look.page if look.legend else "transparent"
-    chart = chart.configure(background=background, font="system-ui, sans-serif", axis=axis, mark=alt.MarkConfig(aria=False), padding=4)
-    chart = chart.configure_view(stroke=None).configure_text(fontSize=12).configure_legend(labelColor=look.ink, titleColor=look.ink, labelFontSize=12)
-    return chart.to_dict() if rows is None else {**chart.to_dict(), "datasets": {"rows": rows}}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bsmodel.errors import InvalidInputError
+from bsmodel.pages import number, short
 from bsmodel.planning import NoiseScale
 from bsmodel.trials.curves import reached, smoothed, validated
 from bsmodel.trials.results import Recommendation, Spread, Trial
@@ -27,15 +28,6 @@ _BROKEN = ("diverged", "out of memory")
 
 
 # -- numbers as text -----------------------------------------------------------------------------------------------------------------------
-
-
-def number(value: float | None) -> str:
-    """Four digits; a dash where nothing is known."""
-    if value is None:
-        return "–"
-    if not math.isfinite(value):
-        return "∞" if value > 0 else "not a number"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def spread(found: Spread | None, unit: float = 1.0) -> str:
@@ -92,9 +84,9 @@ def ends(trial: Trial) -> Rows:
     for run in trial.runs:
         curve = smoothed(run, trial.window_samples) if run.updates else np.zeros(0)
         if len(drawable := np.flatnonzero(np.isfinite(curve) & (curve <= top))):  # one that diverges ends where it was last seen
-            last, loss = run.updates[drawable[-1]], _short(float(curve[drawable[-1]]))
+            last, loss = run.updates[drawable[-1]], short(float(curve[drawable[-1]]))
             row = {"batch": run.rung.batch, "seed": run.seed, "status": run.status, "step": last.step, "samples": last.samples}
-            rows.append(row | {"seconds": _short(last.seconds), "loss": loss})
+            rows.append(row | {"seconds": short(last.seconds), "loss": loss})
     return rows
 
 
@@ -140,7 +132,7 @@ def to_target(trial: Trial) -> Rows:
         return []
     found = [(run, reached(run, target, trial.window_samples)) for run in trial.runs]
     return [
-        {"batch": run.rung.batch, "seed": run.seed, "steps": update.step, "samples": update.samples, "seconds": _short(update.seconds)}
+        {"batch": run.rung.batch, "seed": run.seed, "steps": update.step, "samples": update.samples, "seconds": short(update.seconds)}
         for run, update in found
         if update is not None
     ]
@@ -153,13 +145,13 @@ def law(trial: Trial) -> Rows:
         return []
     grid = np.geomspace(min(batches), max(batches), _LAW_POINTS)
     found = zip(grid.tolist(), trial.law.steps(grid).tolist(), trial.law.samples(grid).tolist(), strict=True)
-    return [{"batch": _short(batch), "steps": _short(steps), "samples": _short(samples)} for batch, steps, samples in found]
+    return [{"batch": short(batch), "steps": short(steps), "samples": short(samples)} for batch, steps, samples in found]
 
 
 def costs(found: Sequence[Recommendation], of: str) -> Rows:
     """Seconds or US dollars (`of`) to the target at each batch, a series for each way of telling them."""
     return [
-        {"by": way(each), "batch": choice.batch, "steps": _short(choice.steps), "cost": _short(cost), "chosen": choice.batch == each.batch}
+        {"by": way(each), "batch": choice.batch, "steps": short(choice.steps), "cost": short(cost), "chosen": choice.batch == each.batch}
         for each in found
         for choice in each.choices
         if (cost := choice.seconds if of == "seconds" else choice.usd) is not None and 0 < cost < math.inf
@@ -174,7 +166,7 @@ def way(found: Recommendation) -> str:
 def measured_seconds(trial: Trial) -> Rows:
     """Seconds that each batch took to the target, over its seeds."""
     known = [(row.rung.batch, row.seconds_to_target) for row in trial.rows]
-    return [{"batch": batch, "cost": _short(found.mean), "low": _short(found.low), "high": _short(found.high)} for batch, found in known if found is not None]
+    return [{"batch": batch, "cost": short(found.mean), "low": short(found.low), "high": short(found.high)} for batch, found in known if found is not None]
 
 
 # -- predicted and measured ----------------------------------------------------------------------------------------------------------------
@@ -198,7 +190,7 @@ def step_seconds(trial: Trial) -> Rows:
 
 
 def _pair(predicted: float, measured: float) -> dict[str, Any]:
-    return {"predicted": _short(predicted), "measured": _short(measured), "error": _short(predicted / measured - 1)}
+    return {"predicted": short(predicted), "measured": short(measured), "error": short(predicted / measured - 1)}
 
 
 # -- noise scale ---------------------------------------------------------------------------------------------------------------------------
@@ -228,7 +220,7 @@ def _bounded(rows: Rows) -> Rows:
     if not known:
         return []
     least, top = min(known), 2 * max(known)
-    within: Callable[[float], float] = lambda value: _short(min(top, max(least, value)))  # noqa: E731
+    within: Callable[[float], float] = lambda value: short(min(top, max(least, value)))  # noqa: E731
     return [
         {name: value for name, value in row.items() if name != "found"}
         | {"samples": within(row["found"].samples) if math.isfinite(row["found"].samples) else None, "low": within(row["found"].low)}
@@ -238,16 +230,11 @@ def _bounded(rows: Rows) -> Rows:
 
 
 def _span(values: Any) -> dict[str, float]:
-    return {"loss": _short(float(values.mean())), "low": _short(float(values.min())), "high": _short(float(values.max()))}
+    return {"loss": short(float(values.mean())), "low": short(float(values.min())), "high": short(float(values.max()))}
 
 
 def _mean(values: Sequence[float]) -> float:
-    return _short(float(np.mean(values)))
-
-
-def _short(value: float) -> float:
-    """Six digits: no chart shows more."""
-    return float(f"{value:.6g}")
+    return short(float(np.mean(values)))
 
 
 def statuses(rows: Rows) -> Iterator[str]:

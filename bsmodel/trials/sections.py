@@ -5,38 +5,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
+from bsmodel.pages import KINDS, Drawing, Look, Section, number
 from bsmodel.trials import charts, drawn, tables
-from bsmodel.trials.drawn import number
-from bsmodel.trials.looks import KINDS, Look
 from bsmodel.trials.results import NEARLY, Recommendation, Trial
-from bsmodel.trials.tables import Table
 
 _SYMBOLS = {"reached": "● reached the target", "finished": "■ made all its steps", "stopped": "◆ stopped", "diverged": "▲ diverged"}
 _SYMBOLS |= {"out of memory": "▼ ran out of memory"}
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A chart: `kinds` are its colours that are not those of batches, by number and name."""
-
-    name: str
-    title: str
-    caption: str
-    spec: dict[str, Any]
-    kinds: tuple[tuple[int, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class Section:
-    """Charts under a heading; `said` is what is to be said of all of them, and why one is not there."""
-
-    title: str
-    said: tuple[str, ...]
-    drawings: tuple[Drawing, ...] = ()
-    table: Table | None = None
 
 
 def sections(trial: Trial, costs: Sequence[Recommendation], look: Look) -> tuple[Section, ...]:

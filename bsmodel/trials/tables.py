@@ -5,34 +5,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from bsmodel.pages import Column, Table, number
 from bsmodel.training import Training
-from bsmodel.trials.drawn import BY_MONEY, interval, number, spread, way
+from bsmodel.trials.drawn import BY_MONEY, interval, spread, way
 from bsmodel.trials.results import NEARLY, Recommendation, Trial, TrialRow
 from bsmodel.units import GiB
 
 _SAID = {"schema_version", "workload", "recipe", "data", "rungs", "seeds", "evaluate_every", "target_loss", "patience", "remarks"}
 _MS = 1e-3
-
-
-@dataclass(frozen=True)
-class Column:
-    """A heading and a cell for each line; `right` for numbers."""
-
-    heading: str
-    cells: tuple[str, ...]
-    right: bool = True
-
-
-@dataclass(frozen=True)
-class Table:
-    """Columns under a caption; `keys` are the batches of its lines."""
-
-    caption: str
-    columns: tuple[Column, ...]
-    keys: tuple[int, ...]
 
 
 def facts(trial: Trial) -> list[tuple[str, str]]:
@@ -120,7 +102,7 @@ def of_batches(trial: Trial) -> Table:
     fixed = (Column("Batch", tuple(f"{row.rung.batch:,}" for row in rows)), Column("Split", tuple(map(_split, rows)), right=False))
     ended = Column("Ended", tuple(row.status for row in rows), right=False)
     caption = "A line for each batch: means over seeds, the least and the most of them in brackets; split is micro-batch × accumulation × devices."
-    return Table(caption, (*fixed, ended, *(column for column in told if set(column.cells) != {"–"})), tuple(row.rung.batch for row in rows))
+    return Table("batches", caption, (*fixed, ended, *(column for column in told if set(column.cells) != {"–"})), tuple(row.rung.batch for row in rows))
 
 
 def of_costs(trial: Trial, found: Sequence[Recommendation]) -> Table:
@@ -135,7 +117,9 @@ def of_costs(trial: Trial, found: Sequence[Recommendation]) -> Table:
             usd = {batch: choice.usd for batch, choice in known.items()}
             columns.append(Column(f"{way(each)} [$]", _marked(batches, usd, each.batch if money else None)))
     of = "to the target" if trial.law is not None else "for each of the fewest steps"
-    return Table(f"Seconds and US dollars {of}, with each batch and by each way of telling the seconds of a step; ★ is recommended.", tuple(columns), batches)
+    return Table(
+        "costs", f"Seconds and US dollars {of}, with each batch and by each way of telling the seconds of a step; ★ is recommended.", tuple(columns), batches
+    )
 
 
 def _marked(batches: Sequence[int], known: Mapping[int, float | None], chosen: int | None) -> tuple[str, ...]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Colours of a trial's charts: a page has them as CSS variables, light and dark, and a picture as they are."""
+"""Colours of charts: a page has them as CSS variables, light and dark, and a picture as they are."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ KINDS = len(_KINDS_ON_WHITE)
 
 @dataclass(frozen=True)
 class Look:
-    """Colours: of text, of what stands back, of grids and of the page; of batches from the smallest to the largest, and of what has no order."""
+    """Colours: of text, of what stands back, of grids, of the page, of what goes wrong; of batches from small to large, and of what has no order."""
 
     ink: str
     soft: str
     grid: str
     page: str
+    bad: str
     batches: tuple[str, ...]
     kinds: tuple[str, ...]
     legend: bool = False
@@ -33,12 +34,12 @@ class Look:
 def of_page(batches: int) -> Look:
     """The names of a page's colours."""
     numbered = tuple(f"var(--b{place})" for place in range(batches))
-    return Look("var(--ink)", "var(--soft)", "var(--rule)", "var(--page)", numbered, tuple(f"var(--k{place})" for place in range(KINDS)))
+    return Look("var(--ink)", "var(--soft)", "var(--rule)", "var(--page)", "var(--bad)", numbered, tuple(f"var(--k{place})" for place in range(KINDS)))
 
 
 def of_picture(batches: int) -> Look:
     """Colours on white, and a legend of its own."""
-    return Look("#1b1f24", "#59636e", "#d8dee4", "#ffffff", _between(_ON_WHITE, batches), _KINDS_ON_WHITE, legend=True)
+    return Look("#1b1f24", "#59636e", "#d8dee4", "#ffffff", "#cf222e", _between(_ON_WHITE, batches), _KINDS_ON_WHITE, legend=True)
 
 
 def variables(batches: int, dark: bool) -> str:

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A page that people look at: its frame, colours, tables and charts, in one file that loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from bsmodel.pages.looks import CHOSEN, KINDS, Look, of_page, of_picture
+from bsmodel.pages.offers import Offer, frontier
+from bsmodel.pages.parts import UNKNOWN, Choice, Column, Drawing, Section, Table, as_csv, number, short
+from bsmodel.pages.writing import document, head, require_charts
+
+if TYPE_CHECKING:
+    from bsmodel.pages.batches import MEMORY, SECONDS, memory, step_seconds, throughput
+    from bsmodel.pages.drawing import HOVER, Spec, framed, still, told
+    from bsmodel.pages.renting import costs
+
+__all__ = (
+    "CHOSEN",
+    "HOVER",
+    "KINDS",
+    "MEMORY",
+    "SECONDS",
+    "UNKNOWN",
+    "Choice",
+    "Column",
+    "Drawing",
+    "Look",
+    "Offer",
+    "Section",
+    "Spec",
+    "Table",
+    "as_csv",
+    "costs",
+    "document",
+    "framed",
+    "frontier",
+    "head",
+    "memory",
+    "number",
+    "of_page",
+    "of_picture",
+    "require_charts",
+    "short",
+    "step_seconds",
+    "still",
+    "throughput",
+    "told",
+)
+
+_HOMES = dict.fromkeys(("MEMORY", "SECONDS", "memory", "step_seconds", "throughput"), "batches")
+_HOMES["costs"] = "renting"
+_HOMES |= dict.fromkeys(("HOVER", "Spec", "framed", "still", "told"), "drawing")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:  # what needs altair is imported when it is asked for
+        return getattr(importlib.import_module(f"bsmodel.pages.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'bsmodel.pages' has no attribute {name!r}")

@@ -1,0 +1,28 @@
+const charts = JSON.parse(document.getElementById("charts").textContent), views = [];
+const groupOf = part => part.closest("[data-group]") ?? document;
+const choose = (group, batch, on) => {
+  const buttons = [...group.querySelectorAll(".legend button")], chosen = buttons.find(each => Number(each.dataset.batch) === batch);
+  if (!chosen) return;
+  for (const each of buttons) each.setAttribute("aria-pressed", String(on && each === chosen));
+  for (const [of, view] of views) if (of === group) view.signal("CHOSEN", on ? batch : 0).run();
+  for (const line of group.querySelectorAll("tr[data-batch]")) line.classList.toggle("chosen", on && Number(line.dataset.batch) === batch);
+  const said = group.querySelector(".said");
+  if (said) said.dataset.asks ??= said.textContent;
+  if (said) said.textContent = on ? chosen.dataset.said : said.dataset.asks;
+};
+for (const [name, spec] of Object.entries(charts)) {
+  const figure = document.getElementById(name), live = figure.querySelector(".live"), still = figure.querySelector(".still"), group = groupOf(figure);
+  if (still) still.hidden = true;
+  const shown = made => {
+    views.push([group, made.view]);
+    still?.remove();
+    made.view.addEventListener("click", (event, item) => { if (item?.datum?.batch) choose(group, item.datum.batch, true) });
+    const pressed = group.querySelector(".legend button[aria-pressed=true]");
+    if (pressed) made.view.signal("CHOSEN", Number(pressed.dataset.batch)).run();
+  };
+  const failed = () => { if (still) still.hidden = false; else live.textContent = "This chart could not be drawn; its numbers are in the table." };
+  vegaEmbed(live, {...spec, width: "container"}, {actions: false, renderer: "svg", ast: true, defaultStyle: false, tooltip: {disableDefaultStyle: true}})
+    .then(shown, failed);
+}
+for (const button of document.querySelectorAll(".legend button"))
+  button.addEventListener("click", () => choose(groupOf(button), Number(button.dataset.batch), button.getAttribute("aria-pressed") !== "true"));
