@@ -12,8 +12,11 @@ from bsmodel.command.documents import CountedForm, ExplainDocument, Explained, S
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Part, render, table
 from bsmodel.command.wording import title, uncounted
+from bsmodel.errors import InvalidInputError
+from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Share, breakdown, footprint, on_devices, predict
+from bsmodel.pages import require_charts
 from bsmodel.studies import Recorded
 from bsmodel.tape import ModuleRow, OperatorRow, Polynomial, Tape, by_module, by_operator, counted
 from bsmodel.units import format_bytes
@@ -31,10 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=arguments.positive, required=True, metavar="N", help="micro-batch (needed)")
     parser.add_argument("--by", choices=("category", "module", "operator"), default="category", help="bytes, or FLOPs and activations (default: category)")
     parser.add_argument("--depth", type=arguments.positive, default=3, metavar="N", help="how deep to show modules (default: 3)")
+    parser.add_argument("--html", metavar="FILE", help="write the bytes as a page with charts (default: none)")
 
 
 def run(options: argparse.Namespace) -> Answer:
     """Bytes by category and module on each GPU, or the counts of the first one's recording."""
+    if options.html:
+        if options.by != "category":
+            raise InvalidInputError(f"--html draws bytes, not FLOPs; leave out --by {options.by}")
+        require_charts()
+        require_writable(options.html, "the page")  # not found out after the work
     asked = arguments.asked(options)
     gpus, notes = arguments.gpus_asked(options, asked, (Gpu.named(DEFAULT_GPU),))
     asked, notes = arguments.saved(asked, options, gpus), [*notes, *of_other_versions(asked)]
@@ -50,11 +59,22 @@ def run(options: argparse.Namespace) -> Answer:
         operators = by_operator(tapes[0], options.batch)
         return Answer(ExplainDocument(**known, operators=operators), _operators_text(head, operators, foot(recorded, notes)))
     found = tuple(_explained(tape, gpu, options.batch) for gpu, tape in zip(gpus, tapes, strict=True))
+    if options.html:
+        _draw(recorded, found, options, notes)
     parts: list[Part] = [] if len(found) == 1 else [""]
     parts += [part for explained in found for part in _parts(explained, options.batch, alone=len(found) == 1)]
     said = spoken(tapes[0], options.batch)
     document = ExplainDocument(**known, gpus=found, collectives=said)
     return Answer(document, render(head, *parts, *_spoken_text(said), uncounted(recorded.uncounted), *foot(recorded, notes)))
+
+
+def _draw(recorded: Recorded, found: Sequence[Explained], options: argparse.Namespace, notes: Sequence[str]) -> None:
+    """Write the page."""
+    from bsmodel.command.explain_page import page
+    from bsmodel.command.page_tables import what_was_asked
+
+    said = [uncounted(recorded.uncounted), *foot(recorded, tuple(notes))]
+    write_whole(options.html, page(recorded, found, what_was_asked(options), said).encode(), "the page")
 
 
 def _explained(tape: Tape, gpu: Gpu, batch: int) -> Explained:
