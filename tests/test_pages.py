@@ -3,6 +3,7 @@
 
 import csv
 import io
+import itertools
 import json
 import re
 import shutil
@@ -19,7 +20,7 @@ from bsmodel.command import main, plan
 from bsmodel.command.plan_page import Drawn, accumulation, page
 from bsmodel.pages import Choice, Column, Drawing, Offer, Section, Table, as_csv, document, frontier
 from bsmodel.recording import cache_folder
-from bsmodel.studies import Goal, study
+from bsmodel.studies import Goal, study, tapes
 from bsmodel.timing import step_time
 from bsmodel.units import GiB
 from tests.test_trial_page import Parts, specs, words
@@ -280,6 +281,54 @@ def test_a_comparison_is_valid_small_and_its_tables_are_those_of_its_files(compa
     assert vl_convert.vegalite_to_svg(spec).startswith("<svg")
     assert html_tables(compared) == [line for table in csv_tables(compared).values() for line in table]
     assert len(compared.encode()) < 2e6
+
+
+# -- bytes ---------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def explained(tmp_path_factory):
+    """The page of an explanation, as the command writes it."""
+    path = tmp_path_factory.mktemp("pages") / "explain.html"
+    assert main(["explain", MINE, "--cache", "--batch", "512", "--gpu", "a100-40gb", "--gpu", "h100-80gb", "--html", str(path)]) == 0
+    return path.read_text()
+
+
+def test_the_bytes_of_a_page_are_those_of_the_breakdown(explained, a100):
+    shares = bsmodel.breakdown(*tapes(bsmodel.Source.of(MINE), {}, [a100], True), 512, gpu=a100)
+    total = sum(share.bytes for share in shares)
+    rows = [row for row in specs(explained)["categories"]["datasets"]["rows"] if row["gpu"] == "a100-40gb"]
+    modules = csv_tables(explained)["modules-0"][1:]
+
+    assert sum(row["gib"] for row in rows) == pytest.approx(total / GiB, rel=1e-4)
+    assert sum(row["share"] for row in rows) == pytest.approx(1, rel=1e-4)
+    assert sum(int(size.replace(",", "")) for _, _, size, _ in modules) == total
+
+
+def test_modules_lie_within_those_that_hold_them_and_beside_one_another(explained):
+    rows = specs(explained)["modules-0"]["datasets"]["rows"]
+    places = {row["module"]: row for row in rows}
+
+    assert len(rows) > 5
+    for row in rows:
+        above = places.get(row["module"].rpartition(".")[0])
+        assert above is None or above["begin"] - 1e-5 <= row["begin"] <= row["end"] <= above["end"] + 1e-5
+    for depth in range(max(row["depth"] for row in rows) + 1):
+        level = sorted((row["begin"], row["end"]) for row in rows if row["depth"] == depth)
+        assert all(end <= begin + 1e-5 for (_, end), (begin, _) in itertools.pairwise(level))
+
+
+def test_an_explanation_is_valid_and_small_and_its_tables_are_those_of_its_files(explained):
+    for spec in specs(explained).values():
+        assert alt.LayerChart.from_dict({field: value for field, value in spec.items() if field != "params"}, validate=True)
+        assert vl_convert.vegalite_to_svg(spec).startswith("<svg")
+    assert not Parts(explained).open and len(explained.encode()) < 2e6
+    assert html_tables(explained) == [line for table in csv_tables(explained).values() for line in table]
+
+
+def test_flops_are_not_drawn(capsys):
+    assert main(["explain", MINE, "--batch", "8", "--by", "module", "--html", "explain.html"]) == 2
+    assert capsys.readouterr().err == "bsmodel: --html draws bytes, not FLOPs; leave out --by module\n"
 
 
 # -- in a browser --------------------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from bsmodel.errors import InvalidInputError
 from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Share, breakdown, footprint, on_devices, pickled, predict, snapshot
+from bsmodel.pages import require_charts
 from bsmodel.studies import Recorded
 from bsmodel.tape import ModuleRow, OperatorRow, Polynomial, Tape, by_module, by_operator, counted
 from bsmodel.timing import timeline
@@ -40,10 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trace", metavar="FILE", help=text)
     text = "write what the allocator of one GPU will do, for PyTorch's memory visualiser (default: nowhere)"
     parser.add_argument("--snapshot", metavar="FILE", help=text)
+    parser.add_argument("--html", metavar="FILE", help="write the bytes as a page with charts (default: none)")
 
 
 def run(options: argparse.Namespace) -> Answer:
     """Bytes by category and module on each GPU, or the counts of the first one's recording."""
+    _require_page(options)
     asked = arguments.asked(options)
     gpus, notes = arguments.gpus_asked(options, asked, (Gpu.named(DEFAULT_GPU),))
     _require_one(options, gpus)
@@ -63,11 +66,22 @@ def run(options: argparse.Namespace) -> Answer:
         operators = by_operator(tapes[0], options.batch)
         return Answer(ExplainDocument(**known, operators=operators), _operators_text(head, operators, foot(recorded, notes)))
     found = tuple(_explained(tape, gpu, options.batch) for gpu, tape in zip(gpus, tapes, strict=True))
+    if options.html:
+        _draw(recorded, found, options, notes)
     parts: list[Part] = [] if len(found) == 1 else [""]
     parts += [part for explained in found for part in _parts(explained, options.batch, alone=len(found) == 1)]
     said = spoken(tapes[0], options.batch)
     document = ExplainDocument(**known, gpus=found, collectives=said)
     return Answer(document, render(head, *parts, *_spoken_text(said), uncounted(recorded.uncounted), *foot(recorded, notes)))
+
+
+def _require_page(options: argparse.Namespace) -> None:
+    """Raises `InvalidInputError`, before the work, for a page that cannot be drawn or written."""
+    if options.html:
+        if options.by != "category":
+            raise InvalidInputError(f"--html draws bytes, not FLOPs; leave out --by {options.by}")
+        require_charts()
+        require_writable(options.html, "the page")
 
 
 def _require_one(options: argparse.Namespace, gpus: Sequence[Gpu]) -> None:
@@ -89,6 +103,15 @@ def _snapshot(tape: Tape, gpu: Gpu, batch: int, path: str) -> bytes:
 
 
 _FILES: dict[str, Callable[[Tape, Gpu, int, str], bytes]] = {"trace": _trace, "snapshot": _snapshot}  # of one GPU, for tools of others
+
+
+def _draw(recorded: Recorded, found: Sequence[Explained], options: argparse.Namespace, notes: Sequence[str]) -> None:
+    """Write the page."""
+    from bsmodel.command.explain_page import page
+    from bsmodel.command.page_tables import what_was_asked
+
+    said = [uncounted(recorded.uncounted), *foot(recorded, tuple(notes))]
+    write_whole(options.html, page(recorded, found, what_was_asked(options), said).encode(), "the page")
 
 
 def _explained(tape: Tape, gpu: Gpu, batch: int) -> Explained:

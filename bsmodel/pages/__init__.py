@@ -14,11 +14,13 @@ from bsmodel.pages.writing import document, head, require_charts
 if TYPE_CHECKING:
     from bsmodel.pages.batches import MEMORY, SECONDS, memory, step_seconds, throughput
     from bsmodel.pages.drawing import HOVER, Spec, framed, still, told
+    from bsmodel.pages.holding import ITSELF, categories, icicle
     from bsmodel.pages.renting import costs
 
 __all__ = (
     "CHOSEN",
     "HOVER",
+    "ITSELF",
     "KINDS",
     "MEMORY",
     "SECONDS",
@@ -32,11 +34,13 @@ __all__ = (
     "Spec",
     "Table",
     "as_csv",
+    "categories",
     "costs",
     "document",
     "framed",
     "frontier",
     "head",
+    "icicle",
     "memory",
     "number",
     "of_page",
@@ -50,6 +54,7 @@ __all__ = (
 )
 
 _HOMES = dict.fromkeys(("MEMORY", "SECONDS", "memory", "step_seconds", "throughput"), "batches")
+_HOMES |= dict.fromkeys(("ITSELF", "categories", "icicle"), "holding")
 _HOMES["costs"] = "renting"
 _HOMES |= dict.fromkeys(("HOVER", "Spec", "framed", "still", "told"), "drawing")
 

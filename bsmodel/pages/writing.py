@@ -14,6 +14,7 @@ from bsmodel.errors import InvalidInputError
 from bsmodel.pages import looks
 from bsmodel.pages.parts import Choice, Column, Drawing, Section, Table, as_csv
 
+_TALL = 30  # lines, from which on a table is scrolled through
 _BAD = ' class="bad"'
 _JOINED = "\u00a0["  # a unit stays with what it is of
 _WRONG = ("out of memory", "diverged")
@@ -131,8 +132,9 @@ def _table(table: Table) -> str:
         batch = f' data-batch="{table.keys[place]}"' if table.keys else ""
         lines.append(f"<tr{batch}>{first}{''.join(rest)}</tr>")
     inside = f"<table><caption>{escape(table.caption)}</caption><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    tall = " tall" if len(lines) > _TALL else ""
     save = f'<button type="button" class="csv" data-table="{table.name}" hidden>Download as CSV</button>'
-    return f'<div class="tabled"><div class="scroll" tabindex="0" role="region" aria-label="{escape(table.caption)}">{inside}</div>{save}</div>'
+    return f'<div class="tabled"><div class="scroll{tall}" tabindex="0" role="region" aria-label="{escape(table.caption)}">{inside}</div>{save}</div>'
 
 
 def _cell(column: Column, cell: str, heads: bool) -> str:
