@@ -109,6 +109,8 @@ def test_a_text_is_cut_into_samples(tmp_path, capsys):
         ([DIGITS, "--batches", "16", "--patience", "2"], "no samples to validate with"),
         ([DIGITS, "--batches", "16", "--data", "no.txt"], "cannot read data 'no.txt'"),
         ([DIGITS, "--batches", "16", "--optimizer", "adamw"], "no learning rate is known for digits with adamw"),
+        ([DIGITS, "--batches", "16", "--gpu", "a100-40g"], "unknown GPU 'a100-40g'; nearest: a100-40gb"),
+        ([DIGITS, "--batches", "16", "--html", "nowhere/page.html"], "cannot write the page 'nowhere/page.html'"),
         ([DIGITS, "--lr-range", "1e-3:1", "--batches", "16:32"], "--lr-range is at one batch"),
     ],
 )

@@ -13,8 +13,10 @@ from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, Part, render, table
 from bsmodel.command.training import training
 from bsmodel.errors import InvalidInputError
-from bsmodel.files import write_whole
+from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu
+from bsmodel.pages import require_charts
+from bsmodel.planning import NoiseScale
 from bsmodel.studies import tapes
 from bsmodel.training import Training
 from bsmodel.trials import TRACKERS, Recommendation, Spread, Trial, TrialRow
@@ -22,6 +24,7 @@ from bsmodel.units import format_bytes
 from bsmodel.workloads import Source, Workload
 
 HERE = "auto"
+_PAGE, _PICTURE = "the page", "the picture"
 _UNKNOWN = "-"
 
 
@@ -90,6 +93,8 @@ def run(options: argparse.Namespace) -> Answer:
     """The trial, run or read, and what it says of each card; raises `InvalidInputError` for what cannot be run so."""
     if (options.model is None) == (options.report is None):
         raise InvalidInputError("give a model to try, or --report DIR for a trial that was run" if options.model is None else _BOTH)
+    gpus = arguments.with_room(options, [Gpu.named(name) for name in options.gpu or () if name != HERE])
+    _require_drawn(options)
     if options.model is None:
         source, found = None, Trial.load(options.report)
     else:
@@ -100,8 +105,7 @@ def run(options: argparse.Namespace) -> Answer:
 
             return answer(asked.workload, asked.recipe, asked.data, options)
         found = _run(asked, options)
-    gpus = [Gpu.named(name) for name in options.gpu or () if name != HERE]
-    elsewhere = {gpu.id: _elsewhere(found, source, gpu, options) for gpu in arguments.with_room(options, gpus)}
+    elsewhere = {gpu.id: _elsewhere(found, source, gpu, options) for gpu in gpus}
     _draw(found, [choice for choice in elsewhere.values() if choice], options)
     document = TrialDocument(
         command="trial",
@@ -117,13 +121,21 @@ def run(options: argparse.Namespace) -> Answer:
     return Answer(document, _text(found, elsewhere))
 
 
+def _require_drawn(options: argparse.Namespace) -> None:
+    """Raises `InvalidInputError`, before the work, for a page or picture that cannot be drawn or written."""
+    for path, what in ((options.html, _PAGE), (options.picture, _PICTURE)):
+        if path:
+            require_charts()
+            require_writable(path, what)
+
+
 def _draw(found: Trial, elsewhere: Sequence[Recommendation], options: argparse.Namespace) -> None:
     from bsmodel.trials import page, picture
 
     if options.html:
-        write_whole(options.html, page(found, elsewhere).encode(), "the page")
+        write_whole(options.html, page(found, elsewhere).encode(), _PAGE)
     if options.picture:
-        write_whole(options.picture, picture(found).encode(), "the picture")
+        write_whole(options.picture, picture(found).encode(), _PICTURE)
 
 
 _BOTH = "--report says what a trial that was run has found; leave out the model"
@@ -224,7 +236,7 @@ def _measured_cells(row: TrialRow) -> list[Cell]:
     pairs = ((row.allocated_bytes, rung.predicted_allocated_bytes), (row.reserved_bytes, rung.predicted_reserved_bytes))
     memory = [_UNKNOWN if value is None else format_bytes(value) for pair in pairs for value in pair]
     seconds = [_UNKNOWN if value is None else f"{value:.4g}" for value in (row.step_seconds, rung.predicted_step_seconds)]
-    scale = _UNKNOWN if noise is None else f"{noise.samples:,.0f} ({noise.low:,.0f} to {noise.high:,.0f})"
+    scale = _UNKNOWN if noise is None else _interval(noise)
     return [f"{rung.batch:,}", _UNKNOWN if row.samples_per_s is None else f"{row.samples_per_s:,.4g}", *seconds, *memory, scale]
 
 
@@ -235,9 +247,7 @@ def _conclusions(found: Trial) -> list[Part]:
         critical = f"critical batch {law.critical_batch:,.0f}" + (f" ({law.low:,.0f} to {law.high:,.0f})" if law.low < law.high else "")
         said.append(f"Steps to the target: {law.fewest_steps:,.1f} + {law.fewest_samples:,.0f} / batch; {critical} samples.")
     if noise is not None:
-        said.append(
-            f"Gradient noise scale: {noise.samples:,.0f} ({noise.low:,.0f} to {noise.high:,.0f}) samples, over {noise.steps:,} steps; it grows in training."
-        )
+        said.append(f"Gradient noise scale: {_interval(noise)} samples, over {noise.steps:,} steps; it grows in training.")
     said.append(f"Here: {_recommended(found.recommended, law is not None)}")
     return said
 
@@ -253,6 +263,10 @@ def _recommended(choice: Recommendation | None, to_target: bool) -> str:
     cost = next(each for each in choice.choices if each.batch == choice.batch)
     money = "" if cost.usd is None else f", {cost.usd:,.2g} USD"
     return f"{said}: {cost.seconds:,.4g} s to the target{money}."
+
+
+def _interval(noise: NoiseScale) -> str:
+    return f"{noise.samples:,.0f} ({noise.low:,.0f} to {noise.high:,.0f})"
 
 
 def _spread(value: Spread | None, form: str = "{:.4g}") -> str:
