@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from bsmodel.command import arguments
@@ -158,13 +159,10 @@ def _asked(source: Source, options: argparse.Namespace) -> _Asked:
     return _Asked(workload, Training(**{**dict(workload.training), **arguments.changes(options)}), *found)
 
 
-_OPTIONS = ("batches", "effective_batches", "micro_batch", "steps", "samples", "seeds", "base_lr", "base_batch", "warmup", "target_loss", "split")
-
-
 def _run(asked: _Asked, options: argparse.Namespace) -> Trial:
-    from bsmodel.trials import trial
+    from bsmodel.trials import Options, trial
 
-    given = {name: getattr(options, name) for name in (*_OPTIONS, "evaluate_every", "patience", "track", "offline")}
+    given = {field.name: getattr(options, field.name) for field in fields(Options)}
     with training() as watch:
         return trial(asked.workload, asked.recipe, data=asked.data, validation=asked.validation, out=options.out, watch=watch, **given)
 

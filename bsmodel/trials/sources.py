@@ -29,8 +29,9 @@ def data_named(name: str, source: Source, workload: Workload) -> tuple[Any, Any]
 
 def _of_folder(path: Path) -> tuple[Any, Any]:
     """A dataset that `save_to_disk` of Hugging Face's datasets wrote, with its train and validation splits where it has such."""
+    load = library("datasets", f"data {str(path)!r}").load_from_disk  # that it is missing is not the folder's fault
     try:
-        found = library("datasets", f"data {str(path)!r}").load_from_disk(str(path))
+        found = load(str(path))
     except (FileNotFoundError, ValueError) as error:
         raise InvalidInputError(f"data {str(path)!r} is no folder of a dataset: {str(error).splitlines()[0]}") from None
     if not hasattr(found, "keys"):
