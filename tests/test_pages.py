@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +31,6 @@ ROOT = Path(__file__).parent.parent
 MINE = f"{ROOT}/tests/models.py:attention"
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&\"'"
 RUN = ("--target-batch", "65536", "--samples", "1000000", "--epochs", "3", "--base-lr", "1e-3")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-headless-shell", "google-chrome"))), None)
 
 
 def csv_tables(text):
@@ -329,54 +327,3 @@ def test_an_explanation_is_valid_and_small_and_its_tables_are_those_of_its_files
 def test_flops_are_not_drawn(capsys):
     assert main(["explain", MINE, "--batch", "8", "--by", "module", "--html", "explain.html"]) == 2
     assert capsys.readouterr().err == "bsmodel: --html draws bytes, not FLOPs; leave out --by module\n"
-
-
-# -- in a browser --------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium here")
-    with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [375, 1440, 1920])
-def test_a_browser_draws_all_charts_within_its_width_and_asks_for_nothing(browser, planned, tmp_path, width, theme):
-    path = tmp_path / "plan.html"
-    path.write_text(planned)
-    shown = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
-    said, asked = [], []
-    shown.on("console", lambda message: said.append(message.text))
-    shown.on("pageerror", lambda error: said.append(str(error)))
-    shown.on("request", lambda request: asked.append(request.url))
-    shown.goto(path.as_uri())
-    shown.wait_for_function("document.querySelectorAll('.live svg').length === 6")
-
-    assert said == [] and asked == [path.as_uri()]
-    assert shown.evaluate("document.documentElement.scrollWidth") <= width
-    shown.close()
-
-
-def test_a_batch_that_is_clicked_is_told_and_marked_and_tables_are_saved(browser, planned, tmp_path):
-    path = tmp_path / "plan.html"
-    path.write_text(planned)
-    shown = browser.new_page(accept_downloads=True)
-    shown.goto(path.as_uri())
-    shown.wait_for_function("document.querySelectorAll('.live svg').length === 6")
-    button = shown.locator("section[data-group]").first.locator(".legend button").nth(9)
-    button.click()
-
-    assert button.get_attribute("aria-pressed") == "true"
-    assert shown.locator(".said").first.text_content() == button.get_attribute("data-said")
-    assert shown.locator(".said").nth(1).text_content().startswith("Choose a batch")
-    with shown.expect_download() as saved:
-        shown.locator("button.csv").first.click()
-    assert saved.value.suggested_filename == "plans.csv"
-    assert list(csv.reader(io.StringIO(Path(saved.value.path()).read_text()))) == csv_tables(planned)["plans"]
-    shown.close()
