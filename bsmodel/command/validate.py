@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry", action="store_true", help="run cases again whose row says that they failed (default: leave them)")
     parser.add_argument("--python", default="", metavar="CMD", help="command that starts Python in the children (default: this one, or BSMODEL_PYTHON)")
     parser.add_argument("--out-dir", type=Path, metavar="DIR", help="where --report writes report.html and report.md (default: prints Markdown)")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="where --report writes its page (default: nowhere)")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="where --report writes its page; needs bsmodel[page] (default: nowhere)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="where --report writes its table (default: prints it)")
 
 
