@@ -22,9 +22,10 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-headless-s
 RUN = ("--target-batch", "65536", "--samples", "1000000", "--epochs", "3")
 CARDS = ("--gpu", "a100-40gb", "--gpu", "rtx-3070-8gb")
 QUESTIONS = {
-    "plan": ("plan", MINE, *RUN, *CARDS),
-    "compare": ("compare", MINE, *RUN, *CARDS, "--gpu", "l4-24gb", "--devices", "1,4"),
-    "explain": ("explain", MINE, "--batch", "512", *CARDS),
+    "plan": ("plan", MINE, "--cache", *RUN, *CARDS),
+    "compare": ("compare", MINE, "--cache", *RUN, *CARDS, "--gpu", "l4-24gb", "--devices", "1,4"),
+    "explain": ("explain", MINE, "--cache", "--batch", "512", *CARDS),
+    "validate": ("validate", "--report", f"{ROOT}/benchmarks/results/errors.jsonl"),
 }
 PAGES = (*QUESTIONS, "trial")
 
@@ -48,7 +49,7 @@ def written(tmp_path_factory):
         if name not in known:
             known[name] = folder / f"{name}.html"
             if name in QUESTIONS:
-                assert main([*QUESTIONS[name], "--cache", "--html", str(known[name])]) == 0
+                assert main([*QUESTIONS[name], "--html", str(known[name])]) == 0
             else:
                 known[name].write_text(page(everything()))
         return known[name]
@@ -139,6 +140,18 @@ def test_what_a_pointer_is_over_is_told(browser, written):
             break
 
     assert "reserved [GiB]" in shown.locator("#vg-tooltip-element").text_content()
+    shown.close()
+
+
+def test_a_case_whose_bar_a_pointer_is_over_is_told_with_its_numbers(browser, written):
+    shown, *_ = opened(browser, written("validate"))
+    chart = shown.locator("#allocated-errors .live svg")
+    worst = specs(written("validate").read_text())["allocated-errors"]["datasets"]["rows"][0]
+    chart.scroll_into_view_if_needed()
+    chart.hover(position={"x": 200, "y": 24})
+    said = shown.locator("#vg-tooltip-element.visible").text_content()
+
+    assert worst["case"] in said and f"{abs(worst['error']):.2%}" in said and "predicted [GiB]" in said
     shown.close()
 
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from bsmodel.command.arguments import positive, size
 from bsmodel.errors import InvalidInputError
+from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu, defaults
+from bsmodel.pages import require_charts
 from bsmodel.training import Training
 from bsmodel.units import format_bytes
 from bsmodel.workloads import Workload
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from bsmodel.validation.cases import Case
     from bsmodel.validation.running import Bench, Runner
 
+_PAGE, _TABLE = "the page", "the table"
 EXAMPLE = "bsmodel validate resnet50 --out rows.jsonl"
 
 
@@ -48,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry", action="store_true", help="run cases again whose row says that they failed (default: leave them)")
     parser.add_argument("--python", default="", metavar="CMD", help="command that starts Python in the children (default: this one, or BSMODEL_PYTHON)")
     parser.add_argument("--out-dir", type=Path, metavar="DIR", help="where --report writes report.html and report.md (default: prints Markdown)")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="where --report writes its page (default: nowhere)")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="where --report writes its page; needs bsmodel[page] (default: nowhere)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="where --report writes its table (default: prints it)")
 
 
@@ -69,6 +72,9 @@ def run(options: argparse.Namespace) -> int:
         raise InvalidInputError(f"--{modes[0].replace('_', '-')} and --{modes[1].replace('_', '-')} are two questions; ask them one by one")
     if options.report:
         return _report(options)
+    for name in ("out_dir", "html", "markdown"):
+        if getattr(options, name):
+            raise InvalidInputError(f"--{name.replace('_', '-')} is where --report writes; add --report FILE, the rows")
     if options.out is None:
         raise InvalidInputError(f"--out FILE is missing: where to write, e.g. {EXAMPLE}")
     if options.calibrate:
@@ -77,19 +83,17 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from bsmodel.validation import page, rows, summary
+    from bsmodel.validation import rows, summary
 
+    html, markdown = _targets(options)
     found = rows.read(options.report)
-    html, markdown = options.html, options.markdown
-    if options.out_dir:
-        if not options.out_dir.is_dir():
-            raise InvalidInputError(f"no such folder: {str(options.out_dir)!r}")
-        html, markdown = html or options.out_dir / "report.html", markdown or options.out_dir / "report.md"
     text = summary.markdown(found)
     if html:
-        rows.write_all(html, page.page(found))
+        from bsmodel.validation.page import page
+
+        write_whole(html, page(found).encode(), _PAGE)
     if markdown:
-        rows.write_all(markdown, text)
+        write_whole(markdown, text.encode(), _TABLE)
     written = [str(path) for path in (html, markdown) if path]
     if options.json:
         print(json.dumps({"schema_version": rows.SCHEMA_VERSION, "command": "validate", **summary.document(found), "written": written}, indent=2))
@@ -98,11 +102,26 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _targets(options: argparse.Namespace) -> tuple[Path | None, Path | None]:
+    """Where the page and the table go; raises `InvalidInputError`, before the work, for one that cannot be made or written."""
+    html, markdown = options.html, options.markdown
+    if options.out_dir:
+        if not options.out_dir.is_dir():
+            raise InvalidInputError(f"no such folder: {str(options.out_dir)!r}")
+        html, markdown = html or options.out_dir / "report.html", markdown or options.out_dir / "report.md"
+    if html:
+        require_charts()
+        require_writable(html, _PAGE)
+    if markdown:
+        require_writable(markdown, _TABLE)
+    return html, markdown
+
+
 def _calibrate(options: argparse.Namespace) -> int:
     from bsmodel.validation import calibration, rows
 
     found = calibration.calibrate(rows.read(options.calibrate), options.calibrate.name, options.gpu)
-    rows.write_all(options.out, calibration.toml(found.gpu))
+    write_whole(options.out, calibration.toml(found.gpu).encode(), "the GPU file")
     written = {"gpu": found.gpu.model_dump(mode="json"), "errors": found.errors, "notes": list(found.notes), "written": str(options.out)}
     if options.json:
         print(json.dumps({"schema_version": rows.SCHEMA_VERSION, "command": "validate", **written}, indent=2))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from bsmodel.pages.comparisons import Comparison
 from bsmodel.pages.looks import CHOSEN, KINDS, Look, of_page, of_picture
 from bsmodel.pages.offers import Offer, frontier
 from bsmodel.pages.parts import UNKNOWN, Choice, Column, Drawing, Section, Table, as_csv, number, short
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
     from bsmodel.pages.batches import MEMORY, SECONDS, memory, step_seconds, throughput
     from bsmodel.pages.drawing import HOVER, Spec, framed, still, told
     from bsmodel.pages.holding import ITSELF, categories, icicle
+    from bsmodel.pages.measured import BAND, error_shares, predicted_against_measured, relative_errors
     from bsmodel.pages.renting import costs
 
 __all__ = (
+    "BAND",
     "CHOSEN",
     "HOVER",
     "ITSELF",
@@ -27,6 +30,7 @@ __all__ = (
     "UNKNOWN",
     "Choice",
     "Column",
+    "Comparison",
     "Drawing",
     "Look",
     "Offer",
@@ -37,6 +41,7 @@ __all__ = (
     "categories",
     "costs",
     "document",
+    "error_shares",
     "framed",
     "frontier",
     "head",
@@ -45,6 +50,8 @@ __all__ = (
     "number",
     "of_page",
     "of_picture",
+    "predicted_against_measured",
+    "relative_errors",
     "require_charts",
     "short",
     "step_seconds",
@@ -55,6 +62,7 @@ __all__ = (
 
 _HOMES = dict.fromkeys(("MEMORY", "SECONDS", "memory", "step_seconds", "throughput"), "batches")
 _HOMES |= dict.fromkeys(("ITSELF", "categories", "icicle"), "holding")
+_HOMES |= dict.fromkeys(("BAND", "error_shares", "predicted_against_measured", "relative_errors"), "measured")
 _HOMES["costs"] = "renting"
 _HOMES |= dict.fromkeys(("HOVER", "Spec", "framed", "still", "told"), "drawing")
 

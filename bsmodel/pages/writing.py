@@ -15,9 +15,9 @@ from bsmodel.pages import looks
 from bsmodel.pages.parts import Choice, Column, Drawing, Section, Table, as_csv
 
 _TALL = 30  # lines, from which on a table is scrolled through
-_BAD = ' class="bad"'
+_LONG = 40  # letters, from which on a cell may have several lines
 _JOINED = "\u00a0["  # a unit stays with what it is of
-_WRONG = ("out of memory", "diverged")
+_WRONG = ("out of memory", "OUT OF MEMORY", "diverged", "DIFFER")
 # What a browser is told to allow: no address is asked for anything.
 _SAFE = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 _ASK = "Choose a batch, here or in a chart: it is marked, and its numbers stand here."
@@ -138,9 +138,10 @@ def _table(table: Table) -> str:
 
 
 def _cell(column: Column, cell: str, heads: bool) -> str:
-    if heads:
-        return f'<th scope="row"{_side(column)}>{escape(cell)}</th>'
-    return f"<td{_BAD if any(word in cell for word in _WRONG) else _side(column)}>{escape(cell).replace(' (', '<br>(', 1)}</td>"
+    wrong = not heads and any(word in cell for word in _WRONG)
+    kinds = [*(["bad"] if wrong else ["r"] if column.right else []), *(["long"] if len(cell) > _LONG else [])]
+    kind = f' class="{" ".join(kinds)}"' if kinds else ""
+    return f'<th scope="row"{kind}>{escape(cell)}</th>' if heads else f"<td{kind}>{escape(cell).replace(' (', '<br>(', 1)}</td>"
 
 
 def _side(column: Column) -> str:

@@ -71,17 +71,6 @@ def _end_last_line(path: Path) -> None:
         path.write_bytes(content + b"\n")
 
 
-def write_all(path: Path, text: str) -> None:
-    """Write a whole file or none of it."""
-    partial = path.with_name(path.name + ".part")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise InvalidInputError(f"cannot write {str(path)!r}: {error.strerror}") from None
-
-
 def done(rows: Iterable[Row], kind: str, retry: bool = False) -> set[tuple[str, str]]:
     """Case and rival of the rows of a kind that need not be run again; failures count unless they are to be tried again."""
     return {(item["case"], item.get("rival", "")) for item in rows if item["kind"] == kind and (item["status"] == MEASURED or not retry)}

@@ -164,17 +164,20 @@ def sized(bench: Bench, case: Case) -> tuple[Tape, int]:
 
 
 def peak_content(tape: Tape, gpu: Gpu, peak: Peak) -> dict[str, Any]:
-    """A prediction as it stands in a row."""
-    figures = ("requested_bytes", "allocated_bytes", "reserved_bytes", "reserved_upper_bytes", "device_bytes", "fits")
-    return {**{name: getattr(peak, name) for name in figures}, "step_seconds": _step_seconds(tape, gpu, peak.batch)}
+    """A prediction as it stands in a row, with the ends of what is not known."""
+    names = ("requested", "allocated", "reserved", "reserved_lower", "reserved_upper", "device", "device_lower", "device_upper")
+    sizes = {f"{name}_bytes": getattr(peak, f"{name}_bytes") for name in names}
+    return {**sizes, "fits": peak.fits, **_step_seconds(tape, gpu, peak.batch)}
 
 
-def _step_seconds(tape: Tape, gpu: Gpu, batch: int) -> float | None:
-    """The predicted step time; None where the row of the card lacks a rate."""
+def _step_seconds(tape: Tape, gpu: Gpu, batch: int) -> dict[str, float | None]:
+    """The predicted step time and its ends; None where the row of the card lacks a rate."""
+    names = ("step_seconds", "step_low_seconds", "step_high_seconds")
     try:
-        return float(step_time(tape, gpu, batch).seconds)
+        found = step_time(tape, gpu, batch)
     except BsmodelError:
-        return None
+        return dict.fromkeys(names)
+    return dict(zip(names, map(float, (found.seconds, found.low_seconds, found.high_seconds)), strict=True))
 
 
 def job_of(case: Case, **content: Any) -> dict[str, Any]:

@@ -10,40 +10,33 @@ from dataclasses import dataclass
 from typing import Any
 
 from bsmodel.errors import InvalidInputError
+from bsmodel.pages import Comparison
 from bsmodel.units import GiB, format_bytes
 from bsmodel.validation import rows
 from bsmodel.validation.cases import calibrates
 
 FIGURES = ("allocated", "reserved", "device", "step")
 NAMES = {"allocated": "allocated", "reserved": "reserved", "device": "device-level", "step": "step time"}
-_UNITS = {"allocated": "allocated_bytes", "reserved": "reserved_bytes", "device": "device_bytes", "step": "step_seconds"}
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One figure of one case: predicted and measured."""
-
-    case: str
-    workload: str
-    figure: str
-    predicted: float
-    measured: float
-
-    @property
-    def error(self) -> float:
-        """Predicted over measured, less one."""
-        return self.predicted / self.measured - 1
+# How a row calls a figure, and the ends of what is predicted of it; what torch allocates is predicted as one number.
+_FIELDS = {
+    "allocated": ("allocated_bytes", "", ""),
+    "reserved": ("reserved_bytes", "reserved_lower_bytes", "reserved_upper_bytes"),
+    "device": ("device_bytes", "device_lower_bytes", "device_upper_bytes"),
+    "step": ("step_seconds", "step_low_seconds", "step_high_seconds"),
+}
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Absolute relative errors of one figure over n cases."""
+    """Absolute relative errors of one figure over n cases; of `intervals` predicted ones, `inside` have the measurement in them."""
 
     figure: str
     cases: int
     median: float
     ninety_fifth: float
     worst: float
+    inside: int
+    intervals: int
 
 
 def compared(found: Sequence[rows.Row]) -> list[rows.Row]:
@@ -52,13 +45,13 @@ def compared(found: Sequence[rows.Row]) -> list[rows.Row]:
     return [item for item in steps if not (item["environment"].get("gpu_row_calibrated") and calibrates(item["case"]))]
 
 
-def pairs(found: Sequence[rows.Row], figure: str) -> list[Pair]:
-    """Predicted and measured values of a figure, worst first; cases that lack either are left out."""
-    name = _UNITS[figure]
+def pairs(found: Sequence[rows.Row], figure: str) -> list[Comparison]:
+    """Predicted and measured values of a figure, in bytes or seconds, worst first; cases that lack either are left out."""
+    name, low, high = _FIELDS[figure]
     made = [
-        Pair(_sized(item), item["workload"], figure, item["predicted"][name], item["measured"][name])
+        Comparison(_sized(item), NAMES[figure], predicted[name], item["measured"][name], predicted.get(low), predicted.get(high))
         for item in compared(found)
-        if item["predicted"].get(name) and item["measured"].get(name)
+        if (predicted := item["predicted"]).get(name) and item["measured"].get(name)
     ]
     return sorted(made, key=lambda pair: -abs(pair.error))
 
@@ -68,12 +61,13 @@ def _sized(item: rows.Row) -> str:
     return re.sub(r"share=(\S+)", rf"b={item['batch']} (\1 of the largest)", item["case"])
 
 
-def statistics_of(found: Sequence[Pair]) -> Statistics | None:
-    """Median, 95th percentile and worst; None for no pairs."""
+def statistics_of(found: Sequence[Comparison]) -> Statistics | None:
+    """Median, 95th percentile and worst, and how many measurements lie in their intervals; None for no pairs."""
     if not found:
         return None
-    errors = sorted(abs(pair.error) for pair in found)
-    return Statistics(found[0].figure, len(errors), statistics.median(errors), errors[round(0.95 * (len(errors) - 1))], errors[-1])
+    errors, lying = sorted(abs(pair.error) for pair in found), [pair.lies for pair in found if pair.lies]
+    sizes = statistics.median(errors), errors[round(0.95 * (len(errors) - 1))], errors[-1]
+    return Statistics(found[0].figure, len(errors), *sizes, lying.count("inside"), len(lying))
 
 
 def verdicts(found: Sequence[rows.Row]) -> list[rows.Row]:
@@ -116,12 +110,17 @@ def document(found: Sequence[rows.Row]) -> dict[str, Any]:
     return {
         "rows": len(found),
         "environments": surroundings(found),
-        "errors": {name: None if s is None else {"cases": s.cases, "median": s.median, "p95": s.ninety_fifth, "worst": s.worst} for name, s in figures.items()},
+        "errors": {name: None if s is None else _told(s) for name, s in figures.items()},
         "wrong_verdicts": [item["case"] for item in verdicts(found)],
         "largest": [{"case": item["case"], "predicted": item["predicted"]["batch"], **item["measured"]} for item in rows.of_kind(found, "largest")],
         "failed": [{"kind": item["kind"], "case": item["case"], "reason": item["reason"]} for item in found if item["status"] == rows.FAILED],
         "side_by_side": [[str(cell) for cell in line] for line in side_by_side_rows(found)],
     }
+
+
+def _told(found: Statistics) -> dict[str, float]:
+    sizes = {"median": found.median, "p95": found.ninety_fifth, "worst": found.worst}
+    return {"cases": found.cases, **sizes, "inside": found.inside, "intervals": found.intervals}
 
 
 # -- Markdown ----------------------------------------------------------------------------------------------------------------------------
@@ -132,7 +131,7 @@ Table = tuple[str, Sequence[str], list[list[str]]]  # title, headings (a leading
 def tables(found: Sequence[rows.Row]) -> list[Table]:
     """Every table of the report that has rows."""
     made: list[Table] = [
-        ("Errors", ("figure", ">cases", ">median", ">95 %", ">worst"), _statistics_rows(found)),
+        ("Errors", ("figure", ">cases", ">median", ">95 %", ">worst", ">in the interval"), _statistics_rows(found)),
         ("Worst first", ("case", ">predicted GiB", ">measured GiB", ">allocated", ">reserved", ">device-level", ">step time"), _case_rows(found)),
         ("Largest batch", ("case", ">capacity", ">predicted", "runs", ">survives", ">first failure"), _largest_rows(found)),
         ("Accumulation", ("case", ">micro x accumulation", ">reserved GiB", ">capacity GiB", "runs", "gradients"), _accumulation_rows(found)),
@@ -172,11 +171,15 @@ def remarks(found: Sequence[rows.Row]) -> list[str]:
 
 def _statistics_rows(found: Sequence[rows.Row]) -> list[list[str]]:
     made = [statistics_of(pairs(found, figure)) for figure in FIGURES]
-    return [[NAMES[s.figure], str(s.cases), f"{s.median:.2%}", f"{s.ninety_fifth:.2%}", f"{s.worst:.2%}"] for s in made if s is not None]
+    return [[s.figure, str(s.cases), f"{s.median:.2%}", f"{s.ninety_fifth:.2%}", f"{s.worst:.2%}", _within(s)] for s in made if s is not None]
+
+
+def _within(found: Statistics) -> str:
+    return f"{found.inside} of {found.intervals}" if found.intervals else "-"
 
 
 def _case_rows(found: Sequence[rows.Row]) -> list[list[str]]:
-    by_case: dict[str, dict[str, Pair]] = {}
+    by_case: dict[str, dict[str, Comparison]] = {}
     for figure in FIGURES:
         for pair in pairs(found, figure):
             by_case.setdefault(pair.case, {})[figure] = pair
