@@ -13,6 +13,7 @@ from bsmodel.pages.writing import document, head, require_charts
 
 if TYPE_CHECKING:
     from bsmodel.pages.batches import MEMORY, SECONDS, memory, step_seconds, throughput
+    from bsmodel.pages.busy import spent
     from bsmodel.pages.drawing import HOVER, Spec, framed, still, told
     from bsmodel.pages.holding import ITSELF, categories, icicle
     from bsmodel.pages.renting import costs
@@ -47,6 +48,7 @@ __all__ = (
     "of_picture",
     "require_charts",
     "short",
+    "spent",
     "step_seconds",
     "still",
     "throughput",
@@ -55,7 +57,7 @@ __all__ = (
 
 _HOMES = dict.fromkeys(("MEMORY", "SECONDS", "memory", "step_seconds", "throughput"), "batches")
 _HOMES |= dict.fromkeys(("ITSELF", "categories", "icicle"), "holding")
-_HOMES["costs"] = "renting"
+_HOMES |= {"costs": "renting", "spent": "busy"}
 _HOMES |= dict.fromkeys(("HOVER", "Spec", "framed", "still", "told"), "drawing")
 
 
