@@ -159,9 +159,9 @@ def _parts(found: Explained, batch: int, alone: bool) -> list[Part]:
     return [
         moment,
         "",
-        table(*columns, rows=rows),
+        table(*columns, rows=rows, bars=[*found.by_category.values(), 0]),
         "",
-        table(*headings, rows=modules),
+        table(*headings, rows=modules, bars=[*_largest(found.by_module).values()]),
         "",
         _forms(found, batch),
         "",
@@ -177,11 +177,16 @@ def category_cells(held: Mapping[str, int]) -> tuple[list[tuple[str, str]], list
 
 def module_cells(held: Mapping[str, int]) -> tuple[list[tuple[str, str]], list[list[str]]]:
     """Columns, and a line for each of the largest modules, then what the others hold."""
-    total, sizes = sum(held.values()), dict([*held.items()][:_MOST_MODULES])
-    if further := len(held) - len(sizes):
-        sizes[f"{further} more"] = total - sum(sizes.values())
-    lines = [[name or "(the step itself)", format_bytes(size), f"{size / total:.1%}"] for name, size in sizes.items()]
+    total = sum(held.values())
+    lines = [[name or "(the step itself)", format_bytes(size), f"{size / total:.1%}"] for name, size in _largest(held).items()]
     return [("module", ""), ("size", "right"), ("share", "right")], lines
+
+
+def _largest(held: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of the largest modules, and of all others together."""
+    sizes = dict([*held.items()][:_MOST_MODULES])
+    further = {f"{len(held) - len(sizes)} more": sum(held.values()) - sum(sizes.values())}
+    return sizes | (further if len(held) > len(sizes) else {})
 
 
 def _forms(found: Explained, batch: int) -> Part:
