@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bsmodel.command.terminal import Part, bar, in_window, styled, table, upright, width
+from bsmodel.command.terminal import Cell, Part, bar, in_window, styled, table, upright, width
 from bsmodel.memory import LARGEST, Footprint
 from bsmodel.studies import Row
 from bsmodel.units import GiB, format_bytes
@@ -21,16 +21,16 @@ _ABOVE = 1.1  # of the largest card, up to which bars go
 
 
 def memory_bars(form: Footprint, rows: Sequence[Row]) -> list[Part]:
-    """Bytes requested at powers of two up to the first that no card of these rows has room for, with a line for what each card has; none in a pipe."""
+    """Bytes requested at powers of two up to the first above what runs on any of these cards, with a line for what each has; none in a pipe."""
     usable = {row.gpu: row.usable_bytes for row in rows if row.usable_bytes}
     columns = min(_MOST, width() - _BESIDE)
     if not in_window() or not usable or columns < _LEAST:
         return []
     end = _ABOVE * max(usable.values())
     places = sorted({int(size / end * columns) for size in usable.values()})
-    lines = [[f"{batch:,}", format_bytes(form(batch)), _crossed(_within(form(batch) / end, columns), places)] for batch in _powers(rows)]
+    lines: list[list[Cell]] = [[f"{batch:,}", format_bytes(form(batch)), _crossed(_within(form(batch) / end, columns), places)] for batch in _powers(rows)]
     cards = ", ".join(f"{gpu} {size / GiB:.2f}" for gpu, size in sorted(usable.items(), key=lambda item: item[1]))
-    named = styled(f"{upright()} GiB usable: {cards}", "yellow")
+    named = styled(f"{upright()} GiB usable: {cards}; what is reserved comes on top of the bars", "yellow")
     return ["", table(("b", "right"), ("requested", "right"), ("", ""), rows=lines), named]
 
 
