@@ -100,11 +100,13 @@ def test_the_numbers_are_those_that_the_command_prints(tape, tmp_path, plan, cap
     assert len(held := cells(bsmodel.breakdown(tape, 8))) > 12 and [cell for cell in held if cell not in explained] == []
 
 
-def test_the_chart_of_a_plan_goes_through_its_peak(plan):
+def test_the_chart_of_a_plan_goes_through_its_peak(tape, a100, plan):
     bundle = plan._repr_mimebundle_()[VEGA]
     rows = {row["batch"]: row for row in bundle["datasets"]["rows"]}
 
-    assert plan.split.accumulation > 1
+    one, accumulated = (bsmodel.predict(tape, a100, 1, micro_steps) for micro_steps in (1, plan.split.accumulation))
+
+    assert rows[1]["requested"] == pytest.approx(accumulated.requested_bytes / 2**30, rel=1e-5) != pytest.approx(one.requested_bytes / 2**30, rel=1e-5)
     assert rows[plan.split.micro_batch]["reserved"] == pytest.approx(plan.peak.reserved_bytes / 2**30, rel=1e-5)
     assert rows[plan.fit.batch]["found"] != "out of memory" == rows[max(rows)]["found"]
 
