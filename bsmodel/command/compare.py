@@ -126,10 +126,16 @@ def _reason(row: Row) -> str:
 def _text(recorded: Recorded, found: Study, left_out: Mapping[str, str], notes: Notes) -> str:
     rows = found.plans
     columns, lines = compare_cells(rows)
-    shown = table(*columns, rows=lines, repeated=3 if any(row.devices > 1 for row in rows) else 2)
+    shown = table(*columns, rows=lines, repeated=3 if any(row.devices > 1 for row in rows) else 2, bars=[_paid(row) for row in rows])
     parts: list[Part] = [title(recorded), "", *([shown, ""] if rows else [])]
     parts += [part for line in _priced(rows) for part in (line, "")]
     return render(*parts, *(f"{name} {reason}" for name, reason in left_out.items()), *([""] if left_out else []), *foot(recorded, notes))
+
+
+def _paid(row: Row) -> float:
+    """What ranks a row: US dollars for the run, or for a million samples; 0 where nobody knows."""
+    timing = row.timing
+    return 0.0 if timing is None else (timing.usd_per_million if timing.cost_usd is None else timing.cost_usd) or 0.0
 
 
 def _priced(rows: Sequence[Row]) -> list[str]:

@@ -16,7 +16,7 @@ _ALONE = "alone"  # what a GPU that shares with no other is called
 
 def page(recorded: Recorded, rows: Sequence[Row], left_out: Mapping[str, str], asked: Sequence[tuple[str, str]], said: Sequence[str]) -> str:
     """The ranking as one HTML page; `asked` is what was asked, by name, and `said` what the text says below its tables."""
-    offers, of = _offers(rows)
+    offers, of = offers_of(rows)
     top = head(("What is worth renting", _findings(offers, of)), ("What was asked", [("Model", title(recorded)), *asked]), said)
     parts = [_drawn(rows, offers, of)]
     if rows:
@@ -27,7 +27,7 @@ def page(recorded: Recorded, rows: Sequence[Row], left_out: Mapping[str, str], a
     return document(f"GPUs for {recorded.name}", top, parts)
 
 
-def _offers(rows: Sequence[Row]) -> tuple[list[Offer], str]:
+def offers_of(rows: Sequence[Row]) -> tuple[list[Offer], str]:
     """What each priced row takes, of the run where that is known, else of a million samples; and of which."""
     run = any(row.timing is not None and row.timing.hours is not None for row in rows)
     found = []

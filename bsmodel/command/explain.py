@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from bsmodel.command import arguments
 from bsmodel.command.asked import foot, of_other_versions, together
@@ -154,24 +154,39 @@ def _spoken_text(said: Sequence[Said]) -> list[Part]:
 
 def _parts(found: Explained, batch: int, alone: bool) -> list[Part]:
     """Bytes at the binding moment by category, then by module, then both closed forms."""
-    total = found.total_bytes
-    rows = [[name, format_bytes(size), f"{size:,}", f"{size / total:.1%}"] for name, size in found.by_category.items()]
-    rows.append(["total", format_bytes(total), f"{total:,}", "100.0%"])
-    modules = [[name or "(the step itself)", format_bytes(size), f"{size / total:.1%}"] for name, size in found.by_module.items()]
-    if len(modules) > _MOST_MODULES:
-        rest = sum([*found.by_module.values()][_MOST_MODULES:])
-        modules[_MOST_MODULES:] = [[f"{len(modules) - _MOST_MODULES} more", format_bytes(rest), f"{rest / total:.1%}"]]
+    (columns, rows), (headings, modules) = category_cells(found.by_category), module_cells(found.by_module)
     moment = f"Binding moment: {found.moment}" if alone else f"{found.gpu}, binding moment: {found.moment}"
     return [
         moment,
         "",
-        table(("category", ""), ("size", "right"), ("bytes", "right"), ("share", "right"), rows=rows),
+        table(*columns, rows=rows, bars=[*found.by_category.values(), 0]),
         "",
-        table(("module", ""), ("size", "right"), ("share", "right"), rows=modules),
+        table(*headings, rows=modules, bars=[*_largest(found.by_module).values()]),
         "",
         _forms(found, batch),
         "",
     ]
+
+
+def category_cells(held: Mapping[str, int]) -> tuple[list[tuple[str, str]], list[list[str]]]:
+    """Columns, and a line for each category, then their total."""
+    total = sum(held.values())
+    lines = [[name, format_bytes(size), f"{size:,}", f"{size / total:.1%}"] for name, size in held.items()]
+    return [("category", ""), ("size", "right"), ("bytes", "right"), ("share", "right")], [*lines, ["total", format_bytes(total), f"{total:,}", "100.0%"]]
+
+
+def module_cells(held: Mapping[str, int]) -> tuple[list[tuple[str, str]], list[list[str]]]:
+    """Columns, and a line for each of the largest modules, then what the others hold."""
+    total = sum(held.values())
+    lines = [[name or "(the step itself)", format_bytes(size), f"{size / total:.1%}"] for name, size in _largest(held).items()]
+    return [("module", ""), ("size", "right"), ("share", "right")], lines
+
+
+def _largest(held: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of the largest modules, and of all others together."""
+    sizes = dict([*held.items()][:_MOST_MODULES])
+    further = {f"{len(held) - len(sizes)} more": sum(held.values()) - sum(sizes.values())}
+    return sizes | (further if len(held) > len(sizes) else {})
 
 
 def _forms(found: Explained, batch: int) -> Part:

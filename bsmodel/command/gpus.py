@@ -27,9 +27,14 @@ def run(options: argparse.Namespace) -> Answer:
 
 
 def _text(gpus: Sequence[Gpu]) -> str:
+    columns, lines = gpu_cells(gpus)
+    return render(table(*columns, rows=lines))
+
+
+def gpu_cells(gpus: Sequence[Gpu]) -> tuple[list[tuple[str, str]], list[list[str]]]:
+    """Columns, and a line for each card."""
     headings = ("memory", "usable", "capability", "bandwidth", "fp16 TFLOP/s", "USD per hour (checked)")
-    columns = (("id", ""), ("name", ""), *((heading, "right") for heading in headings))
-    return render(table(*columns, rows=[_cells(gpu) for gpu in gpus]))
+    return [("id", ""), ("name", ""), *((heading, "right") for heading in headings)], [_cells(gpu) for gpu in gpus]
 
 
 def _cells(gpu: Gpu) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from bsmodel.command import arguments, lengths
 from bsmodel.command.asked import foot, of_other_versions, together
+from bsmodel.command.bars import memory_bars
 from bsmodel.command.documents import Notes, PlanDocument
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, Part, render, table, verdict
@@ -88,16 +89,18 @@ def _text(recorded: Recorded, rows: Sequence[Row], notes: Notes) -> str:
     if fitting:
         parts += [*time_table(fitting), "", *_schedule(fitting[0], _several_rates(fitting))]
         parts += [*(f"Note: {advice}." for advice in fitting[0].advice), ""]
-    parts += [part for label, form in _forms(rows) for part in closed_form(label, form)]
+    forms = _forms(rows)
+    parts += [part for form, same in forms for part in closed_form(", ".join(row.gpu for row in same), form)]
+    parts += [part for form, same in forms for part in memory_bars(form, same)]
     return render(*parts, "", uncounted(missing(rows)), *foot(recorded, notes))
 
 
-def _forms(rows: Sequence[Row]) -> list[tuple[str, Footprint]]:
-    """Each closed form once, with the GPUs it holds for."""
+def _forms(rows: Sequence[Row]) -> list[tuple[Footprint, list[Row]]]:
+    """Each closed form once, with the rows it holds for."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(str(row.closed_form), []).append(row)
-    return [(", ".join(row.gpu for row in same), same[0].closed_form) for same in groups.values() if same[0].closed_form]
+    return [(same[0].closed_form, same) for same in groups.values() if same[0].closed_form]
 
 
 def plan_cells(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list[Cell]]]:

@@ -12,7 +12,7 @@ from bsmodel.command.documents import CardPeak, Notes, PredictDocument
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, render, table, verdict
 from bsmodel.command.wording import interval, title, uncounted
-from bsmodel.memory import on_devices, predict
+from bsmodel.memory import Peak, on_devices, predict
 from bsmodel.studies import Recorded
 from bsmodel.units import GiB
 
@@ -45,9 +45,13 @@ def _text(recorded: Recorded, peaks: Sequence[CardPeak], notes: Notes) -> str:
 
 
 def _cells(peak: CardPeak) -> list[Cell]:
-    reserved = interval(peak.reserved_bytes, peak.reserved_lower_bytes, peak.reserved_upper_bytes)
-    device = interval(peak.device_bytes, peak.device_lower_bytes, peak.device_upper_bytes)
     headroom_bytes = peak.usable_bytes - peak.reserved_upper_bytes
     room: Cell = verdict(peak.fits, headroom_bytes, peak.usable_bytes, before="fits, ") if peak.fits or not peak.likely_fits else "may fit"
-    requested, allocated, usable = (f"{size / GiB:.2f} GiB" for size in (peak.requested_bytes, peak.allocated_bytes, peak.usable_bytes))
-    return [peak.gpu, room, requested, allocated, reserved, device, usable, peak.moment]
+    return [peak.gpu, room, *peak_cells(peak), f"{peak.usable_bytes / GiB:.2f} GiB", peak.moment]
+
+
+def peak_cells(peak: Peak) -> list[str]:
+    """GiB requested, allocated, reserved and with the CUDA context, the last two with their ends."""
+    requested, allocated = (f"{size / GiB:.2f} GiB" for size in (peak.requested_bytes, peak.allocated_bytes))
+    reserved = interval(peak.reserved_bytes, peak.reserved_lower_bytes, peak.reserved_upper_bytes)
+    return [requested, allocated, reserved, interval(peak.device_bytes, peak.device_lower_bytes, peak.device_upper_bytes)]

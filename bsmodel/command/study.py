@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -157,13 +157,24 @@ def _from_flags(options: argparse.Namespace) -> StudyFile:
     return _validated(values, "study")
 
 
-def _text(found: Study, notes: Notes) -> str:
-    names = sorted({name for row in found.rows for name in row.recipe})
-    several = [name for name in names if len({repr(row.recipe.get(name)) for row in found.rows}) > 1]
+def study_cells(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list[Cell]]]:
+    """Columns, and a line per row, with the fields of recipes that are not the same in all."""
+    several = _several(rows)
     columns = [("workload", ""), *((name.replace("_", " "), "") for name in several), ("GPU", ""), ("largest", "right")]
     columns += [("micro x accumulation x devices", ""), ("room", ""), ("GiB reserved of usable", "right"), ("step", "right"), ("samples per s", "right")]
     columns += [("hours", "right"), ("cost", "right")]
-    parts: list[Part] = [table(*columns, rows=[_cells(row, several) for row in found.rows], repeated=len(several) + 2), ""]
+    return columns, [_cells(row, several) for row in rows]
+
+
+def _several(rows: Sequence[Row]) -> list[str]:
+    """The fields of recipes that differ from row to row."""
+    names = sorted({name for row in rows for name in row.recipe})
+    return [name for name in names if len({repr(row.recipe.get(name)) for row in rows}) > 1]
+
+
+def _text(found: Study, notes: Notes) -> str:
+    columns, lines = study_cells(found.rows)
+    parts: list[Part] = [table(*columns, rows=lines, repeated=len(_several(found.rows)) + 2), ""]
     reasons = {row.verdict: None for row in found.rows if row.status == "refused"}
     return render(*parts, *(f"Refused: {reason}" for reason in reasons), *foot([row.recorded for row in found.rows if row.recorded], notes))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,8 @@ if TYPE_CHECKING:  # rich is imported by what it renders: help needs none of it
 
 PIPE_COLUMNS = 140  # where nobody says how wide the output is read
 _GAP = 2
+_EIGHTHS = "\u258f\u258e\u258d\u258c\u258b\u258a\u2589\u2588"
+_LEAST_BAR, _MOST_BAR = 8, 40  # columns
 _LEAST_TEXT = 26  # columns that a longer text is folded to, rather than that the table goes on below
 _STYLES = {"out of memory": "bold red", "tight": "yellow", "roomy": "green"}
 
@@ -47,11 +50,34 @@ def styled(text: str, style: str = "") -> Text:
 
 def ellipsis() -> str:
     """What stands for text that is cut, in letters that the output has."""
+    return _either("\u2026", "...")
+
+
+def bar(length: float, columns: int) -> str:
+    """A bar of this length, from 0 to 1, of so many columns: to an eighth of one where the output has the letters for it; what is not 0 is seen."""
+    blocks = _either(_EIGHTHS, "#")
+    steps = math.ceil(min(length, 1) * columns * len(blocks))
+    whole, rest = divmod(steps, len(blocks))
+    return blocks[-1] * whole + (blocks[rest - 1] if rest else "")
+
+
+def upright() -> str:
+    """What stands for a line across bars."""
+    return _either("\u2502", "|")
+
+
+def _either(letters: str, plain: str) -> str:
+    """The letters, or others where the output does not have them."""
     try:
-        "\u2026".encode(sys.stdout.encoding or "ascii")
+        letters.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
-        return "..."
-    return "\u2026"
+        return plain
+    return letters
+
+
+def in_window() -> bool:
+    """Whether the output is read in a terminal: only there are bars drawn."""
+    return sys.stdout.isatty()
 
 
 def width() -> int:
@@ -59,31 +85,38 @@ def width() -> int:
     asked = os.environ.get("COLUMNS", "")
     if asked.isdigit() and int(asked) > 0:
         return max(40, int(asked))
-    return max(40, os.get_terminal_size(sys.stdout.fileno()).columns) if sys.stdout.isatty() else PIPE_COLUMNS
+    return max(40, os.get_terminal_size(sys.stdout.fileno()).columns) if in_window() else PIPE_COLUMNS
 
 
 def render(*parts: Part) -> str:
     """Text of tables and lines; plain where the output is no terminal or `NO_COLOR` is set."""
     from rich.console import Console, Group
 
-    in_window, text = sys.stdout.isatty(), io.StringIO()
-    colours: Literal["auto"] | None = "auto" if in_window else None
-    console = Console(file=text, width=width(), force_terminal=in_window, color_system=colours, highlight=False)
+    text = io.StringIO()
+    colours: Literal["auto"] | None = "auto" if in_window() else None
+    console = Console(file=text, width=width(), force_terminal=in_window(), color_system=colours, highlight=False)
     console.print(Group(*(styled(part) if isinstance(part, str) else part for part in parts)))
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).rstrip() + "\n"
 
 
-def table(*columns: tuple[str, str], rows: Iterable[Sequence[Cell]], repeated: int = 1) -> RenderableType:
-    """A table, each column a heading and "right" or ""; one too wide for the window continues below, its first columns repeated."""
+def table(*columns: tuple[str, str], rows: Iterable[Sequence[Cell]], repeated: int = 1, bars: Sequence[float] = ()) -> RenderableType:
+    """A table, each column a heading and "right" or ""; one too wide for the window continues below, its first columns repeated.
+
+    `bars`: a number for each row, of which a terminal that has room for them shows bars beside the last column.
+    """
     from rich.console import Group
 
     cells = [[styled(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
     wide = [max(len(heading), *(row[position].cell_len for row in cells), 0) for position, (heading, _) in enumerate(columns)]
     least = [size if side == "right" else max(len(heading), min(size, _LEAST_TEXT)) for size, (heading, side) in zip(wide, columns, strict=True)]
     parts: list[RenderableType] = []
-    for group in _groups(least, repeated):
+    for group in (groups := _groups(least, repeated)):
         parts += [""] if parts else []
-        parts.append(_table([columns[i] for i in group], [[row[i] for i in group] for row in cells]))
+        headings, lines = [columns[i] for i in group], [[row[i] for i in group] for row in cells]
+        room = min(_MOST_BAR, width() - sum(wide[i] + _GAP for i in group))
+        if group is groups[-1] and any(bars) and in_window() and room >= _LEAST_BAR:
+            headings, lines = [*headings, ("", "")], [[*line, styled(bar(own / max(bars), room), "cyan")] for line, own in zip(lines, bars, strict=True)]
+        parts.append(_table(headings, lines))
     return Group(*parts)
 
 

@@ -19,6 +19,7 @@ from bsmodel.hardware.links import Network
 from bsmodel.hardware.rows import Count, HardwareRow, Rate, Source, capability_of, catalogue_folder, read, validated
 from bsmodel.hardware.runtime import Context, runtime, threads_per_sm
 from bsmodel.hardware.workspaces import KINDS
+from bsmodel.shown import Shown
 from bsmodel.units import format_bytes, whole
 
 DEFAULT_GPUS = ("rtx-3070-8gb", "rtx-4090-24gb", "a100-40gb", "h100-80gb")
@@ -34,7 +35,7 @@ def _usual_context(row: Mapping[str, Any]) -> int:
     return runtime().context(row.get("sm_count"), row.get("compute_capability", "8.0")).usual_bytes
 
 
-class Gpu(HardwareRow):
+class Gpu(Shown, HardwareRow):
     """One GPU model. Bytes, seconds and FLOP/s; a multiply-add is two FLOPs; tensor rates are dense, with float32 accumulation."""
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", examples=["rtx-3070-8gb"])

@@ -2,7 +2,7 @@
 """From a tape to the closed form, the peak at one batch, and the largest batch that fits."""
 
 from bsmodel.memory.allocator import CachingAllocator, OutOfMemoryError
-from bsmodel.memory.closed_form import Footprint, Moment, Share, breakdown, footprint
+from bsmodel.memory.closed_form import Breakdown, Footprint, Moment, Share, breakdown, footprint
 from bsmodel.memory.data_parallel import buckets_bytes, data_parallel, on_devices
 from bsmodel.memory.largest import LARGEST, Fit, fit
 from bsmodel.memory.longest import longest
@@ -12,6 +12,7 @@ from bsmodel.memory.snapshot import pickled, snapshot
 
 __all__ = (
     "LARGEST",
+    "Breakdown",
     "CachingAllocator",
     "Fit",
     "Footprint",

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsmodel.hardware import Gpu
+from bsmodel.shown import Charted, Shown
 from bsmodel.tape import CATEGORIES, Coefficients, Envelope, Integer, Integers, Tape, micro_batches, micro_steps, polynomials, upper_envelope, values
 from bsmodel.units import whole
 
@@ -37,7 +38,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Footprint:
+class Footprint(Shown):
     """The closed form of requested bytes, `M(b) = max_t (f_t + s_t b + p_t b (b - 1) / 2)`, each polynomial with the moment it belongs to."""
 
     envelope: Envelope
@@ -115,7 +116,13 @@ class Share:
     bytes: int
 
 
-def breakdown(tape: Tape, batch: int, accumulation: int | None = None, gpu: Gpu | None = None) -> tuple[Share, ...]:
+class Breakdown(Charted, tuple[Share, ...]):
+    """Who holds the bytes of the binding moment: a `Share` for each category and module, in the order of categories."""
+
+    __slots__ = ()
+
+
+def breakdown(tape: Tape, batch: int, accumulation: int | None = None, gpu: Gpu | None = None) -> Breakdown:
     """Who holds the bytes of `M(b)`: all that is alive at the binding moment, by category and module. Sums to `M(b)` exactly."""
     batch = int(micro_batches(tape, whole("batch", batch)))
     footprint(tape, accumulation, gpu)(batch)  # refuses more bytes than can be counted
@@ -136,4 +143,4 @@ def breakdown(tape: Tape, batch: int, accumulation: int | None = None, gpu: Gpu 
             key = (tape.categories[number], tape.modules[number])
             shares[key] = shares.get(key, 0) + count * int(sizes[number])
     rows = [Share(category, module, size) for (category, module), size in shares.items()]
-    return tuple(sorted(rows, key=lambda row: (CATEGORIES.index(row.category), -row.bytes, row.module)))
+    return Breakdown(sorted(rows, key=lambda row: (CATEGORIES.index(row.category), -row.bytes, row.module)))

@@ -16,6 +16,7 @@ from bsmodel.memory.closed_form import footprint
 from bsmodel.memory.data_parallel import sharing
 from bsmodel.memory.peak import BOUNDLESS, Peak, peak_at, replays, survives
 from bsmodel.memory.settings import Settings
+from bsmodel.shown import Charted
 from bsmodel.tape import Tape, another_path, micro_steps, require_same_kernels
 from bsmodel.units import format_bytes
 
@@ -29,7 +30,7 @@ def _id(gpu: Gpu) -> str:
 
 
 @dataclass(frozen=True)
-class Fit:
+class Fit(Charted):
     """The largest micro-batch on one GPU, and why it is no larger: `batch` is safe, `likely_batch` what probably runs too.
 
     `bounded`: whether memory is what limits it; else it is the last that the recording holds for, or of so many that none is larger.

@@ -18,6 +18,7 @@ from bsmodel.memory.closed_form import STEPS, Footprint, footprint
 from bsmodel.memory.data_parallel import sharing
 from bsmodel.memory.lagging import Lagging
 from bsmodel.memory.settings import Settings
+from bsmodel.shown import Shown
 from bsmodel.tape import Tape, micro_batches, micro_steps, require_same_kernels
 from bsmodel.units import whole
 
@@ -26,7 +27,7 @@ MOST_STEPS = 16  # in which the allocator comes to rest, or hardly ever does
 
 
 @dataclass(frozen=True)
-class Peak:
+class Peak(Shown):
     """What torch would report for a run at one batch, in bytes.
 
     `reserved_lower_bytes` and `reserved_upper_bytes`, `device_lower_bytes` and `device_upper_bytes` are what it may also be, where a library

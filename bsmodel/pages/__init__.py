@@ -14,6 +14,7 @@ from bsmodel.pages.writing import document, head, require_charts
 
 if TYPE_CHECKING:
     from bsmodel.pages.batches import MEMORY, SECONDS, memory, step_seconds, throughput
+    from bsmodel.pages.busy import spent
     from bsmodel.pages.drawing import HOVER, Spec, framed, still, told
     from bsmodel.pages.holding import ITSELF, categories, icicle
     from bsmodel.pages.measured import BAND, error_shares, predicted_against_measured, relative_errors
@@ -54,6 +55,7 @@ __all__ = (
     "relative_errors",
     "require_charts",
     "short",
+    "spent",
     "step_seconds",
     "still",
     "throughput",
@@ -63,7 +65,7 @@ __all__ = (
 _HOMES = dict.fromkeys(("MEMORY", "SECONDS", "memory", "step_seconds", "throughput"), "batches")
 _HOMES |= dict.fromkeys(("ITSELF", "categories", "icicle"), "holding")
 _HOMES |= dict.fromkeys(("BAND", "error_shares", "predicted_against_measured", "relative_errors"), "measured")
-_HOMES["costs"] = "renting"
+_HOMES |= {"costs": "renting", "spent": "busy"}
 _HOMES |= dict.fromkeys(("HOVER", "Spec", "framed", "still", "told"), "drawing")
 
 

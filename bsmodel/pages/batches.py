@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 
 from bsmodel.memory import Footprint, Peak
-from bsmodel.pages.drawing import HOVER, Spec, framed, quick
+from bsmodel.pages.drawing import HOVER, Spec, framed, named, quick
 from bsmodel.pages.looks import CHOSEN, Look
 from bsmodel.pages.parts import short
 from bsmodel.timing import StepTime
@@ -46,7 +46,7 @@ def memory(form: Footprint, peaks: Sequence[Peak], usable_bytes: int, micro_batc
         drawn = base.encode(y=_gib(name, scale))
         layers += [drawn.mark_line(color=colour, strokeWidth=1.5, strokeDash=[4, 2] if name == "allocated" else [1, 0], clip=True)]
         layers += [drawn.mark_point(color=colour, filled=True, size=40, opacity=1, clip=True)]
-    layers += [*_marked(micro_batch, f"micro-batch {micro_batch:,}", x, look), *_answering(base, _told_memory(), look)]
+    layers += [*_marked(micro_batch, f"micro-batch {micro_batch:,}", x, look), *named(MEMORY, look), *_answering(base, _told_memory(), look)]
     return framed(layers, look, "Memory of a training step against the micro-batch, and what the card has", rows, {"closed form": _requested(form, peaks)})
 
 
@@ -66,8 +66,8 @@ def _beyond(most: float, top: float, scale: Any, look: Look) -> list[Any]:
     """The card's line, with what is out of memory shaded above it."""
     at = alt.Chart(alt.Data(values=[{"reserved": short(most), "top": short(top), "label": f"{most:.2f} GiB usable"}]))
     at = at.encode(y=_gib("reserved", scale))
-    named = at.mark_text(align="left", baseline="bottom", dy=-3, color=look.bad, fontWeight=600).encode(x=alt.value(4), text="label:N")
-    return [at.mark_rect(color=look.bad, opacity=0.1).encode(y2="top:Q"), at.mark_rule(color=look.bad, strokeWidth=1.5), named]
+    text = at.mark_text(align="left", baseline="bottom", dy=-3, color=look.bad, fontWeight=600).encode(x=alt.value(4), text="label:N")
+    return [at.mark_rect(color=look.bad, opacity=0.1).encode(y2="top:Q"), at.mark_rule(color=look.bad, strokeWidth=1.5), text]
 
 
 def _gib(name: str, scale: Any) -> alt.Y:
@@ -110,7 +110,7 @@ def step_seconds(times: Times, asked: Sequence[int], look: Look) -> Spec:
     layers.append(base.mark_line(strokeWidth=5, opacity=0.35, color=look.soft).encode(y=_step("step", scale)))
     for name, colour in zip(SECONDS, look.kinds, strict=False):
         layers.append(base.mark_line(strokeWidth=2, color=colour).encode(y=_step(name, scale)))
-    layers += _answering(_only(base, rows, asked), _told_times(), look)
+    layers += [*named(SECONDS, look), *_answering(_only(base, rows, asked), _told_times(), look)]
     return framed(layers, look, "Seconds of a step against the micro-batch, on logarithmic axes: of the device and of the host", rows)
 
 
@@ -130,8 +130,8 @@ def _hosted(rows: Rows, x: alt.X, look: Look) -> list[Any]:
     if not hosted:
         return []
     at = alt.Chart(alt.Data(values=[{"batch": hosted[0], "last": hosted[-1], "label": "host-bound"}])).encode(x=x)
-    named = at.mark_text(align="left", baseline="top", dx=3, dy=4, color=look.soft).encode(y=alt.value(0), text="label:N")
-    return [at.mark_rect(color=look.soft, opacity=0.12).encode(x2="last:Q"), named]
+    text = at.mark_text(align="left", baseline="top", dx=3, dy=4, color=look.soft).encode(y=alt.value(0), text="label:N")
+    return [at.mark_rect(color=look.soft, opacity=0.12).encode(x2="last:Q"), text]
 
 
 def _step(name: str, scale: Any) -> alt.Y:
@@ -165,8 +165,8 @@ def _batch(batches: Sequence[int], even: bool = False) -> alt.X:
 
 def _marked(batch: int, label: str, x: alt.X, look: Look) -> list[Any]:
     at = alt.Chart(alt.Data(values=[{"batch": batch, "label": label}])).encode(x=x)
-    named = at.mark_text(baseline="bottom", dy=-3, color=look.ink).encode(y=alt.value(0), text="label:N")
-    return [at.mark_rule(strokeDash=[6, 4], color=look.ink), named]
+    text = at.mark_text(baseline="bottom", dy=-3, color=look.ink).encode(y=alt.value(0), text="label:N")
+    return [at.mark_rule(strokeDash=[6, 4], color=look.ink), text]
 
 
 def _answering(base: Any, numbers: list[alt.Tooltip], look: Look) -> list[Any]:

@@ -59,6 +59,16 @@ def framed(layers: Sequence[Any], look: Look, description: str, rows: Rows | Non
     return {**found, "datasets": sets} if sets else found
 
 
+def named(names: Sequence[str], look: Look) -> list[Any]:
+    """The names of the first colours of `kinds`, for a chart that has them without a scale; a page writes them itself."""
+    if not look.legend:
+        return []
+    colour = alt.Color("name:N", legend=alt.Legend(title=None, orient="bottom", symbolType="square", symbolOpacity=1))
+    colour = colour.scale(domain=list(names), range=list(look.kinds[: len(names)]))
+    at = alt.Chart(alt.Data(values=[{"name": name} for name in names]))
+    return [at.mark_point(filled=True, opacity=0).encode(x=alt.value(0), y=alt.value(0), color=colour)]
+
+
 def still(spec: Spec) -> str:
     """A chart that stands still, as SVG; what answers to a pointer is left out."""
     layers = [layer for layer in spec["layer"] if layer.get("name") != HOVER]

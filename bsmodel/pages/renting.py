@@ -21,7 +21,8 @@ def costs(offers: Sequence[Offer], of: str, look: Look) -> Spec:
     ways = list(dict.fromkeys(offer.way for offer in offers))
     x = alt.X("hours:Q", title=f"hours {of} [h]").scale(type="log", nice=False, padding=24).axis(format="~g", tickCount=6)
     y = alt.Y("usd:Q", title=f"US dollars {of} [$]").scale(type="log", nice=False, padding=24).axis(format="~g", tickCount=6)
-    colour = alt.Color("way:N", legend=None).scale(domain=ways, range=[look.kinds[place % len(look.kinds)] for place in range(len(ways))])
+    legend = alt.Legend(title=None, orient="bottom") if look.legend and len(ways) > 1 else None
+    colour = alt.Color("way:N", legend=legend).scale(domain=ways, range=[look.kinds[place % len(look.kinds)] for place in range(len(ways))])
     told = [alt.Tooltip("name:N", title="GPUs"), alt.Tooltip("way:N", title="shared by")]
     told += [alt.Tooltip("hours:Q", title=f"hours {of}", format=",.4~r"), alt.Tooltip("usd:Q", title=f"US dollars {of}", format=",.4~r")]
     base, efficient = alt.Chart().encode(x=x, y=y), alt.Chart(alt.NamedData(name="frontier")).encode(x=x, y=y)

@@ -24,11 +24,11 @@ _ASK = "Choose a batch, here or in a chart: it is marked, and its numbers stand 
 _WITHOUT = "<noscript><p>The charts of this page need its script, which is not allowed to run here; the tables have their numbers.</p></noscript>"
 
 
-def require_charts() -> None:
+def require_charts(what: str = "a page") -> None:
     """Raises `InvalidInputError` where what draws is not installed."""
     for name, package in (("altair", "altair"), ("vl_convert", "vl-convert-python")):
         if importlib.util.find_spec(name) is None:
-            raise InvalidInputError(f'a page needs {package}, which is not installed; pip install "bsmodel[page]"')
+            raise InvalidInputError(f'{what} needs {package}, which is not installed; pip install "bsmodel[page]"')
 
 
 def document(name: str, top: str, parts: Sequence[Section], batches: int = 0, stills: bool = False) -> str:

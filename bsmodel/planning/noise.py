@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import WithJsonSchema
 
 from bsmodel.errors import InvalidInputError
+from bsmodel.shown import Shown
 from bsmodel.units import finite, whole
 
 RESAMPLES = 2000
@@ -21,7 +22,7 @@ Endless = Annotated[float, WithJsonSchema({"anyOf": [{"type": "number"}, {"type"
 
 
 @dataclass(frozen=True)
-class NoiseScale:
+class NoiseScale(Shown):
     """The batch, in samples, at which the noise of a step's gradient is as large as the gradient: about where larger batches begin to save few steps.
 
     `low` and `high` enclose it at 95 %, as far as the steps of one run tell; `high` is infinite where the gradient itself cannot be told from noise.

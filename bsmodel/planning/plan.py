@@ -15,6 +15,7 @@ from bsmodel.planning.advice import advice
 from bsmodel.planning.learning_rate import learning_rate, warmup_steps
 from bsmodel.planning.money import Price, Timing, catalogue_price, timing_of, why_untimed
 from bsmodel.planning.splits import Split, eligible, fastest, splits
+from bsmodel.shown import Charted
 from bsmodel.units import finite, whole
 
 
@@ -27,7 +28,7 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Charted):
     """What to run: how the batch is split, at which learning rate, for how many steps, how long and for how much.
 
     `split` is the fastest of those nearest to the target, `fewest` the one with the fewest micro-steps. `timing` is None where the card's

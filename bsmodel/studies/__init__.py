@@ -8,7 +8,7 @@ from bsmodel.studies.grid import Goal, for_card, one_of_each, require_asked_abou
 from bsmodel.studies.padded import Padded, PaddedRow, padded, padded_to_most, whole_steps
 from bsmodel.studies.recordings import lengths, sides, tapes
 from bsmodel.studies.remedies import written
-from bsmodel.studies.rows import Recorded, Row
+from bsmodel.studies.rows import Recorded, Row, of_fit
 from bsmodel.studies.study import Progress, Watch, study
 from bsmodel.studies.tables import SCHEMA_VERSION, Study
 
@@ -30,6 +30,7 @@ __all__ = (
     "doublings",
     "for_card",
     "lengths",
+    "of_fit",
     "one_of_each",
     "padded",
     "padded_to_most",

@@ -6,8 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bsmodel.memory import Fit, Footprint, Peak
+from bsmodel.memory import Fit, Footprint, Peak, footprint
 from bsmodel.planning import Plan, Split, Timing, power_of_two_at_most
+from bsmodel.shown import Shown
 from bsmodel.tape import Tape
 
 
@@ -39,7 +40,7 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Shown):
     """The answer for one workload, recipe, GPU, number of devices and goal; what is not known or does not apply is None.
 
     `status`: "plan"; "does not fit", where no batch trains or none reaches the target; or "refused", where the question cannot be
@@ -82,6 +83,15 @@ class Row:
     total_steps: int | None = None
     advice: tuple[str, ...] = ()
     ladder: tuple[Peak, ...] = field(default=())
+
+    @staticmethod
+    def of(plan: Plan) -> Row:
+        """The row of a plan."""
+        fit = plan.fit
+        form, found = footprint(fit.tape, gpu=fit.gpu), of_fit(fit) | of_plan(plan)
+        return Row(
+            fit.tape.name, {}, fit.gpu.id, plan.split.devices, status="plan", verdict=fit.verdict, recorded=Recorded.of(fit.tape), closed_form=form, **found
+        )
 
     @property
     def fits(self) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.planning import ranked
+from bsmodel.shown import Charted
 from bsmodel.studies.kept import adapter
 from bsmodel.studies.rows import Row
 
@@ -35,7 +36,7 @@ COLUMNS: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Charted):
     """The rows of a study, in the order of its axes."""
 
     rows: tuple[Row, ...]

@@ -18,6 +18,7 @@ from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import End, Gpu, runtime
+from bsmodel.shown import Charted
 from bsmodel.tape import Integer, Integers, Operations, Tape, micro_batches, micro_steps, require_accumulates, require_same_kernels
 from bsmodel.timing.kernels import kind_of, product_seconds
 from bsmodel.timing.rates import Rates, launch_seconds, peak_flops_per_s, rate_dtype, rates_of
@@ -45,7 +46,7 @@ Value = TypeVar("Value", float, Array)
 
 
 @dataclass(frozen=True)
-class StepTime(Generic[Count, Value]):
+class StepTime(Charted, Generic[Count, Value]):
     """Seconds of one optimizer step of `accumulation` micro-steps: numbers for one batch, arrays for several.
 
     `low_seconds` and `high_seconds` enclose what is not known of the card: an unmeasured matmul efficiency, throttling of power-limited

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
+from bsmodel.shown import Shown
 from bsmodel.tape import Collective, Integer, Tape
 from bsmodel.timing.chrome import DEVICE, HOST, LINK, trace_events
 from bsmodel.timing.rates import launch_seconds
@@ -52,7 +53,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Timeline:
+class Timeline(Shown):
     """One optimizer step of `accumulation` micro-steps of `batch` samples, likely as long as `step_time` says: its events in order of their start."""
 
     name: str

@@ -15,9 +15,10 @@ from bsmodel.trials.values import Run, Rung, Update, Watch
 if TYPE_CHECKING:
     from bsmodel.trials.asking import Options, trial
     from bsmodel.trials.finding import find_batch
-    from bsmodel.trials.html import page, picture
+    from bsmodel.trials.html import loss_curves, page, picture
     from bsmodel.trials.rising import lr_range
     from bsmodel.trials.sources import data_named
+    from bsmodel.trials.tables import of_batches
 
 __all__ = (
     "TRACKERS",
@@ -35,7 +36,9 @@ __all__ = (
     "Watch",
     "data_named",
     "find_batch",
+    "loss_curves",
     "lr_range",
+    "of_batches",
     "page",
     "picture",
     "trial",
@@ -45,7 +48,9 @@ _HOMES = {
     "Options": "asking",
     "data_named": "sources",
     "find_batch": "finding",
+    "loss_curves": "html",
     "lr_range": "rising",
+    "of_batches": "tables",
     "page": "html",
     "picture": "html",
     "trial": "asking",

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.pages import Choice, Section, document, head, of_page, of_picture, require_charts
 from bsmodel.trials import tables
 from bsmodel.trials.results import Recommendation, Trial
+
+if TYPE_CHECKING:
+    from bsmodel.pages import Spec
 
 
 def page(trial: Trial, costs: Sequence[Recommendation] = ()) -> str:
@@ -31,14 +35,21 @@ def page(trial: Trial, costs: Sequence[Recommendation] = ()) -> str:
 
 
 def picture(trial: Trial) -> str:
-    """The loss of each batch against samples seen as SVG, for a README.
+    """The loss of each batch against samples seen as SVG, for a README; raises `InvalidInputError` as `loss_curves` does."""
+    spec = loss_curves(trial)
+    from bsmodel.pages import still
+
+    return still(spec)
+
+
+def loss_curves(trial: Trial) -> Spec:
+    """The loss of each batch against samples seen as Vega-Lite, in the colours of a picture.
 
     Raises `InvalidInputError` where altair or vl-convert is not installed, or there is no loss to draw.
     """
     require_charts()
-    from bsmodel.pages import still
     from bsmodel.trials import charts, drawn
 
     if not drawn.losses(trial):
         raise InvalidInputError("there is nothing to draw: no run of the trial has made a step whose loss is a number")
-    return still(charts.loss(trial, "samples", of_picture(len(trial.by_rung))))
+    return charts.loss(trial, "samples", of_picture(len(trial.by_rung)))

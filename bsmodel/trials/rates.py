@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bsmodel.shown import Shown
+
 KEPT = 0.8  # of the average at each step: its weights have a mean age of 4 steps, and 10 steps a decade can still be told apart
 EXCESS = 4.0  # times the best smoothed loss: from there on a run has diverged, as in fastai's finder
 _LAG = KEPT / (1 - KEPT)  # steps that the average is behind
@@ -30,7 +32,7 @@ def excessive(smoothed: list[float]) -> bool:
 
 
 @dataclass(frozen=True)
-class RateRange:
+class RateRange(Shown):
     """The loss of one run whose learning rate rises exponentially, by a factor from each step to the next (Smith 2015, arXiv 1506.01186).
 
     `losses` are those of each step before its update, at `batch` samples a step, and `smoothed` their debiased exponential averages of factor 0.8.

@@ -15,6 +15,7 @@ import numpy as np
 from bsmodel.errors import InvalidInputError, UnreachableTargetError
 from bsmodel.memory import Fit
 from bsmodel.planning import NoiseScale, Plan, Price, plan
+from bsmodel.shown import Charted
 from bsmodel.trials import folder as files
 from bsmodel.trials.curves import StepsLaw, loss_at, reached, steps_law, validated
 from bsmodel.trials.values import Run, Rung, Status, noise_of
@@ -87,7 +88,7 @@ class Recommendation:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(Charted):
     """Short runs of several batches: `question` is what was asked, `runs` what came of it."""
 
     question: Mapping[str, Any]

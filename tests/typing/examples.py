@@ -6,12 +6,13 @@ A wrong use that a checker comes to accept leaves its `type: ignore` unused, whi
 
 from typing import assert_type
 
+import altair
 import numpy as np
 from numpy.typing import NDArray
 
 import bsmodel
-from bsmodel import Envelope, Fit, Footprint, Gpu, ModuleRow, OperatorRow, Peak, Plan, Settings, StepTime, Tape, Training, Workload
-from bsmodel.memory import Moment, Share
+from bsmodel import Envelope, Fit, Footprint, Gpu, ModuleRow, OperatorRow, Peak, Plan, Settings, StepTime, Study, Tape, Training, Trial, Workload
+from bsmodel.memory import Breakdown, Moment, Share
 from bsmodel.planning import Price, Rung, Split, Timing, fastest, power_of_two_at_most, ranked, splits
 from bsmodel.timing import curve, knee
 
@@ -93,7 +94,8 @@ def memory(tape: Tape, gpu: Gpu, settings: Settings) -> None:
     assert_type(peak.reserved_bytes, int)
     assert_type(peak.fits, bool)
     assert_type(bsmodel.footprint(tape), Footprint)
-    assert_type(bsmodel.breakdown(tape, 8), tuple[Share, ...])
+    assert_type(bsmodel.breakdown(tape, 8), Breakdown)
+    assert_type(bsmodel.breakdown(tape, 8)[0], Share)
     assert_type(bsmodel.by_module(tape, 8), tuple[ModuleRow, ...])
     assert_type(bsmodel.by_operator(tape, 8), tuple[OperatorRow, ...])
     assert_type(bsmodel.by_operator(tape, 8)[0].flops, int | None)
@@ -145,3 +147,12 @@ def recordings(workload: Workload, gpu: Gpu) -> None:
     bsmodel.trace("resnet50")  # type: ignore[arg-type]
     bsmodel.trace(workload, {"precision": "fp32"})  # type: ignore[arg-type]
     Gpu.named(40)  # type: ignore[arg-type]
+
+
+def charts(fit: Fit, plan: Plan, tape: Tape, gpu: Gpu, study: Study, trial: Trial) -> None:
+    for value in (fit, plan, bsmodel.step_time(tape, gpu, 8), bsmodel.step_time(tape, gpu, [8, 16]), bsmodel.breakdown(tape, 8), study, trial):
+        assert_type(value.plot(), altair.LayerChart)
+
+    gpu.plot()  # type: ignore[attr-defined]
+    bsmodel.footprint(tape).plot()  # type: ignore[attr-defined]
+    fit.plot("memory")  # type: ignore[call-arg]
