@@ -6,8 +6,8 @@ from bsmodel.memory.closed_form import Footprint, Moment, Share, breakdown, foot
 from bsmodel.memory.data_parallel import buckets_bytes, data_parallel, on_devices
 from bsmodel.memory.largest import LARGEST, Fit, fit
 from bsmodel.memory.longest import longest
-from bsmodel.memory.peak import Peak, predict
-from bsmodel.memory.settings import Settings
+from bsmodel.memory.peak import Peak, predict, reserved_of
+from bsmodel.memory.settings import Settings, spelled
 from bsmodel.memory.snapshot import pickled, snapshot
 
 __all__ = (
@@ -29,5 +29,7 @@ __all__ = (
     "on_devices",
     "pickled",
     "predict",
+    "reserved_of",
     "snapshot",
+    "spelled",
 )
