@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> Answer:
     saved = Baseline.of(largest, options.batch or options.require_batch) if options.save_baseline else None
     if saved is not None:
         saved.save(options.save_baseline)
-    lines = str(verdict).splitlines() if verdict else []
+    lines = [verdict.line, *verdict.below] if verdict else []
     lines += [f"saved: {saved.workload} at a micro-batch of {saved.batch:,} on {gpu.id}, as baseline {options.save_baseline}"] if saved else []
     lines += [uncounted(recorded.uncounted)] if recorded.uncounted else []
     notes = [*arguments.room_asked(options), *of_other_versions(found)]

@@ -84,8 +84,13 @@ class Verdict:
         """`fits: ...`, `holds: ...` where no batch is required, or `FAILS: ...`."""
         return wording.line(self)
 
+    @property
+    def below(self) -> tuple[str, ...]:
+        """The lines that belong below it: what grew, and notes."""
+        return tuple(wording.below(self))
+
     def __str__(self) -> str:
-        return "\n".join([self.line, *wording.below(self)])
+        return "\n".join((self.line, *self.below))
 
 
 def check(fit: Fit, require_batch: int | None = None, against: Baseline | None = None, allow: Allowance | str = Allowance()) -> Verdict:  # noqa: B008 - frozen
@@ -143,7 +148,7 @@ def _more_bytes(before: Mapping[str, int], after: Mapping[str, int]) -> tuple[Gr
     """What holds more, worst first, then what is gone."""
     every = [Growth(name, before.get(name), after.get(name)) for name in sorted({*before, *after})]
     more, gone = [each for each in every if each.bytes > 0], [each for each in every if each.after_bytes is None]
-    return (*sorted(more, key=lambda growth: -growth.bytes), *gone)
+    return (*sorted(more, key=lambda growth: -growth.bytes), *sorted(gone, key=lambda growth: growth.bytes))
 
 
 def _notes(before: Baseline, after: Baseline, changes: tuple[Change, ...]) -> Iterator[str]:

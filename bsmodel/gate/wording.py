@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bsmodel.memory import reserved_of
 from bsmodel.units import format_bytes, format_seconds
@@ -74,14 +73,24 @@ def _bytes(before: int | None, after: int) -> str:
 
 
 def _folded(growths: Sequence[Growth], kind: str) -> list[tuple[str, int | None, int]]:
-    """Names with bytes before and now, worst first; `layers.*.mlp (12 modules)` for those that differ in numbers only."""
-    groups: dict[tuple[str, bool], list[Growth]] = {}
+    """Names with bytes before and now, those first that changed most; layers that are alike as one, `layers.*.mlp (12 modules)`."""
+    groups: dict[Any, list[Growth]] = {}
     for growth in growths:
-        pattern = re.sub(r"(?<![^.])\d+(?![^.])", "*", growth.name) if kind == "module" else growth.name
-        groups.setdefault((pattern, growth.before_bytes is None), []).append(growth)
+        groups.setdefault((growth.before_bytes is None, *(_alike(growth) if kind == "module" else (growth.name,))), []).append(growth)
     found: list[tuple[str, int | None, int]] = []
-    for (pattern, new), group in groups.items():
+    for (new, pattern, *_), group in groups.items():
         name = f"{pattern} ({len(group)} modules)" if len(group) > 1 else group[0].name or "the step itself"
         before = None if new else sum(growth.before_bytes or 0 for growth in group)
         found.append((name, before, sum(growth.after_bytes or 0 for growth in group)))
-    return sorted(found, key=lambda row: (row[1] or 0) - row[2])
+    return sorted(found, key=lambda row: -abs(row[2] - (row[1] or 0)))
+
+
+def _alike(growth: Growth) -> tuple[object, ...]:
+    """What layers that are alike share: the path but for numbers within it; where a number ends it, the same bytes, too, for `features.3` may be anything."""
+    *outer, last = growth.name.split(".")
+    path = ["*" if part.isdecimal() else part for part in outer]
+    if all(part == "*" or part.isdecimal() for part in (*path, last)):
+        return (growth.name,)  # of numbers only, which say nothing once they are gone
+    if last.isdecimal():
+        return ".".join([*path, "*"]), growth.before_bytes, growth.after_bytes
+    return (".".join([*path, last]),)

@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pass or fail: what is worse, by how much that is allowed, which modules it is, and what is refused before any work."""
+
+import dataclasses
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import bsmodel
+from bsmodel import Allowance, Baseline, InvalidInputError, UnknownNameError
+from bsmodel.command import main
+from bsmodel.gate.verdict import _changes, _grown, _more_bytes
+from bsmodel.memory import on_devices
+from tests.models import SGD, workload
+
+ROOT = Path(__file__).parent.parent
+SMALL = f"{ROOT}/tests/models.py:attention"
+
+
+@pytest.fixture(scope="module")
+def found(tape, a100):
+    return bsmodel.fit(tape, a100)
+
+
+@pytest.fixture(scope="module")
+def baseline(found):
+    return Baseline.of(found, 64)
+
+
+def of(baseline, **figures):
+    """The same question with other figures."""
+    return baseline.model_copy(update=figures)
+
+
+# -- a batch that has to train -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_largest_batch_passes_and_one_more_does_not(found):
+    for batch in (1, found.batch):
+        assert bsmodel.check(found, require_batch=batch).passes
+    beyond = bsmodel.check(found, require_batch=found.batch + 1)
+
+    assert not beyond.passes and beyond.line.startswith("FAILS: small ") and f"largest {found.batch:,}" in beyond.line
+
+
+@given(st.integers(1, 1 << 18))
+def test_what_passes_is_at_most_the_largest_and_survives(found, batch):
+    verdict = bsmodel.check(found, require_batch=batch)
+
+    assert verdict.passes == (batch <= found.batch and bsmodel.predict(found.tape, found.gpu, batch).fits)
+    assert verdict.line.startswith("fits: small trains at " if verdict.passes else "FAILS: small ")
+    assert "\n" not in str(verdict)
+
+
+def test_a_line_names_workload_batch_card_and_memory(found):
+    verdict = bsmodel.check(found, require_batch=64)
+    used, usable = (f"{size / 2**30:.2f}" for size in (verdict.required.peak.reserved_bytes, found.gpu.usable_bytes))
+
+    assert verdict.line.startswith("fits: small trains at a micro-batch of 64 on a100-40gb (largest ") and f"{used} of {usable} GiB)" in verdict.line
+
+
+def test_of_several_devices_the_line_says_how_many(tape, a100):
+    verdict = bsmodel.check(bsmodel.fit(on_devices(tape, 8), a100), require_batch=8)
+
+    assert "on 8 x a100-40gb (" in verdict.line
+
+
+def test_nothing_to_check_is_refused(found):
+    with pytest.raises(InvalidInputError, match="nothing is to be checked"):
+        bsmodel.check(found)
+
+
+# -- a baseline --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_baseline_holds_against_itself_with_nothing_allowed(found, baseline):
+    verdict = bsmodel.check(found, against=baseline, allow="0%")
+
+    assert verdict.passes and [change.direction for change in verdict.changes] == ["the same"] * 3 and not verdict.notes
+    assert verdict.line.count("as before") == 3 and str(verdict) == verdict.line
+
+
+def test_a_baseline_is_what_predict_fit_step_time_and_breakdown_say(found, baseline):
+    peak, shares = bsmodel.predict(found.tape, found.gpu, 64), bsmodel.breakdown(found.tape, 64, gpu=found.gpu)
+
+    assert (baseline.allocated_bytes, baseline.largest_batch, baseline.batch) == (peak.allocated_bytes, found.batch, 64)
+    assert baseline.seconds == pytest.approx(bsmodel.step_time(found.tape, found.gpu, 64).seconds, rel=1e-8)
+    assert sum(baseline.by_module.values()) == sum(baseline.by_category.values()) == sum(share.bytes for share in shares) == peak.requested_bytes
+
+
+def test_a_baseline_is_read_as_it_was_written_and_the_same_figures_are_the_same_file(found, baseline, tmp_path):
+    baseline.save(tmp_path / "one.json")
+    Baseline.of(found, 64).save(tmp_path / "two.json")
+
+    assert Baseline.load(tmp_path / "one.json") == baseline
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    assert [*json.loads((tmp_path / "one.json").read_text())["by_module"]] == sorted(baseline.by_module)
+
+
+@pytest.mark.parametrize("field", ["allocated_bytes", "largest_batch", "seconds"])
+def test_each_measure_fails_alone_and_when_better_asks_for_a_new_baseline(found, baseline, field):
+    better, worse = (0.9, 1.1) if field != "largest_batch" else (1.1, 0.9)
+    now = getattr(baseline, field)
+    number = int if field != "seconds" else float
+
+    failing = bsmodel.check(found, against=of(baseline, **{field: number(now / worse)}))
+    assert not failing.passes and [change.direction for change in failing.changes].count("worse") == 1 and failing.line.count("allowed") == 1
+
+    passing = bsmodel.check(found, against=of(baseline, **{field: number(now / better)}))
+    assert passing.passes and passing.line.startswith("holds: ") and "renew it" in passing.notes[-1]
+
+
+shares = st.floats(0, 0.5)
+
+
+@given(before=st.integers(1, 1 << 40), after=st.integers(1, 1 << 40), few=st.integers(0, 5000), more=st.integers(0, 5000), share=shares)
+def test_worse_and_better_are_never_both_and_allowing_more_fails_no_more(baseline, before, after, few, more, share):
+    first, now = of(baseline, allocated_bytes=before, largest_batch=few), of(baseline, allocated_bytes=after, largest_batch=more)
+    tight, loose = ([change.direction for change in _changes(first, now, Allowance(*[each] * 3))] for each in (share / 2, share))
+    back = [change.direction for change in _changes(now, first, Allowance(0, 0, 0))]
+
+    assert all(one == "worse" or two != "worse" for one, two in zip(tight, loose, strict=True))
+    assert all(one != "worse" or two == "better" for one, two in zip(tight, back, strict=True))  # what is worse one way is better the other way
+
+
+@pytest.mark.parametrize(("share", "least"), [(0, 71), (0.001, 70), (0.01, 70), (0.02, 69), (0.5, 35)])
+def test_of_a_largest_batch_a_part_of_a_sample_is_a_whole_one(baseline, share, least):
+    for now in range(30, 72):
+        change = [*_changes(of(baseline, largest_batch=71), of(baseline, largest_batch=now), Allowance(batch=share))][1]
+        assert (change.direction == "worse") == (now < least)
+
+
+def test_a_change_of_the_model_is_named_by_module(a100, baseline):
+    from torch import nn
+
+    def wider():
+        model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(inplace=True), nn.Dropout(0.1), nn.Flatten())
+        return model.append(nn.Linear(32 * 256, 10)).append(nn.Identity()).append(nn.Linear(10, 10))
+
+    now = bsmodel.fit(bsmodel.trace(workload(wider), SGD, a100), a100)
+    verdict = bsmodel.check(now, against=baseline)
+    grown = {growth.name: growth for growth in verdict.modules}
+
+    assert not verdict.passes and not verdict.categories
+    assert [growth.bytes for growth in verdict.modules] == sorted((growth.bytes for growth in verdict.modules), reverse=True)
+    assert grown["7"].before_bytes is None and grown["0"].before_bytes < grown["0"].after_bytes  # a new layer, and the one that is wider
+    assert all(growth.after_bytes - (growth.before_bytes or 0) == growth.bytes > 0 for growth in verdict.modules)
+    named = [line.strip().partition(":")[0] for line in str(verdict).splitlines()[1:]]
+    assert verdict.modules[0].name in named and "  7: new, " in str(verdict)
+
+
+def test_where_no_module_grew_the_category_is_named_and_where_none_did_it_is_said(found, baseline):
+    renamed = of(baseline, allocated_bytes=baseline.allocated_bytes // 2, by_category={**baseline.by_category, "saved": 0})
+    assert [growth.name for growth in bsmodel.check(found, against=renamed).categories] == ["saved"]
+
+    caching = bsmodel.check(found, against=of(baseline, largest_batch=2 * baseline.largest_batch))
+    assert not caching.modules and not caching.categories and "rounding and caching" in str(caching)
+
+
+sizes = st.dictionaries(st.sampled_from([f"layers.{number}.{name}" for number in range(4) for name in ("mlp", "norm")] + ["", "head"]), st.integers(1, 1000))
+
+
+@given(sizes, sizes)
+def test_growth_adds_up_and_every_module_is_told_of_once(baseline, before, after):
+    grown = _more_bytes(before, after)
+    more = [growth for growth in grown if growth.bytes > 0]
+
+    assert sum(growth.bytes for growth in more) == sum(max(0, size - before.get(name, 0)) for name, size in after.items())
+    assert {growth.name for growth in grown if growth.after_bytes is None} == {*before} - {*after}
+    assert len({growth.name for growth in grown}) == len(grown)
+    modules, categories = _grown(of(baseline, by_module=before), of(baseline, by_module=after))
+    assert modules == grown and (more or modules) is not None and (not categories or not more)
+
+
+def test_layers_that_are_alike_are_one_line_and_many_lines_are_cut(found, baseline):
+    kept = dict.fromkeys(baseline.by_module, 1)
+    gone = {f"old.{number}.mlp": 5 for number in range(12)}
+    first = of(baseline, allocated_bytes=1, by_module={**gone, **{f"way{letter}": 5 for letter in "abcdefgh"}, **kept})
+    text = str(bsmodel.check(found, against=first))
+
+    assert "old.*.mlp (12 modules)" in text and "waye" in text and "wayh" not in text and "and 3 more" in text
+    assert len(text.splitlines()) <= 1 + 7 + 1 + 1
+
+
+def test_other_versions_are_compared_and_noted(found, baseline):
+    other = of(baseline, versions={"bsmodel": bsmodel.__version__, "torch": "1.13", "timm": "1.0"})
+    verdict = bsmodel.check(found, against=other)
+
+    assert verdict.passes and len(verdict.notes) == 2
+    assert "with torch 1.13, and it is 2." in str(verdict) and "with timm 1.0, and it is absent now" in str(verdict)
+
+
+def test_a_card_without_rates_has_no_step_time_and_says_so(tape, a100, baseline):
+    bare = a100.model_copy(
+        update={
+            "bandwidth_bytes_per_s": None,
+            "bandwidth_efficiency": None,
+            "sources": tuple(kept for source in a100.sources if (kept := _without(source, "bandwidth_bytes_per_s", "bandwidth_efficiency"))),
+        }
+    )
+    now = bsmodel.fit(tape, bare)
+    verdict = bsmodel.check(now, against=baseline)
+
+    assert Baseline.of(now, 64).seconds is None and verdict.passes and len(verdict.changes) == 2
+    assert verdict.notes == ("step time is not compared: none can be predicted for a100-40gb",)
+
+
+def _without(source, *figures):
+    for figure in figures:
+        source = source and source.without(figure)
+    return source
+
+
+# -- another question is refused ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("workload", "another", "workload 'another', and 'small'"),
+        ("gpu", "h100-80gb", "gpu 'h100-80gb', and 'a100-40gb'"),
+        ("devices", 8, "devices 8, and 1"),
+        ("headroom_bytes", 1 << 30, "headroom 1.00 GiB, and 0 B"),
+        ("options", {"seq_len": 64}, "seq-len 64, and none"),
+        ("allocator", "expandable_segments:True", "allocator 'expandable_segments:True', and ''"),
+    ],
+)
+def test_a_baseline_of_another_question_is_refused(found, baseline, field, value, said):
+    with pytest.raises(InvalidInputError, match=f"the baseline has {said} is asked: that is another question"):
+        bsmodel.check(found, against=of(baseline, **{field: value}))
+
+
+def test_a_recipe_is_the_same_where_its_fields_are_and_new_fields_are_as_by_default(found, baseline):
+    older = {name: value for name, value in baseline.recipe.items() if name not in ("ema", "float8")}
+    assert bsmodel.check(found, against=of(baseline, recipe=older)).passes
+
+    for name, value in (("precision", "bf16-mixed"), ("ema", True), ("optimizer", "adamw"), ("accumulation", 2)):
+        with pytest.raises(InvalidInputError, match=f"the baseline has {name} "):
+            bsmodel.check(found, against=of(baseline, recipe={**baseline.recipe, name: value}))
+
+
+def broken(baseline, **update):
+    return json.dumps({**json.loads(baseline.model_dump_json()), **update})
+
+
+@pytest.mark.parametrize(
+    ("update", "said"),
+    [
+        ({"schema_version": 2}, "schema_version is 2; expected 1"),
+        ({"allocated_bytes": -1}, "allocated_bytes is -1"),
+        ({"allocated_bytes": 1.5}, "allocated_bytes is 1.5"),
+        ({"seconds": 0}, "seconds is 0"),
+        ({"batch": "8"}, "batch is '8'"),
+        ({"by_module": {"a": None}}, "by_module.a is None"),
+        ({"colour": "red"}, "colour is 'red'"),
+    ],
+)
+def test_a_file_that_is_no_baseline_is_one_line_that_names_the_field(baseline, update, said, tmp_path):
+    path = tmp_path / "baseline.json"
+    path.write_text(broken(baseline, **update))
+    with pytest.raises(InvalidInputError) as refusal:
+        Baseline.load(path)
+
+    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]", b"NaN"])
+def test_a_file_that_is_no_json_is_one_line(content, tmp_path):
+    path = tmp_path / "baseline.json"
+    path.write_bytes(content)
+    with pytest.raises(InvalidInputError, match=r"the baseline .*baseline\.json") as refusal:
+        Baseline.load(path)
+    assert "\n" not in str(refusal.value)
+
+
+# -- allowances --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "allowance"),
+    [
+        ("1%", Allowance(0.01, 0.01, 0.01)),
+        ("0.05", Allowance(0.05, 0.05, 0.05)),
+        ("0", Allowance(0, 0, 0)),
+        (" 2.5 % ", Allowance(0.025, 0.025, 0.025)),
+        ("memory=2%", Allowance(memory=0.02)),
+        ("memory=2%, time=200%,batch=0", Allowance(0.02, 0, 2)),
+    ],
+)
+def test_an_allowance_is_a_share_or_shares_by_name(text, allowance):
+    assert dataclasses.astuple(Allowance.parse(text)) == pytest.approx(dataclasses.astuple(allowance))
+
+
+@pytest.mark.parametrize("text", ["", "1", "1.5", "-1%", "nan", "inf%", "one", "%", "1%%", "memory", "memory=", "memory=1%,memory=2%", "batch=100%", "time=2,"])
+def test_what_is_no_allowance_is_refused(text):
+    with pytest.raises((InvalidInputError, UnknownNameError)) as refusal:
+        Allowance.parse(text)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -0.1, True, "1", None])
+def test_fields_of_an_allowance_are_read_as_every_number_is(value):
+    for name in ("memory", "batch", "time"):
+        with pytest.raises(InvalidInputError, match=f"allowance of {name} is "):
+            Allowance(**{name: value})
+    with pytest.raises(UnknownNameError, match="nearest: memory"):
+        Allowance.parse("memmory=1%")
+
+
+# -- the command -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tape, tmp_path):
+    path = tmp_path / "tape"
+    tape.save(path)
+    return str(path)
+
+
+def asked(capsys, *arguments):
+    try:
+        code = main(["check", *map(str, arguments)])
+    except SystemExit as stop:
+        code = stop.code
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_the_command_passes_or_fails_in_one_line(saved, found, capsys):
+    fits = asked(capsys, saved, "--gpu", "a100-40gb", "--require-batch", found.batch)
+    fails = asked(capsys, saved, "--gpu", "a100-40gb", "--require-batch", found.batch + 1)
+
+    counted = "Not counted: workspace and reserve of cuDNN's batch norm\n"
+    assert fits == (0, bsmodel.check(found, require_batch=found.batch).line + f"\n{counted}", "")
+    assert fails[0] == 1 and fails[1].startswith("FAILS: ") and fails[1].count("\n") == 2
+
+
+def test_a_saved_baseline_is_the_same_whatever_says_its_batch(saved, found, tmp_path, capsys):
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    first = asked(capsys, saved, "--gpu", "a100-40gb", "--batch", 64, "--save-baseline", one)
+    second = asked(capsys, saved, "--gpu", "a100-40gb", "--require-batch", 64, "--save-baseline", two)
+
+    assert first[0] == second[0] == 0 and one.read_bytes() == two.read_bytes() and Baseline.load(one) == Baseline.of(found, 64)
+    assert first[1].startswith("saved: small at a micro-batch of 64 on a100-40gb") and second[1].startswith("fits: ") and "\nsaved: " in second[1]
+    assert asked(capsys, saved, "--gpu", "A100-40GB", "--against", one, "--allow", "0")[0] == 0
+    both = asked(capsys, saved, "--gpu", "a100-40gb", "--against", one, "--require-batch", found.batch + 1)
+    assert both[0] == 1 and both[1].startswith("FAILS: small ") and "as before" in both[1]
+
+
+def test_a_worse_training_fails_and_names_modules(saved, baseline, tmp_path, capsys):
+    path = tmp_path / "baseline.json"
+    of(baseline, allocated_bytes=1, by_module={name: size // 2 for name, size in baseline.by_module.items()}).save(path)
+    code, text, _ = asked(capsys, saved, "--gpu", "a100-40gb", "--against", path)
+
+    assert code == 1 and text.startswith("FAILS: ") and "\n  5: " in text
+    assert asked(capsys, saved, "--gpu", "a100-40gb", "--against", path, "--allow", "memory=1e15%")[0] == 0
+
+
+@pytest.mark.parametrize("more", [(), ("--against",), ("--save-baseline",)])
+def test_a_document_follows_its_published_schema(more, saved, baseline, tmp_path, capsys):
+    path = tmp_path / "baseline.json"
+    baseline.save(path)
+    code, text, _ = asked(capsys, saved, "--gpu", "a100-40gb", "--require-batch", 64, *more, *([path] if more else []), "--json")
+    main(["schema", "check"])
+    schema, document = json.loads(capsys.readouterr().out), json.loads(text)
+
+    jsonschema.Draft202012Validator(schema).validate(document)
+    assert code == 0 and document["passes"] and document["line"].startswith("fits: ")
+    assert (document["verdict"]["before"] is not None) == ("--against" in more) and (document["saved"] is not None) == ("--save-baseline" in more)
+
+
+REFUSED = {
+    "nothing is to be checked": ("gpt2", "--gpu", "a100-40gb"),
+    "a check is of one GPU, and none is given": ("gpt2", "--require-batch", 8),
+    "a check is of one GPU, and a100-40gb, t4-16gb is given": ("gpt2", "--gpu", "a100-40gb", "--gpu", "t4-16gb", "--require-batch", 8),
+    "give one of them": ("gpt2", "--gpu", "a100-40gb", "--against", "FILE", "--save-baseline", "FILE"),
+    "--allow is for --against FILE": ("gpt2", "--gpu", "a100-40gb", "--require-batch", 8, "--allow", "1%"),
+    "--batch is for --against": ("gpt2", "--gpu", "a100-40gb", "--require-batch", 8, "--batch", 8),
+    "give --batch N": ("gpt2", "--gpu", "a100-40gb", "--save-baseline", "OTHER"),
+    "cannot write the baseline": ("gpt2", "--gpu", "a100-40gb", "--batch", 8, "--save-baseline", "no/such/folder.json"),
+    "write it with --save-baseline": ("gpt2", "--gpu", "a100-40gb", "--against", "MISSING"),
+    "unknown GPU 'a100'": ("gpt2", "--gpu", "a100x", "--require-batch", 8),
+    "--allow: allowance '1' may be meant": ("gpt2", "--gpu", "a100-40gb", "--against", "FILE", "--allow", "1"),
+    "gpu 'a100-40gb', and 't4-16gb'": ("gpt2", "--gpu", "t4-16gb", "--against", "FILE"),
+    "devices 1, and 4": ("gpt2", "--gpu", "a100-40gb", "--devices", 4, "--against", "FILE"),
+    "batch 64, and 32": ("gpt2", "--gpu", "a100-40gb", "--batch", 32, "--against", "FILE"),
+    "seq-len none, and 128": ("gpt2", "--gpu", "a100-40gb", "--seq-len", 128, "--against", "FILE"),
+    "precision 'fp32', and 'bf16-mixed'": ("gpt2", "--gpu", "a100-40gb", "--precision", "bf16-mixed", "--against", "FILE"),
+    "optimizer 'sgd-momentum', and 'adamw'": ("gpt2", "--gpu", "a100-40gb", "--optimizer", "adamw", "--against", "FILE"),
+}
+
+
+@pytest.mark.parametrize("said", REFUSED)
+def test_what_cannot_be_checked_is_one_line_before_the_work(said, baseline, tmp_path, capsys, monkeypatch):
+    baseline.save(tmp_path / "FILE")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bsmodel.command.arguments.tapes_for", lambda *_: pytest.fail("it began to work"))
+    code, out, line = asked(capsys, *REFUSED[said])
+
+    assert (code, out, line.count("\n")) == (2, "", 1) and said.removesuffix("'") in line
+    assert [path.name for path in tmp_path.iterdir()] == ["FILE"]
+
+
+def test_names_of_users_are_text(tape, a100, tmp_path, capsys):
+    evil = replace(tape, name="a\n::error::b\x1b[31m", modules=tuple(f"{name}\n::x::" for name in tape.modules))
+    evil.save(tmp_path / "tape")
+    of(Baseline.of(bsmodel.fit(evil, a100), 8), allocated_bytes=1, by_module={}).save(tmp_path / "baseline.json")
+    _, text, _ = asked(capsys, tmp_path / "tape", "--gpu", "a100-40gb", "--against", tmp_path / "baseline.json")
+
+    assert "\x1b" not in text and all(not line.lstrip().startswith("::") for line in text.splitlines())
+
+
+def test_a_workload_of_ones_own_is_checked(capsys):
+    code, text, _ = asked(capsys, SMALL, "--cache", "--gpu", "rtx-3070-8gb", "--require-batch", 512)
+
+    assert code == 0 and text.startswith("fits: attention trains at a micro-batch of 512 on rtx-3070-8gb (largest ")
