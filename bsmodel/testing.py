@@ -44,7 +44,7 @@ class TrainingMemory:
         __tracebackhide__ = True
         return _passed(check(self._fit(gpu), require_batch=batch))
 
-    def no_worse_than_baseline(self, gpu: str | Gpu, batch: int, allow: str | Allowance = Allowance()) -> Verdict:  # noqa: B008 - frozen
+    def no_worse_than_baseline(self, gpu: str | Gpu, batch: int, allow: str | Allowance = "1%") -> Verdict:
         """Fails the test where peak memory and step time at `batch`, or the largest batch, are worse than the baseline by more than `allow`, by default 1 %.
 
         The baseline is `test_file/test_name-gpu-batch.json` beside `test_file.py`; `pytest --renew-baseline` writes it. Raises `InvalidInputError` where

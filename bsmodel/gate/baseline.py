@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-import bsmodel
 from bsmodel.errors import BsmodelError, InvalidInputError
 from bsmodel.files import write_whole
 from bsmodel.memory import Fit, breakdown, footprint, predict, spelled
@@ -164,7 +164,8 @@ def _whole(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _versions(tape: Tape) -> dict[str, str]:
-    return {"bsmodel": bsmodel.__version__, **tape.versions}
+    package = importlib.import_module("bsmodel")  # which is made of all rooms, so that none can import it
+    return {"bsmodel": package.__version__, **tape.versions}
 
 
 def _rounded(seconds: float) -> float:

@@ -93,7 +93,7 @@ class Verdict:
         return "\n".join((self.line, *self.below))
 
 
-def check(fit: Fit, require_batch: int | None = None, against: Baseline | None = None, allow: Allowance | str = Allowance()) -> Verdict:  # noqa: B008 - frozen
+def check(fit: Fit, require_batch: int | None = None, against: Baseline | None = None, allow: Allowance | str = "1%") -> Verdict:
     """Whether micro-batch `require_batch` trains on the fit's card, and whether its training is no worse than a baseline by more than is allowed.
 
     Compared are, at the baseline's batch, the peak (`max_memory_allocated`) and the time of an optimizer step, and the largest batch: memory and time fail
