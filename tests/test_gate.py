@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import bsmodel
 from bsmodel import Allowance, Baseline, InvalidInputError, UnknownNameError
+from bsmodel.gate import wording
 from bsmodel.gate.verdict import _changes, _grown, _more_bytes
 from bsmodel.memory import on_devices
 from tests.models import SGD, workload
@@ -49,6 +50,15 @@ def test_what_passes_is_at_most_the_largest_and_survives(found, batch):
     assert verdict.passes == (batch <= found.batch and bsmodel.predict(found.tape, found.gpu, batch).fits)
     assert verdict.line.startswith("fits: small trains at " if verdict.passes else "FAILS: small ")
     assert "\n" not in str(verdict)
+
+
+def test_a_batch_that_survives_by_luck_or_is_below_the_largest_and_does_not_survive_fails(found):
+    """Replays decide both, and what is cached may fit one batch better than a smaller one."""
+    beyond = dataclasses.replace(found, batch=10)
+    within = dataclasses.replace(found, batch=10 * found.batch)
+
+    assert bsmodel.check(beyond, require_batch=10).passes and not bsmodel.check(beyond, require_batch=20).passes
+    assert not bsmodel.check(within, require_batch=5 * found.batch).passes
 
 
 def test_a_line_names_workload_batch_card_and_memory(found):
@@ -152,6 +162,11 @@ def test_where_no_module_grew_the_category_is_named_and_where_none_did_it_is_sai
     renamed = of(baseline, allocated_bytes=baseline.allocated_bytes // 2, by_category={**baseline.by_category, "saved": 0})
     assert [growth.name for growth in bsmodel.check(found, against=renamed).categories] == ["saved"]
 
+    gone = of(renamed, by_module={**baseline.by_module, "old": 8})
+    verdict = bsmodel.check(found, against=gone)
+    assert [growth.name for growth in verdict.modules] == ["old"] and [growth.name for growth in verdict.categories] == ["saved"]
+    assert "\n  gone: old\n" in str(verdict) and "\n  saved: 0 B -> " in str(verdict)
+
     caching = bsmodel.check(found, against=of(baseline, largest_batch=2 * baseline.largest_batch))
     assert not caching.modules and not caching.categories and "rounding and caching" in str(caching)
 
@@ -179,6 +194,26 @@ def test_layers_that_are_alike_are_one_line_and_many_lines_are_cut(found, baseli
 
     assert "old.*.mlp (12 modules)" in text and "waye" in text and "wayh" not in text and "and 3 more" in text
     assert len(text.splitlines()) <= 1 + 7 + 1 + 1
+
+
+def test_where_only_time_is_worse_no_module_is_named(found, baseline):
+    verdict = bsmodel.check(found, against=of(baseline, seconds=baseline.seconds / 2, by_module={}))
+
+    assert not verdict.passes and str(verdict) == verdict.line and "step time" in verdict.line
+
+
+def test_what_may_be_anything_is_one_line_only_where_it_is_the_same(baseline):
+    """The third of `features` need not be like the fifth; blocks of one name in numbered layers are."""
+    sizes = {"features.0": 8, "features.3": 8, "features.6": 9, "0": 5, "1": 5, "h.0.mlp": 1, "h.1.mlp": 2}
+    before = of(baseline, allocated_bytes=1, by_module={name: 2 * size for name, size in sizes.items()})
+    rows = [line.partition(":")[0].strip() for line in below(before, of(baseline, by_module={name: 3 * size for name, size in sizes.items()}))]
+
+    assert rows == ["features.* (2 modules)", "features.6", "0", "1", "h.*.mlp (2 modules)"]
+
+
+def below(before, after):
+    """The rows of what grew."""
+    return wording._grown("module", _more_bytes(before.by_module, after.by_module))
 
 
 def test_other_versions_are_compared_and_noted(found, baseline):
