@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError, UntraceableError
+from bsmodel.gate import Allowance, Baseline, Verdict, check
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Fit, Footprint, Peak, Settings, breakdown, fit, footprint, longest, predict, snapshot
 from bsmodel.parallel import Parallel
@@ -25,6 +26,8 @@ __version__ = "0.1.0"
 __all__ = (
     "OPTIMIZERS",
     "PRECISIONS",
+    "Allowance",
+    "Baseline",
     "BsmodelError",
     "Envelope",
     "Fit",
@@ -53,10 +56,12 @@ __all__ = (
     "Trial",
     "UnknownNameError",
     "UntraceableError",
+    "Verdict",
     "Workload",
     "breakdown",
     "by_module",
     "by_operator",
+    "check",
     "find_batch",
     "fit",
     "footprint",

@@ -31,6 +31,11 @@ def format_bytes(size_bytes: float) -> str:
     return f"{size_bytes:.0f} B"
 
 
+def format_seconds(seconds: float) -> str:
+    """Render a time in the unit that suits it: `12.3 ms`, `4.56 s`, `7.8 h`."""
+    return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s" if seconds < 3600 else f"{seconds / 3600:,.1f} h"
+
+
 def parse_bytes(text: str) -> int:
     """Read `24GiB`, `40 GB`, `512MiB` or a plain number of bytes.
 

@@ -10,6 +10,8 @@ from hypothesis import settings
 import bsmodel
 from tests.models import SGD, workload
 
+collect_ignore = ["projects"]  # of users, run as theirs by the tests
+
 settings.register_profile("bsmodel", deadline=None)  # speed is a matter of benchmarks/
 settings.load_profile("bsmodel")
 

@@ -9,7 +9,7 @@ from bsmodel.command.page_tables import written
 from bsmodel.command.plan import plan_cells
 from bsmodel.command.predict import peak_cells
 from bsmodel.command.study import study_cells
-from bsmodel.command.wording import seconds, time_cells, uncounted
+from bsmodel.command.wording import time_cells, uncounted
 
 __all__ = (
     "category_cells",
@@ -20,7 +20,6 @@ __all__ = (
     "peak_cells",
     "plan_cells",
     "run",
-    "seconds",
     "study_cells",
     "time_cells",
     "totals",

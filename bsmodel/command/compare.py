@@ -12,7 +12,7 @@ from bsmodel.command.documents import CompareDocument, Notes
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Part, render, table
 from bsmodel.command.watching import until_a_defect, watching
-from bsmodel.command.wording import amount, money, seconds, split, title, waiting
+from bsmodel.command.wording import amount, money, split, title, waiting
 from bsmodel.errors import InvalidInputError, UnknownNameError
 from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu
@@ -20,6 +20,7 @@ from bsmodel.pages import require_charts
 from bsmodel.parallel import KINDS
 from bsmodel.planning import EVENLY
 from bsmodel.studies import Recorded, Row, Study, study
+from bsmodel.units import format_seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,7 +165,13 @@ def _cells(row: Row, places: Mapping[int, str], shared: bool) -> list[str]:
     timing, head = row.timing, [row.gpu, *([way_of(row)] if shared else []), split(row)]
     if timing is None:
         return [*head, f"unknown: {row.untimed}", *["-"] * (7 if shared else 6)]
-    times = [seconds(timing.step.seconds), f"{timing.samples_per_s:,.1f}", f"{timing.mfu:.0%}", *([waiting(timing.step)] if shared else []), places[id(row)]]
+    times = [
+        format_seconds(timing.step.seconds),
+        f"{timing.samples_per_s:,.1f}",
+        f"{timing.mfu:.0%}",
+        *([waiting(timing.step)] if shared else []),
+        places[id(row)],
+    ]
     return [*head, *times, amount(timing.hours), amount(timing.usd_per_million), money(row)]
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
+from bsmodel.gate import Baseline, Verdict
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Footprint, Peak
 from bsmodel.planning import NoiseScale
@@ -83,6 +84,18 @@ class PredictDocument(Document):
 
     workload: Recorded
     gpus: tuple[CardPeak, ...]
+    uncounted: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckDocument(Document):
+    """`bsmodel check`: whether it passes, the line that says so, the verdict where anything was checked, and the baseline where one was written."""
+
+    workload: Recorded
+    passes: bool
+    line: str
+    verdict: Verdict | None
+    saved: Baseline | None
     uncounted: tuple[str, ...]
 
 
@@ -198,6 +211,7 @@ DOCUMENTS: dict[str, Any] = {
     "advise": AdviseDocument,
     "compare": CompareDocument,
     "predict": PredictDocument,
+    "check": CheckDocument,
     "explain": ExplainDocument,
     "gpus": GpusDocument,
     "models": ModelsDocument,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import bsmodel
-from bsmodel.command import advise, compare, documents, explain, gpus, models, plan, predict, schema, study, trial, validate
+from bsmodel.command import advise, check, compare, documents, explain, gpus, models, plan, predict, schema, study, trial, validate
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import escaped, in_letters_of
 from bsmodel.errors import BsmodelError, InternalError, InvalidInputError
@@ -26,6 +26,7 @@ _COMMANDS: dict[str, tuple[Any, str]] = {
     "advise": (advise, "what to change so that a model trains on a card, each tried"),
     "compare": (compare, "GPUs ranked by what a run costs and how long it takes"),
     "predict": (predict, "the peak at one batch, and whether it fits"),
+    "check": (check, "pass or fail: a batch that has to train, and a baseline that must not get worse"),
     "explain": (explain, "where the bytes go at the binding moment, by category and module"),
     "study": (study, "many models, recipes, GPUs and numbers of devices at once"),
     "trial": (trial, "short real runs of several batches, and the one that is worth having"),

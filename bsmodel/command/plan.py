@@ -13,11 +13,11 @@ from bsmodel.command.documents import Notes, PlanDocument
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, Part, render, table, verdict
 from bsmodel.command.watching import until_a_defect, watching
-from bsmodel.command.wording import closed_form, missing, no_plan, reserved_of, short, split, time_table, title, uncounted
+from bsmodel.command.wording import closed_form, missing, no_plan, short, split, time_table, title, uncounted
 from bsmodel.errors import InvalidInputError
 from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu
-from bsmodel.memory import Footprint
+from bsmodel.memory import Footprint, reserved_of
 from bsmodel.pages import require_charts
 from bsmodel.recording import kept_as
 from bsmodel.studies import Recorded, Row, study

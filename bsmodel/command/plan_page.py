@@ -12,7 +12,7 @@ import numpy as np
 
 from bsmodel.command.page_tables import written
 from bsmodel.command.plan import plan_cells
-from bsmodel.command.wording import money, seconds, split, time_cells, title
+from bsmodel.command.wording import money, split, time_cells, title
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.memory import LARGEST, Peak, on_devices, predict
@@ -21,7 +21,7 @@ from bsmodel.planning import Split
 from bsmodel.studies import Recorded, Row
 from bsmodel.tape import Tape
 from bsmodel.timing import StepTime, step_time
-from bsmodel.units import GiB, format_bytes
+from bsmodel.units import GiB, format_bytes, format_seconds
 
 _POINTS = 72  # of a curve of seconds
 _MOST_CHOICES = 14  # batches that can be looked at; of more powers of two the smallest are left out
@@ -64,7 +64,7 @@ def _finding(row: Row) -> str:
     found = [f"{row.gpu}: {row.largest_batch:,} samples a step surely fit{likely}; run {split(row)}"]
     if row.timing is not None:
         found.append(f"{row.timing.samples_per_s:,.1f} samples a second")
-        found += [seconds(3600 * row.timing.hours)] if row.timing.hours is not None else []
+        found += [format_seconds(3600 * row.timing.hours)] if row.timing.hours is not None else []
         found += [money(row)] if row.timing.price is not None else []
     return f"{', '.join(found)}."
 
@@ -178,4 +178,4 @@ def _time_said(row: Row, batch: int, times: _Times | None) -> list[str]:
     target = f" for the target of {row.target_batch:,}" if row.target_batch is not None else ""
     parts = f"{reached.micro_batch:,} × {reached.accumulation:,} × {reached.replicas:,} = {reached.effective_batch:,}"
     speed = f"{step.samples_per_s[place] * made.replicas:,.1f} samples a second"
-    return [f"{parts} samples a step{target}, in {seconds(float(step.seconds[place]))}, {speed}"]
+    return [f"{parts} samples a step{target}, in {format_seconds(float(step.seconds[place]))}, {speed}"]

@@ -18,13 +18,14 @@ from bsmodel.command.documents import Notes, StudyDocument
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, Part, render, table, verdict
 from bsmodel.command.watching import watching
-from bsmodel.command.wording import amount, money, no_plan, reserved_of, seconds, split
+from bsmodel.command.wording import amount, money, no_plan, split
 from bsmodel.errors import InvalidInputError, UnknownNameError
 from bsmodel.hardware import Gpu, defaults
+from bsmodel.memory import reserved_of
 from bsmodel.parallel import KINDS
 from bsmodel.studies import Goal, Row, Study, one_of_each, study
 from bsmodel.training import Training
-from bsmodel.units import MOST_COUNT
+from bsmodel.units import MOST_COUNT, format_seconds
 
 _EXAMPLE = "bsmodel study --model resnet50 --model gpt2 --gpu a100-40gb --gpu h100-80gb --devices 1 --devices 8"
 Count = Annotated[int, BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value), Field(ge=1, le=MOST_COUNT)]
@@ -192,6 +193,6 @@ def _cells(row: Row, several: list[str]) -> list[Cell]:
     if row.peak is None:
         return [*head, str(row.largest_batch), "-", no_plan(row), *["-"] * 5]
     timing, reserved = row.timing, reserved_of(row.peak, row.usable_bytes)
-    times = [seconds(timing.step.seconds), f"{timing.samples_per_s:,.1f}", amount(timing.hours)] if timing else ["-"] * 3
+    times = [format_seconds(timing.step.seconds), f"{timing.samples_per_s:,.1f}", amount(timing.hours)] if timing else ["-"] * 3
     room = verdict(True, row.usable_bytes - row.peak.reserved_upper_bytes, row.usable_bytes)
     return [*head, str(row.largest_batch), split(row), room, reserved, *times, money(row)]

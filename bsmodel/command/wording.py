@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from bsmodel.command.terminal import Cell, Part, ellipsis, styled, table, verdict, width
-from bsmodel.memory import Footprint, Peak
+from bsmodel.memory import Footprint
 from bsmodel.studies import Recorded, Row
 from bsmodel.timing import StepTime
-from bsmodel.units import GiB, format_bytes
+from bsmodel.units import GiB, format_bytes, format_seconds
 
 _ADAPTERS = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA", "ia3": "IA3"}
 _NARROW = 110  # columns, below which module paths are cut to their end
@@ -65,12 +65,6 @@ def short(moment: str) -> str:
     return moment if len(module) <= 24 else f"{words}{separator}{ellipsis()}{module[-24:].partition('.')[2]}"
 
 
-def reserved_of(peak: Peak, usable_bytes: int) -> str:
-    """GiB reserved, likely and at most, of what can be: `6.31 to 7.12 of 7.46`."""
-    likely, most = f"{peak.reserved_bytes / GiB:.2f}", f"{peak.reserved_upper_bytes / GiB:.2f}"
-    return f"{likely}{'' if most == likely else f' to {most}'} of {usable_bytes / GiB:.2f}"
-
-
 def interval(likely_bytes: int, low_bytes: int, high_bytes: int) -> str:
     """`7.31 GiB (6.90 to 8.12)`, or without the ends where they are the same."""
     likely, low, high = (f"{size / GiB:.2f}" for size in (likely_bytes, low_bytes, high_bytes))
@@ -82,11 +76,6 @@ def split(row: Row) -> str:
     near = "" if row.exact else " (nearest)"
     devices = f"{row.devices}/{row.tensor}" if row.tensor > 1 else row.devices
     return f"{row.micro_batch} x {row.accumulation} x {devices} = {row.effective_batch}{near}" if row.split else "-"
-
-
-def seconds(value: float) -> str:
-    """A time in the unit that suits it: 12.3 ms, 4.56 s, 7.8 h."""
-    return f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.2f} s" if value < 3600 else f"{value / 3600:,.1f} h"
 
 
 def amount(value: float | None) -> str:
@@ -133,12 +122,12 @@ def _time_cells(row: Row, several: bool) -> list[str]:
     if timing is None:
         return [row.gpu, f"unknown: {row.untimed}", *["-"] * (8 if several else 7)]
     step = timing.step
-    interval = "" if step.high_seconds <= 1.001 * step.low_seconds else f" ({seconds(step.low_seconds)} to {seconds(step.high_seconds)})"
+    interval = "" if step.high_seconds <= 1.001 * step.low_seconds else f" ({format_seconds(step.low_seconds)} to {format_seconds(step.high_seconds)})"
     tokens = f" ({timing.tokens_per_s:,.0f} tokens)" if step.tokens_per_sample > 1 else ""
     fewest = "" if row.fewest in (None, row.split) else f"; {row.fewest.micro_batch} x {row.fewest.accumulation} is slower"
     return [
         row.gpu,
-        f"{seconds(step.seconds)}{interval}",
+        f"{format_seconds(step.seconds)}{interval}",
         f"{timing.samples_per_s:,.1f}{tokens}",
         f"{timing.mfu:.0%}",
         *([waiting(step)] if several else []),

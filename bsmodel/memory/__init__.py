@@ -6,8 +6,8 @@ from bsmodel.memory.closed_form import Breakdown, Footprint, Moment, Share, brea
 from bsmodel.memory.data_parallel import buckets_bytes, data_parallel, on_devices
 from bsmodel.memory.largest import LARGEST, Fit, fit
 from bsmodel.memory.longest import longest
-from bsmodel.memory.peak import Peak, predict
-from bsmodel.memory.settings import Settings
+from bsmodel.memory.peak import Peak, predict, reserved_of
+from bsmodel.memory.settings import Settings, spelled
 from bsmodel.memory.snapshot import pickled, snapshot
 
 __all__ = (
@@ -30,5 +30,7 @@ __all__ = (
     "on_devices",
     "pickled",
     "predict",
+    "reserved_of",
     "snapshot",
+    "spelled",
 )

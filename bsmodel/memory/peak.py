@@ -20,7 +20,7 @@ from bsmodel.memory.lagging import Lagging
 from bsmodel.memory.settings import Settings
 from bsmodel.shown import Shown
 from bsmodel.tape import Tape, micro_batches, micro_steps, require_same_kernels
-from bsmodel.units import whole
+from bsmodel.units import GiB, whole
 
 BOUNDLESS = 1 << 60  # bytes of a card without a limit
 MOST_STEPS = 16  # in which the allocator comes to rest, or hardly ever does
@@ -52,6 +52,12 @@ class Peak(Shown):
     def caching_bytes(self) -> int:
         """What rounding and caching add to the closed form."""
         return self.reserved_bytes - self.requested_bytes
+
+
+def reserved_of(peak: Peak, usable_bytes: int) -> str:
+    """GiB reserved, likely and at most, of what can be: `6.31 to 7.12 of 7.46`."""
+    likely, most = f"{peak.reserved_bytes / GiB:.2f}", f"{peak.reserved_upper_bytes / GiB:.2f}"
+    return f"{likely}{'' if most == likely else f' to {most}'} of {usable_bytes / GiB:.2f}"
 
 
 def predict(tape: Tape, gpu: Gpu, batch: int, accumulation: int | None = None, settings: Settings | None = None) -> Peak:

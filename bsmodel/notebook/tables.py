@@ -15,7 +15,6 @@ from bsmodel.command import (
     offers_of,
     peak_cells,
     plan_cells,
-    seconds,
     study_cells,
     time_cells,
     totals,
@@ -30,7 +29,7 @@ from bsmodel.shown import Shown
 from bsmodel.studies import Row, Study, of_fit
 from bsmodel.timing import StepTime, Timeline
 from bsmodel.trials import RateRange, Trial, of_batches
-from bsmodel.units import format_bytes
+from bsmodel.units import format_bytes, format_seconds
 
 _MOST = 40  # lines of a table
 _SPLIT = "micro x accumulation x devices"
@@ -133,15 +132,22 @@ def _(value: StepTime[int, float]) -> tuple[Table, ...]:
 def _step(
     batch: int, accumulation: int, step: float, low: float, high: float, speed: float, mfu: float, device: float, host: float, exposed: float
 ) -> list[str]:
-    return [f"{batch:,}", f"{accumulation:,}", *map(seconds, (step, low, high)), f"{speed:,.1f}", f"{mfu:.0%}", *map(seconds, (device, host, exposed))]
+    return [
+        f"{batch:,}",
+        f"{accumulation:,}",
+        *map(format_seconds, (step, low, high)),
+        f"{speed:,.1f}",
+        f"{mfu:.0%}",
+        *map(format_seconds, (device, host, exposed)),
+    ]
 
 
 @tables_of.register
 def _(value: Timeline) -> tuple[Table, ...]:
     tracks = {track: [event.seconds for event in value.events if event.track == track] for track in value.tracks}
-    lines = [[name, f"{len(busy):,}", seconds(sum(busy)), f"{sum(busy) / value.seconds:.0%}"] for name, busy in tracks.items()]
+    lines = [[name, f"{len(busy):,}", format_seconds(sum(busy)), f"{sum(busy) / value.seconds:.0%}"] for name, busy in tracks.items()]
     columns = (("track", ""), ("events", "right"), ("busy", "right"), ("of the step", "right"))
-    caption = f"{value.name} on {value.gpu}: a step of {value.batch:,} x {value.accumulation:,} samples, {seconds(value.seconds)}."
+    caption = f"{value.name} on {value.gpu}: a step of {value.batch:,} x {value.accumulation:,} samples, {format_seconds(value.seconds)}."
     return (written("tracks", caption, columns, lines),)
 
 
