@@ -6,6 +6,7 @@ from bsmodel.memory.closed_form import Footprint, Moment, Share, breakdown, foot
 from bsmodel.memory.data_parallel import buckets_bytes, data_parallel, on_devices
 from bsmodel.memory.largest import LARGEST, Fit, fit
 from bsmodel.memory.longest import longest
+from bsmodel.memory.over_time import StepMemory, over_a_step
 from bsmodel.memory.peak import Peak, predict
 from bsmodel.memory.settings import Settings
 from bsmodel.memory.snapshot import pickled, snapshot
@@ -20,6 +21,7 @@ __all__ = (
     "Peak",
     "Settings",
     "Share",
+    "StepMemory",
     "breakdown",
     "buckets_bytes",
     "data_parallel",
@@ -27,6 +29,7 @@ __all__ = (
     "footprint",
     "longest",
     "on_devices",
+    "over_a_step",
     "pickled",
     "predict",
     "snapshot",

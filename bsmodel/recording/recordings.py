@@ -218,6 +218,7 @@ def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple
     allocations = [recorded[number] for number in period.kept]
     found = [sizes.get(number, alignment.Size(Polynomial(recorded[number].size_bytes, 0))) for number in period.kept]
     optimizer, family = _optimizer(run)
+    operations = _all_operations(run, micro_step)
     return Tape(
         name=run.loop.workload.name,
         precision=run.loop.training.precision,
@@ -241,7 +242,8 @@ def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple
         **_streams(run, period.kept),
         workspaces={index: Workspace(size.kind, size.excess) for index, size in enumerate(found) if size.kind},
         blocks=period.blocks,
-        operations=_all_operations(run, micro_step),
+        reached=_reached(run, operations),
+        operations=operations,
         uncounted_operators=tuple(sorted(run.recorder.uncounted_operators)),
         uncounted=tuple(sorted(run.recorder.uncounted)),
         recipe=run.loop.training.model_dump(mode="json", exclude={"optimizer"}),
@@ -252,6 +254,18 @@ def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple
         parameters=_parameters(run.loop.model),
         remarks=_remarks(run, sizes),
     )
+
+
+def _reached(run: Run, operations: Operations) -> dict[str, tuple[int, ...]]:
+    """Of each event of a repeated block how many kernels come before it, counted in those that the tape has of a micro-step, or of the optimizer step."""
+    names = [*zip(operations.operators, operations.modules, operations.kinds, operations.phases, strict=True)]
+    kept = {after: [name[:3] for name in names if name[3] not in tapes.KEEPS and (name[3] == "step") == after] for after in (False, True)}
+    found = {}
+    for block in (name for name in tapes.REPEATED if name in run.reached):
+        own = [(row.operator, row.module, row.kind) for row in apart(run.rows[block])[0]]
+        places = said.onto(own, kept[block in tapes.AFTER])
+        found[block] = tuple(places[place] for place in run.reached[block])
+    return found
 
 
 def _streams(run: Run, kept: Sequence[int]) -> dict[str, Any]:
