@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> Answer:
         return Answer(ExplainDocument(**known, operators=operators), _operators_text(head, operators, foot(recorded, notes)))
     found = tuple(_explained(tape, gpu, options.batch) for gpu, tape in zip(gpus, tapes, strict=True))
     if options.html:
-        _draw(recorded, found, options, notes)
+        _draw(recorded, found, [*zip(tapes, gpus, strict=True)], options, notes)
     parts: list[Part] = [] if len(found) == 1 else [""]
     parts += [part for explained in found for part in _parts(explained, options.batch, alone=len(found) == 1)]
     said = spoken(tapes[0], options.batch)
@@ -126,13 +126,14 @@ _FORMS = (".json", ".json.gz", ".raw.json.gz")  # of torch.profiler's export_mem
 _FILES: dict[str, Callable[[Tape, Gpu, int, str], bytes]] = {"trace": _trace, "snapshot": _snapshot, "memory_timeline": _memory_timeline}
 
 
-def _draw(recorded: Recorded, found: Sequence[Explained], options: argparse.Namespace, notes: Sequence[str]) -> None:
+def _draw(recorded: Recorded, found: Sequence[Explained], on: Sequence[tuple[Tape, Gpu]], options: argparse.Namespace, notes: Sequence[str]) -> None:
     """Write the page."""
-    from bsmodel.command.explain_page import page
+    from bsmodel.command.explain_page import Course, page
     from bsmodel.command.page_tables import what_was_asked
 
     said = [uncounted(recorded.uncounted), *foot(recorded, tuple(notes))]
-    write_whole(options.html, page(recorded, found, what_was_asked(options), said).encode(), "the page")
+    courses = [Course.of(tape, gpu, options.batch) for tape, gpu in on]
+    write_whole(options.html, page(recorded, found, courses, what_was_asked(options), said).encode(), "the page")
 
 
 def _explained(tape: Tape, gpu: Gpu, batch: int) -> Explained:

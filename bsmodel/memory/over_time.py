@@ -20,7 +20,7 @@ Array = NDArray[np.int64]
 class StepMemory:
     """What is alive after each allocation and release of an optimizer step, in order, in bytes as requested.
 
-    `bytes` has a row for each of `categories` and a column for each of `moments`; what was allocated last says where the step is at a release.
+    `bytes` has a row for each of `categories` and a column for each of `moments`; at a release the nearest allocation says where the step is.
     `binding` is the column of the binding moment: its bytes are those of `breakdown`, category by category, and no other column has more.
     `step` is which optimizer step it is: the third, which is as all later ones, or the one that takes more than they do, of which the first one begins with
     the loading of the model. `micro_steps` are those that it has here: two, or three where they differ from the last, stand for more.
@@ -53,20 +53,21 @@ def over_a_step(tape: Tape, batch: int, accumulation: int | None = None, gpu: Gp
     footprint(tape, accumulation, gpu)(size)  # refuses more bytes than can be counted
     first, run = (list(tape.program(steps, repeats)) for steps in (1, STEPS))
     each = (len(run) - len(first)) // (STEPS - 1)  # blocks of a further step
-    names = [name for name, block in run for _ in block]
+    names = [name for name, _ in run]
     events = np.concatenate([np.asarray(block, np.int64) for _, block in run])
     starts = np.cumsum([0, *(sum(len(block) for _, block in part) for part in (first, *[run[-each:]] * (STEPS - 1)))])
     known = [name for name in CATEGORIES if name in tape.categories]
     alive = _alive(tape, events, values(tape.coefficients(gpu), size), known)
     allocated = np.flatnonzero(events >= 0)
-    binding = _binding(alive, allocated, int(starts[-2]))
+    binding = _binding(tape, events, alive, int(starts[-2]))
     step = int(np.searchsorted(starts, binding, side="right"))
-    begin, end = starts[step - 1], starts[step]
+    begin, end = int(starts[step - 1]), int(starts[step])
     held = np.flatnonzero(alive[:, begin:end].any(axis=1))
-    moments = {place: Moment(names[place], *_words(tape, int(events[place]))) for place in allocated.tolist()}
-    latest = allocated[np.maximum(np.searchsorted(allocated, np.arange(begin, end), side="right") - 1, 0)]
-    found = tuple(moments[place] for place in latest.tolist())
-    return StepMemory(size, step, each - 1, tuple(known[place] for place in held), alive[held, begin:end], found, int(binding - begin))
+    inside = np.repeat(np.arange(len(run)), [len(block) for _, block in run])
+    nearest = _nearest(allocated, inside)[begin:end].tolist()
+    words = {place: _words(tape, int(events[place])) for place in set(nearest)}
+    moments = tuple(Moment(names[block], *words[place]) for block, place in zip(inside[begin:end].tolist(), nearest, strict=True))
+    return StepMemory(size, step, each - 1, tuple(known[place] for place in held), alive[held, begin:end], moments, binding - begin)
 
 
 def _alive(tape: Tape, events: Array, sizes: Array, known: list[str]) -> Array:
@@ -78,12 +79,19 @@ def _alive(tape: Tape, events: Array, sizes: Array, known: list[str]) -> Array:
     return np.cumsum(changes, axis=1)
 
 
-def _binding(alive: Array, allocated: Array, third: int) -> int:
-    """The event after which the most is alive, as `breakdown` finds it; in the third step where it is all the same there."""
-    total = alive.sum(axis=0)
-    first = int(allocated[np.argmax(total[allocated])])
-    again = third + np.flatnonzero((alive[:, third:] == alive[:, first, None]).all(axis=0))
-    return int(again[0]) if again.size else first
+def _binding(tape: Tape, events: Array, alive: Array, third: int) -> int:
+    """The allocation after which the most is alive, as `breakdown` finds it; its like in the third step where all is the same there."""
+    allocated = np.flatnonzero(events >= 0)
+    first = int(allocated[np.argmax(alive.sum(axis=0)[allocated])])
+    same = third + np.flatnonzero((alive[:, third:] == alive[:, first, None]).all(axis=0) & (events[third:] >= 0))
+    return next((place for place in same.tolist() if _words(tape, int(events[place])) == _words(tape, int(events[first]))), first)
+
+
+def _nearest(allocated: Array, inside: Array) -> Array:
+    """For each event the allocation that tells where the step is: the last one, or the next where its block, by `inside`, has had none."""
+    place = np.searchsorted(allocated, np.arange(len(inside)), side="right")
+    last, following = allocated[np.maximum(place - 1, 0)], allocated[np.minimum(place, len(allocated) - 1)]
+    return np.where((inside[last] != inside) & (inside[following] == inside), following, last)
 
 
 def _words(tape: Tape, number: int) -> tuple[str, str, str]:

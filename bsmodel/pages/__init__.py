@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bsmodel.pages.drawing import HOVER, Spec, framed, still, told
     from bsmodel.pages.holding import ITSELF, categories, icicle
     from bsmodel.pages.renting import costs
+    from bsmodel.pages.stacking import passing
 
 __all__ = (
     "CHOSEN",
@@ -45,6 +46,7 @@ __all__ = (
     "number",
     "of_page",
     "of_picture",
+    "passing",
     "require_charts",
     "short",
     "step_seconds",
@@ -55,7 +57,7 @@ __all__ = (
 
 _HOMES = dict.fromkeys(("MEMORY", "SECONDS", "memory", "step_seconds", "throughput"), "batches")
 _HOMES |= dict.fromkeys(("ITSELF", "categories", "icicle"), "holding")
-_HOMES["costs"] = "renting"
+_HOMES |= {"costs": "renting", "passing": "stacking"}
 _HOMES |= dict.fromkeys(("HOVER", "Spec", "framed", "still", "told"), "drawing")
 
 

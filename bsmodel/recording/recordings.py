@@ -206,19 +206,12 @@ def record(workload: Workload, training: Training, gpu: Gpu, batch: int) -> Tape
         return tape_of(run, gpu, sizes, (batch,), tapes.fixed(rows), said.through([run.said["micro"]], (batch,)))
 
 
-def _all_operations(run: Run, micro_step: Operations) -> Operations:
-    """A micro-step, what keeps or adds up its gradients, and the optimizer step."""
-    added = [replace(row, phase="accumulation") for row in apart(run.rows["accumulate"])[1]]
-    return tapes.joined([micro_step, tapes.fixed(apart(run.rows["micro"])[1] + added + run.rows["step"])])
-
-
 def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[int, ...], micro_step: Operations, spoken: tuple[Collective, ...]) -> Tape:
     recorded, period = run.recorder.allocations, alignment.periodic(run.blocks(), run.recorder.allocations)
     checks.require_steady(period, sizes, recorded, run.loop.workload.name)
     allocations = [recorded[number] for number in period.kept]
     found = [sizes.get(number, alignment.Size(Polynomial(recorded[number].size_bytes, 0))) for number in period.kept]
     optimizer, family = _optimizer(run)
-    operations = _all_operations(run, micro_step)
     return Tape(
         name=run.loop.workload.name,
         precision=run.loop.training.precision,
@@ -242,8 +235,7 @@ def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple
         **_streams(run, period.kept),
         workspaces={index: Workspace(size.kind, size.excess) for index, size in enumerate(found) if size.kind},
         blocks=period.blocks,
-        reached=_reached(run, operations),
-        operations=operations,
+        **_work(run, micro_step),
         uncounted_operators=tuple(sorted(run.recorder.uncounted_operators)),
         uncounted=tuple(sorted(run.recorder.uncounted)),
         recipe=run.loop.training.model_dump(mode="json", exclude={"optimizer"}),
@@ -256,16 +248,18 @@ def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple
     )
 
 
-def _reached(run: Run, operations: Operations) -> dict[str, tuple[int, ...]]:
-    """Of each event of a repeated block how many kernels come before it, counted in those that the tape has of a micro-step, or of the optimizer step."""
-    names = [*zip(operations.operators, operations.modules, operations.kinds, operations.phases, strict=True)]
+def _work(run: Run, micro_step: Operations) -> dict[str, Any]:
+    """The kernels of a micro-step, of what keeps or adds up its gradients, and of the optimizer step; how many come before each event of a repeated block."""
+    added = [replace(row, phase="accumulation") for row in apart(run.rows["accumulate"])[1]]
+    found = tapes.joined([micro_step, tapes.fixed(apart(run.rows["micro"])[1] + added + run.rows["step"])])
+    names = [*zip(found.operators, found.modules, found.kinds, found.phases, strict=True)]
     kept = {after: [name[:3] for name in names if name[3] not in tapes.KEEPS and (name[3] == "step") == after] for after in (False, True)}
-    found = {}
+    reached = {}
     for block in (name for name in tapes.REPEATED if name in run.reached):
         own = [(row.operator, row.module, row.kind) for row in apart(run.rows[block])[0]]
         places = said.onto(own, kept[block in tapes.AFTER])
-        found[block] = tuple(places[place] for place in run.reached[block])
-    return found
+        reached[block] = tuple(places[place] for place in run.reached[block])
+    return {"operations": found, "reached": reached}
 
 
 def _streams(run: Run, kept: Sequence[int]) -> dict[str, Any]:

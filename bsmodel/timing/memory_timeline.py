@@ -6,7 +6,6 @@ Source: torch/profiler/_memory_profiler.py, read at 2.13.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,23 +100,29 @@ def memory_timeline(tape: Tape, gpu: Gpu, batch: Integer, accumulation: Integer 
     before = np.repeat(np.arange(len(alive)), alive)
     numbers, signs = _changes([event for name in tape.optimizer_step(step.accumulation) for event in tape.blocks[name]])
     numbers, signs = np.concatenate([before, numbers]), np.concatenate([np.ones_like(before), signs])
-    times = np.concatenate([np.zeros(len(before)), *_event_seconds(step)])
+    *times, _, end = _seconds(step)
+    at_seconds = np.concatenate([np.zeros(len(before)), times])
     actions = np.where(signs > 0, CREATE, DESTROY)
     actions[: len(before)] = PREEXISTING
     kept = sizes[numbers] > 0  # nobody allocates nothing
-    columns = times, actions, signs * sizes[numbers], _categories(tape)[numbers]
-    return MemoryTimeline(tape.name, gpu.id, step.batch, step.accumulation, sum(each.over for _, each in step.parts()), *(each[kept] for each in columns))
+    found = at_seconds[kept], actions[kept], (signs * sizes[numbers])[kept], _categories(tape)[numbers][kept]
+    return MemoryTimeline(tape.name, gpu.id, step.batch, step.accumulation, end, *found)
 
 
 def event_seconds(tape: Tape, gpu: Gpu, batch: Integer, accumulation: Integer | None = None) -> Array:
-    """The second of an optimizer step, as all but the first are, at which each of its allocations and releases happens; raises as `step_time` does."""
-    return np.concatenate([*_event_seconds(step_of(tape, gpu, batch, accumulation))])
+    """The seconds of an optimizer step, as all but the first are, at which its allocations and releases happen, and after them those at which its
+    micro-steps and it itself are over. `memory_timeline` says when that is; raises `InvalidInputError` as `step_time` does.
+    """
+    return _seconds(step_of(tape, gpu, batch, accumulation))
 
 
-def _event_seconds(step: Step) -> Iterator[Array]:
-    """Of each block: when the kernels before each event are done."""
-    for name, done in zip(step.tape.optimizer_step(step.accumulation), step.done(), strict=True):
-        yield done[np.minimum(np.array(step.tape.reached[name], np.int64), len(done) - 1)]
+def _seconds(step: Step) -> Array:
+    """When the kernels before each event are done; when all micro-steps are, and the step."""
+    found, ends = list[Array](), [0.0]
+    for name, (done, over) in zip(step.tape.optimizer_step(step.accumulation), step.done(), strict=True):
+        found.append(ends[-1] + done[np.minimum(np.array(step.tape.reached[name], np.int64), len(done) - 1)])
+        ends.append(ends[-1] + over)
+    return np.array([*np.concatenate(found), *ends[-2:]])
 
 
 def _changes(events: Any) -> tuple[Whole, Whole]:

@@ -154,13 +154,12 @@ class Step:
             now, launched = now + each.over, launched + float(launches.sum())
         return now, events
 
-    def done(self) -> Iterator[Array]:
-        """For every micro-step, and for what comes after them: the seconds at which none, one, two and so on of its kernels are done that keep no gradients."""
-        now = 0.0
+    def done(self) -> Iterator[tuple[Array, float]]:
+        """Of every micro-step, and of what comes after them: the seconds after which none, one, two and so on of its kernels that keep no gradients are done,
+        and how many it takes."""
         for micro_step, each in self.parts():
             count = int(self.passes[2 if micro_step is None else 0].kernels.sum())
-            yield now + np.concatenate([[0.0], each.ends[:count]])
-            now += each.over
+            yield np.concatenate([[0.0], each.ends[:count]]), each.over
 
     def parts(self) -> Iterator[tuple[int | None, _Drawn]]:
         """Every micro-step by its number, and what comes after them."""
