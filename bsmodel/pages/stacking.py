@@ -42,7 +42,7 @@ def passing(found: StepMemory, seconds: Array | None, names: Sequence[str], look
     layers = [*_stack(found, names, x, look), *_phases(found, places, x, look), *_binding(found, places, x, look)]
     told = [alt.Tooltip(f"{name}:N") for name in ("module", "operator", "phase")] + [alt.Tooltip("total:Q", title="total [GiB]", format=".4f")]
     told += [alt.Tooltip(f"c{place}:Q", title=f"{name} [GiB]", format=".4f") for place, name in reversed([*enumerate(found.categories)])]
-    seen = alt.Chart(alt.NamedData(name="seen")).mark_rect(opacity=0).encode(x=x, x2="until:Q", tooltip=told).properties(name=HOVER)
+    seen = alt.Chart(alt.NamedData(name="seen")).mark_rect(opacity=0).encode(x=x, x2=alt.X2("until:Q"), tooltip=told).properties(name=HOVER)
     return framed([*layers, seen], look, "Bytes over a training step, stacked by category", rows, {"seen": _seen(found, places)})
 
 
@@ -70,10 +70,10 @@ def _stack(found: StepMemory, names: Sequence[str], x: alt.X, look: Look) -> Ite
     colours = {name: colour for name, colour in zip(names, look.batches, strict=True) if name in found.categories}
     scale = alt.Scale(domain=[0, short(_ABOVE * found.total_bytes.max() / GiB)], nice=False)
     for place, name in enumerate(found.categories):
-        edge = alt.OverlayMarkDef(strokeWidth=0.75)  # that what is there for no time is seen
+        edge = alt.OverlayMarkDef(strokeWidth=0.75, color=colours[name])  # that what is there for no time is seen
         y = alt.Y(f"t{place}:Q", title="requested [GiB]").scale(scale).axis(format="~g")
         area = alt.Chart().mark_area(interpolate="step-after", line=edge, opacity=1, color=colours[name]).encode(x=x, y=y)
-        yield area.encode(y2=f"t{place - 1}:Q" if place else alt.datum(0))
+        yield area.encode(y2=alt.Y2(f"t{place - 1}:Q") if place else alt.Y2Datum(0))
     legend = alt.Legend(title=None, orient="bottom", columns=2, labelColor=look.ink, symbolType="square", symbolOpacity=1, symbolSize=100)
     colour = alt.Color("category:N", legend=legend).scale(domain=[*colours], range=[*colours.values()])
     yield alt.Chart(alt.Data(values=[{"category": name} for name in colours])).mark_square(opacity=0).encode(color=colour)
@@ -91,7 +91,7 @@ def _phases(found: StepMemory, places: Array, x: alt.X, look: Look) -> Iterator[
         if (first or last or end - begin >= wide) and all(left >= other[1] or left + wide <= other[0] for other in taken):
             taken.append((left, left + wide))
             where = begin if first else end if last else (begin + end) / 2
-            base = alt.Chart(alt.Data(values=[{"x": short(where * places[-1]), "label": name}])).encode(x=x, y=alt.value(0), text="label:N")
+            base = alt.Chart(alt.Data(values=[{"x": short(where * places[-1]), "label": name}])).encode(x=x, y=alt.YValue(0), text=alt.Text("label:N"))
             yield base.mark_text(align="left" if first else "right" if last else "center", baseline="bottom", dy=-3, color=look.soft)
 
 
@@ -123,9 +123,9 @@ def _binding(found: StepMemory, places: Array, x: alt.X, look: Look) -> Iterator
     right = where > places[-1] / 2
     at = alt.Chart(alt.Data(values=[{"x": short(where), "total": total, "label": f"binding moment\n{total:.4g} GiB"}])).encode(x=x)
     yield at.mark_rule(strokeDash=[6, 4], color=look.ink)
-    yield at.mark_point(filled=True, color=look.ink, size=36, opacity=1).encode(y="total:Q")
+    yield at.mark_point(filled=True, color=look.ink, size=36, opacity=1).encode(y=alt.Y("total:Q"))
     named = at.mark_text(align="right" if right else "left", dx=-5 if right else 5, baseline="top", dy=3, lineBreak="\n", fontWeight=600, color=look.ink)
-    yield named.encode(y=alt.value(0), text="label:N")
+    yield named.encode(y=alt.YValue(0), text=alt.Text("label:N"))
 
 
 def _seen(found: StepMemory, places: Array) -> Rows:
