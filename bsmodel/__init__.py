@@ -13,7 +13,7 @@ from bsmodel.parallel import Parallel
 from bsmodel.planning import NoiseScale, Plan, Price, ladder, noise_scale, plan
 from bsmodel.studies import Goal, Row, Study, study
 from bsmodel.tape import Envelope, Lengths, ModuleRow, OperatorRow, Polynomial, Tape, by_module, by_operator
-from bsmodel.timing import StepTime, Timeline, step_time, timeline
+from bsmodel.timing import MemoryTimeline, StepTime, Timeline, memory_timeline, step_time, timeline
 from bsmodel.training import OPTIMIZERS, PRECISIONS, Training
 from bsmodel.workloads import Source, Workload
 
@@ -36,6 +36,7 @@ __all__ = (
     "Gpu",
     "InvalidInputError",
     "Lengths",
+    "MemoryTimeline",
     "ModuleRow",
     "NoiseScale",
     "OperatorRow",
@@ -68,6 +69,7 @@ __all__ = (
     "ladder",
     "longest",
     "lr_range",
+    "memory_timeline",
     "noise_scale",
     "plan",
     "predict",

@@ -7,6 +7,7 @@ import argparse
 import gzip
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from bsmodel.command import arguments
 from bsmodel.command.asked import foot, of_other_versions, together
@@ -21,7 +22,7 @@ from bsmodel.memory import Share, breakdown, footprint, on_devices, pickled, pre
 from bsmodel.pages import require_charts
 from bsmodel.studies import Recorded
 from bsmodel.tape import ModuleRow, OperatorRow, Polynomial, Tape, by_module, by_operator, counted
-from bsmodel.timing import timeline
+from bsmodel.timing import memory_timeline, timeline
 from bsmodel.units import format_bytes
 
 DEFAULT_GPU = "a100-40gb"
@@ -41,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trace", metavar="FILE", help=text)
     text = "write what the allocator of one GPU will do, for PyTorch's memory visualiser (default: nowhere)"
     parser.add_argument("--snapshot", metavar="FILE", help=text)
+    text = "write memory over the step as torch.profiler does: .json or .json.gz sizes by category, .raw.json.gz events (default: nowhere)"
+    parser.add_argument("--memory-timeline", metavar="FILE", help=text)
     parser.add_argument("--html", metavar="FILE", help="write the bytes as a page with charts (default: none)")
 
 
@@ -55,7 +58,7 @@ def run(options: argparse.Namespace) -> Answer:
     tapes = [on_devices(tape, options.devices) for tape in recordings]
     for name, content in _FILES.items():
         if path := getattr(options, name):
-            write_whole(path, content(tapes[0], gpus[0], options.batch, path), f"the {name}")
+            write_whole(path, content(tapes[0], gpus[0], options.batch, path), _said(name))
     recorded = together(map(Recorded.of, tapes))
     known = {"command": "explain", "notes": tuple(notes), "workload": recorded, "batch": options.batch}
     head = title(recorded, f", batch {options.batch}")
@@ -67,7 +70,7 @@ def run(options: argparse.Namespace) -> Answer:
         return Answer(ExplainDocument(**known, operators=operators), _operators_text(head, operators, foot(recorded, notes)))
     found = tuple(_explained(tape, gpu, options.batch) for gpu, tape in zip(gpus, tapes, strict=True))
     if options.html:
-        _draw(recorded, found, options, notes)
+        _draw(recorded, found, [*zip(tapes, gpus, strict=True)], options, notes)
     parts: list[Part] = [] if len(found) == 1 else [""]
     parts += [part for explained in found for part in _parts(explained, options.batch, alone=len(found) == 1)]
     said = spoken(tapes[0], options.batch)
@@ -88,13 +91,29 @@ def _require_one(options: argparse.Namespace, gpus: Sequence[Gpu]) -> None:
     """Raises `InvalidInputError`, before the work, for a file of several cards, or one that cannot be written."""
     for name in _FILES:
         if path := getattr(options, name):
+            flag = name.replace("_", "-")
             if len(gpus) > 1:
-                raise InvalidInputError(f"--{name} is of one GPU, and {', '.join(gpu.id for gpu in gpus)} are asked about; give one --gpu")
-            require_writable(path, f"the {name}")
+                raise InvalidInputError(f"--{flag} is of one GPU, and {', '.join(gpu.id for gpu in gpus)} are asked about; give one --gpu")
+            if name == "memory_timeline" and not path.endswith(_FORMS):
+                raise InvalidInputError(f"--{flag} is {path!r}; expected a name that ends in {', '.join(_FORMS[:-1])} or {_FORMS[-1]}, which says the form")
+            require_writable(path, _said(name))
+
+
+def _said(name: str) -> str:
+    return f"the {name.replace('_', ' ')}"
 
 
 def _trace(tape: Tape, gpu: Gpu, batch: int, path: str) -> bytes:
-    content = json.dumps(timeline(tape, gpu, batch).chrome_trace(), separators=(",", ":"), allow_nan=False).encode()
+    return _as_json(timeline(tape, gpu, batch).chrome_trace(), path)
+
+
+def _memory_timeline(tape: Tape, gpu: Gpu, batch: int, path: str) -> bytes:
+    found = memory_timeline(tape, gpu, batch)
+    return _as_json(found.raw() if path.endswith(_FORMS[-1]) else found.sizes(), path)
+
+
+def _as_json(document: Any, path: str) -> bytes:
+    content = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
     return gzip.compress(content, compresslevel=6, mtime=0) if path.endswith(".gz") else content
 
 
@@ -102,16 +121,19 @@ def _snapshot(tape: Tape, gpu: Gpu, batch: int, path: str) -> bytes:
     return pickled(snapshot(tape, gpu, batch))
 
 
-_FILES: dict[str, Callable[[Tape, Gpu, int, str], bytes]] = {"trace": _trace, "snapshot": _snapshot}  # of one GPU, for tools of others
+_FORMS = (".json", ".json.gz", ".raw.json.gz")  # of torch.profiler's export_memory_timeline
+# Of one GPU, for tools of others.
+_FILES: dict[str, Callable[[Tape, Gpu, int, str], bytes]] = {"trace": _trace, "snapshot": _snapshot, "memory_timeline": _memory_timeline}
 
 
-def _draw(recorded: Recorded, found: Sequence[Explained], options: argparse.Namespace, notes: Sequence[str]) -> None:
+def _draw(recorded: Recorded, found: Sequence[Explained], on: Sequence[tuple[Tape, Gpu]], options: argparse.Namespace, notes: Sequence[str]) -> None:
     """Write the page."""
-    from bsmodel.command.explain_page import page
+    from bsmodel.command.explain_page import Course, page
     from bsmodel.command.page_tables import what_was_asked
 
     said = [uncounted(recorded.uncounted), *foot(recorded, tuple(notes))]
-    write_whole(options.html, page(recorded, found, what_was_asked(options), said).encode(), "the page")
+    courses = [Course.of(tape, gpu, options.batch) for tape, gpu in on]
+    write_whole(options.html, page(recorded, found, courses, what_was_asked(options), said).encode(), "the page")
 
 
 def _explained(tape: Tape, gpu: Gpu, batch: int) -> Explained:

@@ -6,6 +6,7 @@ from bsmodel.memory.closed_form import Breakdown, Footprint, Moment, Share, brea
 from bsmodel.memory.data_parallel import buckets_bytes, data_parallel, on_devices
 from bsmodel.memory.largest import LARGEST, Fit, fit
 from bsmodel.memory.longest import longest
+from bsmodel.memory.over_time import StepMemory, over_a_step
 from bsmodel.memory.peak import Peak, predict, reserved_of
 from bsmodel.memory.settings import Settings, spelled
 from bsmodel.memory.snapshot import pickled, snapshot
@@ -21,6 +22,7 @@ __all__ = (
     "Peak",
     "Settings",
     "Share",
+    "StepMemory",
     "breakdown",
     "buckets_bytes",
     "data_parallel",
@@ -28,6 +30,7 @@ __all__ = (
     "footprint",
     "longest",
     "on_devices",
+    "over_a_step",
     "pickled",
     "predict",
     "reserved_of",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bsmodel.pages.holding import ITSELF, categories, icicle
     from bsmodel.pages.measured import BAND, error_shares, predicted_against_measured, relative_errors
     from bsmodel.pages.renting import costs
+    from bsmodel.pages.stacking import passing
 
 __all__ = (
     "BAND",
@@ -51,6 +52,7 @@ __all__ = (
     "number",
     "of_page",
     "of_picture",
+    "passing",
     "predicted_against_measured",
     "relative_errors",
     "require_charts",
@@ -65,7 +67,7 @@ __all__ = (
 _HOMES = dict.fromkeys(("MEMORY", "SECONDS", "memory", "step_seconds", "throughput"), "batches")
 _HOMES |= dict.fromkeys(("ITSELF", "categories", "icicle"), "holding")
 _HOMES |= dict.fromkeys(("BAND", "error_shares", "predicted_against_measured", "relative_errors"), "measured")
-_HOMES |= {"costs": "renting", "spent": "busy"}
+_HOMES |= {"costs": "renting", "spent": "busy", "passing": "stacking"}
 _HOMES |= dict.fromkeys(("HOVER", "Spec", "framed", "still", "told"), "drawing")
 
 

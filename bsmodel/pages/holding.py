@@ -30,7 +30,7 @@ def categories(held: Mapping[str, Mapping[str, int]], look: Look) -> Spec:
         for gpu, own in held.items()
         for name, size in own.items()
     ]
-    legend = alt.Legend(title=None, orient="bottom", columns=3, labelColor=look.ink)
+    legend = alt.Legend(title=None, orient="bottom", columns=2, labelColor=look.ink)
     colour = alt.Color("category:N", legend=legend).scale(domain=names, range=list(look.batches))
     told = [alt.Tooltip("gpu:N", title="GPU"), "category:N", alt.Tooltip("gib:Q", title="GiB", format=".3f"), alt.Tooltip("share:Q", format=".1%")]
     x, y = alt.X("gib:Q", title="requested [GiB]").axis(format="~g"), alt.Y("gpu:N", title=None, sort=list(held))

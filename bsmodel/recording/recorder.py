@@ -61,6 +61,7 @@ class Recorder(TorchDispatchMode):
         self.values = Values(assumed)
         self.allocations: list[Allocation] = []
         self.events: list[int] = []
+        self.reached: list[int] = []  # by event: how many of `rows` come before it
         self.rows: list[Row] = []
         self.said: list[Said] = []
         self.begun: dict[int, int] = {}  # of `said`, by the storage that it writes into
@@ -136,8 +137,12 @@ class Recorder(TorchDispatchMode):
         term = (buffer.formula, buffer.parameters, buffer.kind, buffer.excess_bytes) if buffer is not None else ("", (), "", 0)
         category = category or ("saved" if forward else "temporary")
         self.allocations.append(Allocation(size_bytes, operator, module, phase, category, "", *term, self._stream()))
-        self.events.append(number)
+        self._note(number)
         return number
+
+    def _note(self, *events: int) -> None:
+        self.events += events
+        self.reached += [len(self.rows)] * len(events)
 
     def say(self, kind: str, size_bytes: int, ranks: int, stride: int, waits: bool) -> None:
         """Write down a collective of the stream in progress, which `waits` for it or goes on."""
@@ -155,9 +160,9 @@ class Recorder(TorchDispatchMode):
     def _stream(self) -> int:
         return self._streams.setdefault(current().stream_id, len(self._streams))
 
-    def release(self, number: int) -> None:
-        """Write down that an allocation is given back."""
-        self.events.append(~number)
+    def release(self, *numbers: int) -> None:
+        """Write down that allocations are given back."""
+        self._note(*(~number for number in numbers))
 
     def watch(self, tensor: torch.Tensor, operator: str, category: str | None = None) -> int:
         """Follow the storage of a device tensor from now until it dies; a storage already followed is not counted again."""
@@ -282,8 +287,7 @@ class Recorder(TorchDispatchMode):
             made.append(self.allocate(8 * selected * index.dim(), "aten.nonzero.default"))
             indices += [torch.empty(selected, dtype=torch.long, device=META) for _ in range(index.dim())]
         output = self._run(func, (args[0], indices), kwargs, shapes.tensors_in((args[0], indices)))
-        for number in made:
-            self.release(number)
+        self.release(*made)
         return output
 
     def _run(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
@@ -308,8 +312,9 @@ class Recorder(TorchDispatchMode):
             if signature is not None and not by_value:
                 self._known[name, signature] = known
                 shapes.remember(func, signature, known.layout)
-        self._allocate_all(name, known.kernel, tensors)
+        held = self._allocate_all(name, known.kernel, tensors)
         self._note_work(name, known.work, known.counted)
+        self.release(*reversed(held))
         self._note_node()
         self.values.keep(func, shapes.tensors_in((output,)), None if value is None else shapes.tensors_in((value,)), given, because)
         for tensor in tensors:
@@ -343,8 +348,8 @@ class Recorder(TorchDispatchMode):
                 ) from error
             raise
 
-    def _allocate_all(self, operator: str, kernel: Kernel, outputs: list[torch.Tensor]) -> None:
-        """Write down outputs and inner buffers in the order the kernel takes them."""
+    def _allocate_all(self, operator: str, kernel: Kernel, outputs: list[torch.Tensor]) -> list[int]:
+        """Write down outputs and inner buffers in the order the kernel takes them; those buffers that it holds until it has run."""
         held: list[int] = []
         for position, tensor in enumerate((*outputs, None)):
             for buffer in kernel.buffers:
@@ -358,8 +363,7 @@ class Recorder(TorchDispatchMode):
                 self.watch(tensor, operator)
                 if position == 0:
                     self._ensure_workspaces(kernel)
-        for number in reversed(held):
-            self.release(number)
+        return held
 
     def _ensure_workspaces(self, kernel: Kernel) -> None:
         """The workspace of a library handle is allocated at its first use in a thread, and kept: backward runs in a thread of its own."""

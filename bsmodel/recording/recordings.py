@@ -206,12 +206,6 @@ def record(workload: Workload, training: Training, gpu: Gpu, batch: int) -> Tape
         return tape_of(run, gpu, sizes, (batch,), tapes.fixed(rows), said.through([run.said["micro"]], (batch,)))
 
 
-def _all_operations(run: Run, micro_step: Operations) -> Operations:
-    """A micro-step, what keeps or adds up its gradients, and the optimizer step."""
-    added = [replace(row, phase="accumulation") for row in apart(run.rows["accumulate"])[1]]
-    return tapes.joined([micro_step, tapes.fixed(apart(run.rows["micro"])[1] + added + run.rows["step"])])
-
-
 def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple[int, ...], micro_step: Operations, spoken: tuple[Collective, ...]) -> Tape:
     recorded, period = run.recorder.allocations, alignment.periodic(run.blocks(), run.recorder.allocations)
     checks.require_steady(period, sizes, recorded, run.loop.workload.name)
@@ -241,7 +235,7 @@ def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple
         **_streams(run, period.kept),
         workspaces={index: Workspace(size.kind, size.excess) for index, size in enumerate(found) if size.kind},
         blocks=period.blocks,
-        operations=_all_operations(run, micro_step),
+        **_work(run, micro_step),
         uncounted_operators=tuple(sorted(run.recorder.uncounted_operators)),
         uncounted=tuple(sorted(run.recorder.uncounted)),
         recipe=run.loop.training.model_dump(mode="json", exclude={"optimizer"}),
@@ -252,6 +246,20 @@ def tape_of(run: Run, gpu: Gpu, sizes: dict[int, alignment.Size], batches: tuple
         parameters=_parameters(run.loop.model),
         remarks=_remarks(run, sizes),
     )
+
+
+def _work(run: Run, micro_step: Operations) -> dict[str, Any]:
+    """The kernels of a micro-step, of what keeps or adds up its gradients, and of the optimizer step; how many come before each event of a repeated block."""
+    added = [replace(row, phase="accumulation") for row in apart(run.rows["accumulate"])[1]]
+    found = tapes.joined([micro_step, tapes.fixed(apart(run.rows["micro"])[1] + added + run.rows["step"])])
+    names = [*zip(found.operators, found.modules, found.kinds, found.phases, strict=True)]
+    kept = {after: [name[:3] for name in names if name[3] not in tapes.KEEPS and (name[3] == "step") == after] for after in (False, True)}
+    reached = {}
+    for block in (name for name in tapes.REPEATED if name in run.reached):
+        own = [(row.operator, row.module, row.kind) for row in apart(run.rows[block])[0]]
+        places = said.onto(own, kept[block in tapes.AFTER])
+        reached[block] = tuple(places[place] for place in run.reached[block])
+    return {"operations": found, "reached": reached}
 
 
 def _streams(run: Run, kept: Sequence[int]) -> dict[str, Any]:

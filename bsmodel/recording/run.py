@@ -47,6 +47,7 @@ class Run:
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     rows: dict[str, list[Row]] = field(default_factory=dict)
     said: dict[str, list[Said]] = field(default_factory=dict)
+    reached: dict[str, list[int]] = field(default_factory=dict)  # by block, for each of its events: how many of its kernels that keep no gradients come before
     remarks: tuple[str, ...] = ()
     stepped: dict[type, int] = field(default_factory=dict)  # how many steps optimizers of each class have made
     idle: bool = False  # whether a call of the user's own step came by without any
@@ -55,10 +56,12 @@ class Run:
     def block(self, name: str) -> Iterator[None]:
         start, first_row, first = len(self.recorder.events), len(self.recorder.rows), len(self.recorder.said)
         yield
-        rows = self.recorder.rows[first_row:]
-        self.said[name] = said.within(self.recorder.said[first:], rows, first_row)
+        recorded = self.recorder.rows[first_row:]
+        self.rows[name] = as_cudnn(recorded, self.recorder.recurrent)
+        done = said.counted(recorded, self.rows[name])
+        self.said[name] = said.within(self.recorder.said[first:], done, first_row)
+        self.reached[name] = [done[row - first_row] for row in self.recorder.reached[start:]]
         self.spans[name] = (start, len(self.recorder.events))
-        self.rows[name] = as_cudnn(self.recorder.rows[first_row:], self.recorder.recurrent)
 
     def events(self, block: str) -> list[int]:
         start, end = self.spans[block]
@@ -259,7 +262,9 @@ def joined(run: Run, other: Run) -> None:
     for name in other.spans.keys() - run.spans.keys():
         start = len(run.recorder.events)
         run.recorder.events += map(renumbered, other.events(name))
+        run.recorder.reached += [len(run.recorder.rows)] * len(other.events(name))
         run.spans[name] = (start, len(run.recorder.events))
+        run.rows[name], run.reached[name] = other.rows[name], other.reached[name]
 
 
 def micro_step(run: Run, batch_size: int) -> None:

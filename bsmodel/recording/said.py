@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from bsmodel.tape import Collective, Polynomial, Row
@@ -22,16 +23,35 @@ class Said:
     stride: int
 
 
-def within(said: Sequence[Said], rows: Sequence[Row], first_row: int) -> list[Said]:
-    """Those of a block whose first kernel was the `first_row`-th, counted in kernels of the block that do not keep gradients; the end waits for all."""
-    kept = [0]
-    for row in rows:
-        kept.append(kept[-1] + (row.phase != "gradient"))
+def within(said: Sequence[Said], done: Sequence[int], first_row: int) -> list[Said]:
+    """Those of a block whose first kernel was the `first_row`-th recorded, counted in its kernels as `done` has them; the end waits for all."""
 
     def position(row: int | None) -> int:
-        return kept[-1] if row is None else kept[min(max(row - first_row, 0), len(rows))]
+        return done[-1] if row is None else done[min(max(row - first_row, 0), len(done) - 1)]
 
     return [Said(each.kind, each.size_bytes, each.phase, position(each.after), position(each.before), each.ranks, each.stride) for each in said]
+
+
+def counted(recorded: Sequence[Row], rows: Sequence[Row]) -> list[int]:
+    """How many of a block's kernels that do not keep gradients are done after none, one, two and so on of those that were recorded.
+
+    `rows` are what runs in their place: where several stand for others, all of them come after these.
+    """
+    places = {id(row): place for place, row in enumerate((row for row in rows if row.phase != "gradient"), 1)}
+    done = [0]
+    for row in recorded:
+        done.append(places.get(id(row), done[-1]))
+    return [*done[:-1], len(places)]
+
+
+def onto(own: Sequence[Hashable], kept: Sequence[Hashable]) -> list[int]:
+    """After how many of the kernels `kept` come none, one, two and so on of a block's own: where the block has others, by the next that both have."""
+    if [*own] == [*kept]:
+        return [*range(len(own) + 1)]
+    found: list[int] = []
+    for start, place, size in difflib.SequenceMatcher(None, own, kept, autojunk=False).get_matching_blocks():
+        found += [place] * (start - len(found)) + [*range(place, place + size)]
+    return [*found, len(kept)]
 
 
 def through(said: Sequence[Sequence[Said]], batches: Sequence[int]) -> tuple[Collective, ...]:

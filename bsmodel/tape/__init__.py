@@ -4,18 +4,21 @@
 from bsmodel.tape.agreement import require_agreement
 from bsmodel.tape.asked import another_path, micro_batches, micro_steps, require_accumulates
 from bsmodel.tape.lengths import STEP, Lengths, Piece, piece_from, pieces_from
-from bsmodel.tape.operations import PHASES, Operations, Row, fixed, joined, through
+from bsmodel.tape.operations import KEEPS, PHASES, Operations, Row, fixed, joined, through
 from bsmodel.tape.polynomials import Coefficients, Envelope, Integer, Integers, Polynomial, interpolated, pairs, polynomials, upper_envelope, values
 from bsmodel.tape.saved import is_tape, load_all, load_lengths, save_all, save_lengths
 from bsmodel.tape.tables import ModuleRow, OperatorRow, by_module, by_operator, counted
-from bsmodel.tape.tape import APART, BLOCKS, CATEGORIES, WEIGHTS, Collective, Tape, Term, Wait, Workspace, require_same_kernels
+from bsmodel.tape.tape import AFTER, APART, BLOCKS, CATEGORIES, REPEATED, WEIGHTS, Collective, Tape, Term, Wait, Workspace, require_same_kernels
 from bsmodel.tape.workspaces import buffer_bytes
 
 __all__ = (
+    "AFTER",
     "APART",
     "BLOCKS",
     "CATEGORIES",
+    "KEEPS",
     "PHASES",
+    "REPEATED",
     "STEP",
     "WEIGHTS",
     "Coefficients",

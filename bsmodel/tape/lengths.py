@@ -18,7 +18,7 @@ from bsmodel.units import whole
 
 SIZES = ("fixed_bytes", "per_sample_bytes", "per_pair_bytes")
 DEGREES = {"seq_len": 2, "image_size": 4}  # of each size in the option: attention compares tokens with one another, and images have as many as pixels
-_SAME = ("blocks", "streams", "lent", "waits", "operators", "modules", "phases", "categories", "gpu", "recipe")
+_SAME = ("blocks", "reached", "streams", "lent", "waits", "operators", "modules", "phases", "categories", "gpu", "recipe")
 _WORDS = ("operators", "modules", "phases", "kinds", "dtypes")
 
 

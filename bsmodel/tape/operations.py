@@ -18,6 +18,7 @@ COLUMNS = ("groups", "m", "n", "k", "moved_bytes", "launches", "counted_flops", 
 DTYPES = ("fp32", "fp16", "bf16", "fp8")
 COEFFICIENTS = ("fixed", "per_sample", "per_pair")
 PHASES = ("forward", "backward", "recompute", "gradient", "accumulation", "step")
+KEEPS = ("gradient", "accumulation")  # what the first micro-step does to keep gradients, and each further one
 
 
 @dataclass(frozen=True)

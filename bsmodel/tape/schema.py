@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError
 from bsmodel.hardware import KINDS, Gpu
 from bsmodel.parallel import MOST_DEVICES
-from bsmodel.tape.operations import COEFFICIENTS, COLUMNS, DTYPES, PHASES
+from bsmodel.tape.operations import COEFFICIENTS, COLUMNS, DTYPES, KEEPS, PHASES
 from bsmodel.tape.polynomials import Polynomial
-from bsmodel.tape.tape import APART, BLOCKS, CATEGORIES, programs
+from bsmodel.tape.tape import AFTER, APART, BLOCKS, CATEGORIES, REPEATED, programs
 from bsmodel.tape.workspaces import FORMULAS
 from bsmodel.training import PRECISIONS, Training
 from bsmodel.units import MOST_COUNT
 
-SCHEMA_VERSION = 15
+SCHEMA_VERSION = 16
 SIZES = ("fixed_bytes", "per_sample_bytes", "per_pair_bytes")
 _EXPECTED = "expected none below zero, and none that falls, from batch 1 on"
 
@@ -82,6 +82,7 @@ class SavedTape(_Checked):
     lent: tuple[tuple[Count, Annotated[tuple[Count, ...], Field(min_length=1)]], ...]
     waits: dict[str, tuple[tuple[Count, Count, Count], ...]]
     blocks: dict[str, tuple[int, ...]]
+    reached: dict[str, tuple[Count, ...]]
     operations: SavedOperations
     uncounted_operators: tuple[str, ...]
     uncounted: tuple[str, ...]
@@ -110,7 +111,7 @@ class SavedPiece(_Checked):
 class SavedTapes(_Checked):
     """A file: the recordings of one workload and recipe, one for each family of kernels, or pieces of several lengths for each."""
 
-    schema_version: Literal[15]
+    schema_version: Literal[16]
     tapes: tuple[SavedTape, ...] = Field(min_length=1)
     pieces: tuple[SavedPiece, ...] = ()
 
@@ -250,6 +251,7 @@ def _events(saved: SavedTape) -> Problems:
             yield f"blocks.{name}", f"goes from {min(events)} to {max(events)}; expected events of the {count} allocations there are"
             return
     yield from _waits(saved)
+    yield from _reached(saved)
     for first, further in dict.fromkeys(programs(expected != BLOCKS, micro_steps) for micro_steps in (2, 1, 3)):
         yield from _released_too_early(saved.blocks, (*first, *further, *further), count)
 
@@ -265,6 +267,19 @@ def _waits(saved: SavedTape) -> Problems:
                 yield f"waits.{name}.{index}", f"is at {position}, for the first {until}; expected at most as many, of {len(saved.blocks[name])} events"
             if stream not in streams:
                 yield f"waits.{name}.{index}", f"is for stream {stream}; expected one that something is lent to"
+
+
+def _reached(saved: SavedTape) -> Problems:
+    expected = [name for name in REPEATED if name in saved.blocks]
+    if set(saved.reached) != set(expected):
+        yield "reached", f"is of {', '.join(saved.reached) or 'no block'}; expected {', '.join(expected)}"
+        return
+    counts = [sum((phase == "step") == after for phase in saved.operations.phases if phase not in KEEPS) for after in (False, True)]
+    for name, places in saved.reached.items():
+        if len(places) != len(saved.blocks[name]):
+            yield f"reached.{name}", f"has {len(places)} numbers; expected {len(saved.blocks[name])}, as blocks.{name}"
+        elif sorted(places) != [*places] or max(places, default=0) > counts[name in AFTER]:
+            yield f"reached.{name}", f"goes up to {max(places)}; expected numbers of kernels in order, at most the {counts[name in AFTER]} there are"
 
 
 def _released_too_early(blocks: dict[str, tuple[int, ...]], program: Sequence[str], count: int) -> Problems:

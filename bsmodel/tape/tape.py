@@ -22,6 +22,8 @@ from bsmodel.units import MOST_COUNT
 BLOCKS = ("init", "first", "first_step", "micro", "accumulate", "step")
 # Of a tape of several devices whose last micro-step alone sums gradients over them, beside these: what there is of two micro-steps and more.
 APART = ("open", "close", "open_step", "begin", "more", "last", "end")
+REPEATED = ("micro", "accumulate", "step", "begin", "more", "last", "end")  # what all optimizer steps but the first are made of
+AFTER = ("step", "end")  # of these, what comes after the micro-steps
 WEIGHTS = ("parameter", "packed weight", "adapter")  # whole, with scales and codes where they are quantized, or trained in their place
 CATEGORIES = (*WEIGHTS, "buffer", "gathered parameter", "gradient", "gradient bucket", "optimizer state", "batch", "saved", "temporary", "workspace")
 
@@ -32,9 +34,16 @@ def programs(apart: bool, micro_steps: int) -> tuple[tuple[str, ...], tuple[str,
     The first one has then two micro-steps at most: more take no more.
     """
     if apart and micro_steps > 1:
-        return ("init", "open", "close", "open_step"), ("begin", *("more",) * (micro_steps > 2), "last", "end")
+        return ("init", "open", "close", "open_step"), optimizer_step(apart, min(micro_steps, 3))
     again = ("accumulate",) * (micro_steps > 1)
-    return ("init", "first", *again, "first_step"), ("micro", *again, "step")
+    return ("init", "first", *again, "first_step"), optimizer_step(apart, min(micro_steps, 2))
+
+
+def optimizer_step(apart: bool, micro_steps: int) -> tuple[str, ...]:
+    """The blocks of every optimizer step but the first, one for each micro-step and one for what comes after them."""
+    if apart and micro_steps > 1:
+        return ("begin", *("more",) * (micro_steps - 2), "last", "end")
+    return ("micro", *("accumulate",) * (micro_steps - 1), "step")
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,7 @@ class Tape:
     the events of each part of a run: `k` allocates number k, `~k` releases its oldest living instance. A run of n steps with a micro-steps each is
     `init`, `first`, (`accumulate` x (a-1)), `first_step`, then n-1 times `micro`, (`accumulate` x (a-1)), `step`. Where only the last micro-step sums
     its gradients over devices, and there are two or more: `init`, `open`, `close`, `open_step`, then n-1 times `begin`, (`more` x (a-2)), `last`, `end`.
+    `reached` says of each event of a repeated block how many kernels come before it, counted as those of a `Collective` are.
     """
 
     name: str
@@ -121,6 +131,7 @@ class Tape:
     workspaces: dict[int, Workspace]
     streams: dict[int, int]  # of allocations that are not of the default stream's blocks: whose
     blocks: dict[str, tuple[int, ...]]
+    reached: dict[str, tuple[int, ...]]
     operations: Operations
     uncounted_operators: tuple[str, ...] = ()
     uncounted: tuple[str, ...] = ()
@@ -201,6 +212,10 @@ class Tape:
         first, further = programs("begin" in self.blocks, self.accumulation if accumulation is None else accumulation)
         for name in (*first, *further * (steps - 1)):
             yield name, self.blocks[name]
+
+    def optimizer_step(self, accumulation: int | None = None) -> tuple[str, ...]:
+        """The blocks of every optimizer step but the first, all of its micro-steps one by one."""
+        return optimizer_step("begin" in self.blocks, self.accumulation if accumulation is None else accumulation)
 
     def save(self, path: str | Path) -> None:
         """Write the tape as gzipped JSON, all or nothing, whatever else writes there; `InvalidInputError` where it cannot be written."""

@@ -3,20 +3,25 @@
 
 from bsmodel.timing.collectives import Group, bus_share, group_of, seconds
 from bsmodel.timing.kernels import KINDS
+from bsmodel.timing.memory_timeline import TORCH_CATEGORIES, MemoryTimeline, event_seconds, memory_timeline
 from bsmodel.timing.schedule import per_node
 from bsmodel.timing.step import StepTime, curve, knee, step_time
 from bsmodel.timing.timeline import Event, Timeline, timeline
 
 __all__ = (
     "KINDS",
+    "TORCH_CATEGORIES",
     "Event",
     "Group",
+    "MemoryTimeline",
     "StepTime",
     "Timeline",
     "bus_share",
     "curve",
+    "event_seconds",
     "group_of",
     "knee",
+    "memory_timeline",
     "per_node",
     "seconds",
     "step_time",

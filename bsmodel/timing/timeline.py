@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.shown import Shown
-from bsmodel.tape import Collective, Integer, Tape
+from bsmodel.tape import KEEPS, Collective, Integer, Tape
 from bsmodel.timing.chrome import DEVICE, HOST, LINK, trace_events
 from bsmodel.timing.rates import launch_seconds
 from bsmodel.timing.schedule import Pass, Schedule, passes
@@ -23,7 +23,6 @@ from bsmodel.timing.step import At, Work, asked, at
 from bsmodel.units import whole
 
 Array = NDArray[np.float64]
-_KEPT = "gradient", "accumulation"  # phases: what the first micro-step does to keep gradients, and each further one
 MOST_EVENTS = 1_000_000  # of which a viewer makes something, in a gigabyte
 
 
@@ -85,16 +84,26 @@ def timeline(tape: Tape, gpu: Gpu, batch: Integer, accumulation: Integer | None 
     take longer by `Gpu.busy_share` of its time, and it is drawn as long as they do. What keeps or adds up gradients comes at the end of its micro-step.
     Raises `InvalidInputError` as `step_time` does, and for a step of more than a million events.
     """
+    step = step_of(tape, gpu, batch, accumulation)
+    require_drawable(step.accumulation, step.count())
+    seconds, events = step.drawn()
+    return Timeline(tape.name, gpu.id, step.batch, step.accumulation, seconds, tuple(sorted(events, key=lambda event: event.start_seconds)))
+
+
+def step_of(tape: Tape, gpu: Gpu, batch: Integer, accumulation: Integer | None) -> Step:
+    """What an optimizer step is drawn from; raises `InvalidInputError` as `step_time` does."""
     size, repeats = asked(tape, gpu, whole("batch", batch), None if accumulation is None else whole("accumulation", accumulation))
     work = Work(tape.operations.distinct[0], tape.operations.counts)
     found = at("likely", work, tape, gpu, size, repeats)
-    step = _Step(tape, gpu, int(size), int(repeats), found, passes(tape, gpu, found.rows * found.slower, size, "likely"))
-    if (count := step.count()) > MOST_EVENTS:
+    return Step(tape, gpu, int(size), int(repeats), found, passes(tape, gpu, found.rows * found.slower, size, "likely"))
+
+
+def require_drawable(accumulation: int, count: int) -> None:
+    """Raises `InvalidInputError` for a step of too many events."""
+    if count > MOST_EVENTS:
         raise InvalidInputError(
-            f"a step of {repeats:,} micro-steps has {count:,} events, of which at most {MOST_EVENTS:,} are drawn; ask for fewer micro-steps"
+            f"a step of {accumulation:,} micro-steps has {count:,} events, of which at most {MOST_EVENTS:,} are drawn; ask for fewer micro-steps"
         )
-    seconds, events = step.drawn()
-    return Timeline(tape.name, gpu.id, int(size), int(repeats), seconds, tuple(sorted(events, key=lambda event: event.start_seconds)))
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,7 @@ class _Drawn:
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
     """What an optimizer step is drawn from: `passes` are a micro-step that others follow, the last one, and what comes after it."""
 
     tape: Tape
@@ -131,14 +140,14 @@ class _Step:
     def count(self) -> int:
         """How many events it has."""
         alone, together, step = self.passes
-        first, further = (int(self.tape.operations.where(phase).sum()) for phase in _KEPT)
+        first, further = (int(self.tape.operations.where(phase).sum()) for phase in KEEPS)
         kernels = self.accumulation * int(alone.kernels.sum()) + first + (self.accumulation - 1) * further + int(step.kernels.sum())
         return 2 * kernels + (self.accumulation - 1) * len(alone.said) + len(together.said) + len(step.said)
 
     def drawn(self) -> tuple[float, list[Event]]:
         """How long it is, and all its events, track by track of each pass."""
         now, launched, events = 0.0, 0.0, list[Event]()
-        for micro_step, each in self._parts():
+        for micro_step, each in self.parts():
             events += self._computed(each, micro_step, now)
             events += self._said(each, micro_step, now)
             launches = self._launches[each.kernels]
@@ -146,11 +155,18 @@ class _Step:
             now, launched = now + each.over, launched + float(launches.sum())
         return now, events
 
-    def _parts(self) -> Iterator[tuple[int | None, _Drawn]]:
+    def done(self) -> Iterator[tuple[Array, float]]:
+        """Of every micro-step, and of what comes after them: the seconds after which none, one, two and so on of its kernels that keep no gradients are done,
+        and how many it takes."""
+        for micro_step, each in self.parts():
+            count = int(self.passes[2 if micro_step is None else 0].kernels.sum())
+            yield np.concatenate([[0.0], each.ends[:count]]), each.over
+
+    def parts(self) -> Iterator[tuple[int | None, _Drawn]]:
         """Every micro-step by its number, and what comes after them."""
         own, apart = self._own, self._apart
         alone, together, step = (drawn(each, own, float(self.found.slower), apart, self.gpu.busy_share) for each in self.passes)
-        kept, added = (np.flatnonzero(self.tape.operations.where(phase)) for phase in _KEPT)
+        kept, added = (np.flatnonzero(self.tape.operations.where(phase)) for phase in KEEPS)
         further = alone.then(added, own[added], apart)
         for number in range(1, self.accumulation + 1):
             if 1 < number < self.accumulation:
