@@ -10,8 +10,10 @@ import bsmodel
 from bsmodel.command import main
 from bsmodel.command.explain_page import Course
 from bsmodel.memory import over_a_step
-from bsmodel.pages import of_page
+from bsmodel.pages import of_page, of_picture
+from bsmodel.pages.looks import OF_CATEGORIES, of_category
 from bsmodel.studies import tapes
+from bsmodel.tape import CATEGORIES
 from bsmodel.timing import step_time
 from bsmodel.units import GiB
 from tests.test_over_time import loading
@@ -35,7 +37,7 @@ def drawn(course):
     """The chart of one card, which altair and vega take."""
     from bsmodel.pages import passing
 
-    spec = passing(course.step, course.seconds, course.step.categories, of_page(len(course.step.categories)))
+    spec = passing(course.step, course.seconds, of_page(0))
     assert alt.LayerChart.from_dict({field: value for field, value in spec.items() if field != "params"}, validate=True)
     assert vl_convert.vegalite_to_svg(spec).startswith("<svg")
     return spec
@@ -90,3 +92,8 @@ def test_of_many_micro_steps_two_are_drawn_and_it_is_said(tmp_path):
 
     assert main(["explain", MINE, "--cache", "--batch", "8", "--accumulation", "5", "--gpu", "a100-40gb", "--html", str(path)]) == 0
     assert "2 micro-steps are drawn; of the 5 there are, further ones are as the second." in words(path.read_text())
+
+
+def test_every_category_has_a_colour_of_its_own():
+    assert sorted(CATEGORIES) == sorted(OF_CATEGORIES)
+    assert len({of_category(name, of_picture(0)) for name in CATEGORIES}) == len(CATEGORIES)

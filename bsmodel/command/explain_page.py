@@ -47,13 +47,13 @@ class Course:
 def page(recorded: Recorded, found: Sequence[Explained], courses: Sequence[Course], asked: Sequence[tuple[str, str]], said: Sequence[str]) -> str:
     """The bytes as one HTML page; `asked` is what was asked, by name, and `said` what the text says below its tables."""
     held = {each.gpu: each.by_category for each in found}
-    names = list(dict.fromkeys([*(name for own in held.values() for name in own), *(name for each in courses for name in each.step.categories)]))
+    names = list(dict.fromkeys(name for own in held.values() for name in own))
     findings = [f"{each.gpu}: {format_bytes(each.total_bytes)} are requested at the binding moment, {each.moment}." for each in found]
     top = head(("What is held", findings), ("What was asked", [("Model", title(recorded)), *asked]), said)
-    bars = Drawing("categories", "Bytes by category", "A bar for each GPU.", categories(held, of_page(len(names))))
-    parts = [Section("By category", (), (bars,), _by_category(found, [*dict.fromkeys(name for own in held.values() for name in own)]))]
-    parts += [_of_gpu(place, each, course, names) for place, (each, course) in enumerate(zip(found, courses, strict=True))]
-    return document(f"Bytes of {recorded.name}", top, parts, len(names))
+    bars = Drawing("categories", "Bytes by category", "A bar for each GPU.", categories(held, of_page(0)))
+    parts = [Section("By category", (), (bars,), _by_category(found, names))]
+    parts += [_of_gpu(place, each, course) for place, (each, course) in enumerate(zip(found, courses, strict=True))]
+    return document(f"Bytes of {recorded.name}", top, parts)
 
 
 def _by_category(found: Sequence[Explained], names: Sequence[str]) -> Table:
@@ -63,10 +63,10 @@ def _by_category(found: Sequence[Explained], names: Sequence[str]) -> Table:
     return written("categories", "Bytes of each category, with their share.", columns, lines)
 
 
-def _of_gpu(place: int, each: Explained, course: Course, names: Sequence[str]) -> Section:
+def _of_gpu(place: int, each: Explained, course: Course) -> Section:
     caption = "Each module has its parts below it; those with less than a five-hundredth are not drawn."
     modules = Drawing(f"modules-{place}", "Bytes by module", caption, icicle(each.by_module, of_page(0)))
-    spec = passing(course.step, course.seconds, names, of_page(len(names)))
+    spec = passing(course.step, course.seconds, of_page(0))
     drawings = (Drawing(f"step-{place}", "A training step", _over_time(course), spec), modules)
     lines = [[name or ITSELF, format_bytes(size), f"{size:,}", f"{size / each.total_bytes:.1%}"] for name, size in each.by_module.items()]
     columns = (("module", ""), ("size", "right"), ("bytes", "right"), ("share", "right"))

@@ -20,7 +20,6 @@ from bsmodel.studies import Study
 from bsmodel.timing import StepTime
 from bsmodel.trials import Trial, loss_curves
 
-_ONE_BAR = 70  # [px]
 _MOST_POINTED = 14  # batches that answer to a pointer
 
 
@@ -57,7 +56,7 @@ def _memory(fit: Fit, micro_batch: int) -> Spec:
 @chart_of.register
 def _(value: Breakdown) -> Spec:
     held = totals(value, "category")
-    return {**categories({"": held}, of_picture(len(held))), "height": _ONE_BAR}
+    return categories({"": held}, of_picture(0))
 
 
 @chart_of.register(StepTime)

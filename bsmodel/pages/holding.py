@@ -9,12 +9,13 @@ from typing import Any
 import altair as alt
 
 from bsmodel.pages.drawing import Spec, framed, quick
-from bsmodel.pages.looks import Look
+from bsmodel.pages.looks import Look, of_category
 from bsmodel.pages.parts import short
 from bsmodel.units import GiB, format_bytes
 
 ITSELF = "(the step itself)"  # what belongs to no module
 _TRUNK = 0.85  # of all bytes: a module with more is a trunk, and its parts are what has colours
+_BAR = 64  # [px] of height for each GPU
 _DEEPEST = 7  # levels of modules that are drawn
 _LEAST, _LEAST_NAMED = 0.002, 0.07  # of all bytes: of a module that is drawn, and of one whose name is
 
@@ -23,7 +24,7 @@ Path = tuple[str, ...]
 
 @quick
 def categories(held: Mapping[str, Mapping[str, int]], look: Look) -> Spec:
-    """A bar for each GPU, of the GiB of each category; these have the colours of batches, in their order."""
+    """A bar for each GPU, of the GiB of each category."""
     names = list(dict.fromkeys(category for own in held.values() for category in own))
     rows = [
         {"gpu": gpu, "category": name, "gib": short(size / GiB), "share": short(size / sum(own.values())), "order": names.index(name)}
@@ -31,11 +32,11 @@ def categories(held: Mapping[str, Mapping[str, int]], look: Look) -> Spec:
         for name, size in own.items()
     ]
     legend = alt.Legend(title=None, orient="bottom", columns=2, labelColor=look.ink)
-    colour = alt.Color("category:N", legend=legend).scale(domain=names, range=list(look.batches))
+    colour = alt.Color("category:N", legend=legend).scale(domain=names, range=[of_category(name, look) for name in names])
     told = [alt.Tooltip("gpu:N", title="GPU"), "category:N", alt.Tooltip("gib:Q", title="GiB", format=".3f"), alt.Tooltip("share:Q", format=".1%")]
     x, y = alt.X("gib:Q", title="requested [GiB]").axis(format="~g"), alt.Y("gpu:N", title=None, sort=list(held))
     bars = alt.Chart().mark_bar(size=36, stroke=look.page, strokeWidth=1).encode(x=x, y=y, color=colour, order="order:Q", tooltip=told)
-    return framed([bars], look, "Bytes at the binding moment by category, a bar for each GPU", rows)
+    return {**framed([bars], look, "Bytes at the binding moment by category, a bar for each GPU", rows), "height": {"step": _BAR}}
 
 
 @quick

@@ -12,9 +12,12 @@ CHOSEN = "chosen_batch"  # the signal of the batch that is looked at; 0 for all
 # Of batches from small to large: matplotlib's plasma backwards, without what cannot be told from white, and with its end light enough for black.
 _ON_WHITE = ((238, 121, 82), (204, 71, 120), (143, 13, 164), (13, 8, 135))
 _ON_BLACK = ((252, 206, 37), (248, 149, 64), (225, 85, 115), (190, 85, 200), (124, 112, 250))
-_KINDS_ON_WHITE = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#9a6700", "#bf3989")
-_KINDS_ON_BLACK = ("#4493f8", "#f0883e", "#3fb950", "#ab7df8", "#d29922", "#db61a2")
+_KINDS_ON_WHITE = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#9a6700", "#bf3989", "#1b7c83", "#6e7781", "#7cb518", "#54aeff", "#ff8182", "#c297ff")
+_KINDS_ON_BLACK = ("#4493f8", "#f0883e", "#3fb950", "#ab7df8", "#d29922", "#db61a2", "#39c5cf", "#8b949e", "#a0c815", "#a5d6ff", "#ffaba8", "#d2b3ff")
 KINDS = len(_KINDS_ON_WHITE)
+# Categories of bytes as they have these colours: what is most of a step has those that are told apart best.
+OF_CATEGORIES = ("saved", "temporary", "gradient", "parameter", "optimizer state", "workspace", "batch", "buffer", "gradient bucket")
+OF_CATEGORIES += ("gathered parameter", "packed weight", "adapter")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,11 @@ def of_page(batches: int) -> Look:
 def of_picture(batches: int) -> Look:
     """Colours on white, and a legend of its own."""
     return Look("#1b1f24", "#59636e", "#d8dee4", "#ffffff", "#cf222e", _between(_ON_WHITE, batches), _KINDS_ON_WHITE, legend=True)
+
+
+def of_category(name: str, look: Look) -> str:
+    """The colour of a category of bytes, the same in every chart."""
+    return look.kinds[OF_CATEGORIES.index(name)] if name in OF_CATEGORIES else look.soft
 
 
 def variables(batches: int, dark: bool) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bsmodel.memory import Moment, StepMemory
 from bsmodel.pages.drawing import HOVER, Rows, Spec, framed, quick
-from bsmodel.pages.looks import Look
+from bsmodel.pages.looks import Look, of_category
 from bsmodel.pages.parts import short
 from bsmodel.units import GiB
 
@@ -26,11 +26,10 @@ Array = NDArray[np.float64]
 
 
 @quick
-def passing(found: StepMemory, seconds: Array | None, names: Sequence[str], look: Look) -> Spec:
+def passing(found: StepMemory, seconds: Array | None, look: Look) -> Spec:
     """The GiB of each category over a step, by its seconds, or where these are not known by its allocations and releases.
 
-    `seconds` are those of every moment, of the end of the micro-steps, and of the step's; `names` are all categories that have a colour of `look.batches`, in
-    that order.
+    `seconds` are those of every moment, of the end of the micro-steps, and of the step's.
     """
     places = _counted(found) if seconds is None else seconds
     title = "allocations and releases of the step" if seconds is None else "time in the step [s]"
@@ -39,7 +38,7 @@ def passing(found: StepMemory, seconds: Array | None, names: Sequence[str], look
     tops = np.cumsum(found.bytes[:, kept], axis=0) / GiB
     at = np.append(places[kept[:-1]], places[-1])
     rows = [{"x": short(at[i]), **{f"t{place}": short(top) for place, top in enumerate(tops[:, i])}} for i in range(len(kept))]
-    layers = [*_stack(found, names, x, look), *_phases(found, places, x, look), *_binding(found, places, x, look)]
+    layers = [*_stack(found, x, look), *_phases(found, places, x, look), *_binding(found, places, x, look)]
     told = [alt.Tooltip(f"{name}:N") for name in ("module", "operator", "phase")] + [alt.Tooltip("total:Q", title="total [GiB]", format=".4f")]
     told += [alt.Tooltip(f"c{place}:Q", title=f"{name} [GiB]", format=".4f") for place, name in reversed([*enumerate(found.categories)])]
     seen = alt.Chart(alt.NamedData(name="seen")).mark_rect(opacity=0).encode(x=x, x2=alt.X2("until:Q"), tooltip=told).properties(name=HOVER)
@@ -65,9 +64,9 @@ def _stripes(places: Array) -> Iterator[tuple[int, int]]:
     yield from itertools.pairwise(begins)
 
 
-def _stack(found: StepMemory, names: Sequence[str], x: alt.X, look: Look) -> Iterator[Any]:
+def _stack(found: StepMemory, x: alt.X, look: Look) -> Iterator[Any]:
     """An area for each category on top of those before it, and a legend."""
-    colours = {name: colour for name, colour in zip(names, look.batches, strict=True) if name in found.categories}
+    colours = {name: of_category(name, look) for name in found.categories}
     scale = alt.Scale(domain=[0, short(_ABOVE * found.total_bytes.max() / GiB)], nice=False)
     for place, name in enumerate(found.categories):
         edge = alt.OverlayMarkDef(strokeWidth=0.75, color=colours[name])  # that what is there for no time is seen
