@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +11,10 @@ import altair as alt
 
 from bsmodel.pages.drawing import HOVER, Spec, framed, quick
 from bsmodel.pages.looks import Look
-from bsmodel.pages.tiles import PALEST, Tile, depths
+from bsmodel.pages.tiles import LETTER, MOST_NAME, PALEST, Tile, depths
 
-_LINE = 25  # [px]
-_MOST_NAME = 420
+_LINE, _MOST_HEADING = 25, 160  # [px]: of a line's height, and of a heading's length
+_SLANT = 35  # [degrees], of headings
 _STATES = ("known", "wrong", "unknown")
 # A line is named by its number and what it is called, so that two of one name stay two.
 _CALLED = "slice(datum.value, indexof(datum.value, '|') + 1)"
@@ -25,8 +26,8 @@ def grid(lines: Sequence[tuple[str, str]], columns: Sequence[str], tiles: Sequen
     names, heads = _names(lines)
     deep = _depths(lines, tiles)
     rows = [_row(tile, names[tile.line], deep[place]) for place, tile in enumerate(tiles)]
-    top = alt.Axis(orient="top", labelAngle=-35, labelAlign="left", domain=False, ticks=False, labelLimit=160, labelOverlap=False)
-    left = alt.Axis(labelExpr=_CALLED, domain=False, ticks=False, labelLimit=_MOST_NAME, labelOverlap=False, labelPadding=8)
+    top = alt.Axis(orient="top", labelAngle=-_SLANT, labelAlign="left", domain=False, ticks=False, labelLimit=_MOST_HEADING, labelOverlap=False)
+    left = alt.Axis(labelExpr=_CALLED, domain=False, ticks=False, labelLimit=MOST_NAME, labelOverlap=False, labelPadding=8)
     x = alt.X("column:N", title=None).scale(domain=list(columns), paddingInner=0.04, paddingOuter=0).axis(top)
     order = [name for head, name in zip(heads, names) for name in ([head] if head else []) + [name]]
     y = alt.Y("line:N", title=None).scale(domain=order, paddingInner=0.08, paddingOuter=0).axis(left)
@@ -39,7 +40,13 @@ def grid(lines: Sequence[tuple[str, str]], columns: Sequence[str], tiles: Sequen
     layers += [_headed(lines, heads, y, look)] if any(heads) else []
     told = [alt.Tooltip(f"t{place}:N", title=title) for place, (title, _) in enumerate(tiles[0].told)] if tiles else []
     layers.append(base.mark_rect(opacity=0, cursor="pointer").encode(tooltip=told).properties(name=HOVER))
-    return {**framed(layers, look, description, rows), "height": _LINE * len(order), "resolve": {"scale": {"color": "independent"}}}
+    apart = {"resolve": {"scale": {"color": "independent"}}, "padding": {"left": 4, "top": 4, "bottom": 4, "right": _beyond(columns)}}
+    return {**framed(layers, look, description, rows), "height": _LINE * len(order), **apart}
+
+
+def _beyond(columns: Sequence[str]) -> int:
+    """How far the heading of the last column reaches beyond it, in pixels."""
+    return 4 + round(min(_MOST_HEADING, LETTER * len(columns[-1])) * math.cos(math.radians(_SLANT)))
 
 
 def _names(lines: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:

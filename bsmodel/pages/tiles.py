@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 PALEST, DEEPEST = 0.08, 0.62  # opacities: the text on each can be read, on white and on black
-_LETTER, _MOST_NAME, _TILE = 6.6, 420, 58  # [px]: of a name's letter, of a name, and of a cell that a number can be read in
+LETTER, MOST_NAME, _TILE = 6.6, 420, 58  # [px]: of a name's letter, of a name, and of a cell that a number can be read in
 _THOUSANDS = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 
@@ -51,4 +51,4 @@ def depths(values: Sequence[float | None]) -> list[float | None]:
 
 def least_width(names: Sequence[str], columns: Sequence[str]) -> int:
     """Pixels below which the numbers of such a grid can not be read."""
-    return round(min(_LETTER * max(map(len, names), default=0), _MOST_NAME) + _TILE * (len(columns) + 1))
+    return round(min(LETTER * max(map(len, names), default=0), MOST_NAME) + _TILE * (len(columns) + 2))
