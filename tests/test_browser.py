@@ -149,7 +149,7 @@ def test_a_cell_that_is_clicked_is_told_and_its_line_is_marked(browser, written)
     chart = shown.locator("#samples .live svg")
     chart.scroll_into_view_if_needed()
     box = chart.bounding_box()
-    chart.click(position={"x": box["width"] - 20, "y": box["height"] - 12})
+    chart.click(position={"x": box["width"] - 100, "y": box["height"] - 12})
     marked = shown.locator("#table-rows tr.chosen")
 
     assert marked.count() == 1 and "t4-16gb" in marked.text_content()
