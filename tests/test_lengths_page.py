@@ -159,7 +159,9 @@ def test_sides_of_images_are_drawn_with_pixels_as_their_square(config, tmp_path)
 
     for point in points(found, "batches"):
         assert point["size"] == pytest.approx(point["value"] * point["length"] ** 2, rel=1e-4)
-    for guide in specs(found)["batches"]["datasets"]["guides"]:
+    guides = specs(found)["batches"]["datasets"]["guides"]
+    assert guides
+    for guide in guides:
         pixels = int(guide["label"].removesuffix(" pixels").replace(",", ""))
         assert guide["length"] ** 2 * guide["value"] == pytest.approx(pixels, rel=1e-4)
     assert "Samples a second" in words(found)

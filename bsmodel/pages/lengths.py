@@ -111,7 +111,7 @@ def _guides(rows: Rows, unit: str, power: int, domain: tuple[float, float]) -> I
     first, last = min(row["length"] for row in rows), max(row["length"] for row in rows)
     low, high = (math.log2(end(row["size"] for row in rows)) for end in (min, max))
     step = max(1, math.ceil((high - low) / _GUIDES))
-    for exponent in range(math.ceil(low / step) * step, math.floor(high) + 1, step):
+    for exponent in range(math.floor(low / step) * step, math.ceil(high) + 1, step):
         enters = max(first, (2**exponent / domain[1]) ** (1 / power))
         leaves = min(last, (2**exponent / domain[0]) ** (1 / power))
         if enters < leaves:
