@@ -25,6 +25,7 @@ QUESTIONS = {
     "plan": ("plan", MINE, "--cache", *RUN, *CARDS),
     "compare": ("compare", MINE, "--cache", *RUN, *CARDS, "--gpu", "l4-24gb", "--devices", "1,4"),
     "explain": ("explain", MINE, "--cache", "--batch", "512", *CARDS),
+    "study": ("study", "--model", MINE, "--cache", "--precision", "fp32", "--precision", "bf16-mixed", *CARDS, "--gpu", "t4-16gb", "--devices", "1"),
     "validate": ("validate", "--report", f"{ROOT}/benchmarks/results/errors.jsonl"),
 }
 PAGES = (*QUESTIONS, "trial")
@@ -140,6 +141,20 @@ def test_what_a_pointer_is_over_is_told(browser, written):
             break
 
     assert "reserved [GiB]" in shown.locator("#vg-tooltip-element").text_content()
+    shown.close()
+
+
+def test_a_cell_that_is_clicked_is_told_and_its_line_is_marked(browser, written):
+    shown, *_ = opened(browser, written("study"))
+    chart = shown.locator("#samples .live svg")
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    chart.click(position={"x": box["width"] - 100, "y": box["height"] - 12})
+    marked = shown.locator("#table-rows tr.chosen")
+
+    assert marked.count() == 1 and "t4-16gb" in marked.text_content()
+    told = shown.locator("#samples output").text_content()
+    assert "GPU: t4-16gb" in told and "why: t4-16gb has no bf16 arithmetic" in told
     shown.close()
 
 

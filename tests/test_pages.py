@@ -220,8 +220,7 @@ def test_what_nobody_keeps_is_not_recorded_twice(monkeypatch, tmp_path):
     ("flags", "said"),
     [
         (("--html", "no/such/folder/plan.html"), "cannot write the page 'no/such/folder/plan.html'"),
-        (("--html", "plan.html", "--seq-len", "8:64"), "--html draws samples of one length"),
-        (("--html", "plan.html", "--lengths", "10:20"), "--html draws samples of one length"),
+        (("--html", "plan.html", "--lengths", "10:20"), "--html draws no batches of mixed lengths"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_before_the_work(flags, said, capsys, monkeypatch):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from bsmodel.command.compare import compare_cells, way_of
 from bsmodel.command.page_tables import written
@@ -12,6 +12,7 @@ from bsmodel.pages import KINDS, Drawing, Offer, Section, document, frontier, he
 from bsmodel.studies import Recorded, Row
 
 _ALONE = "alone"  # what a GPU that shares with no other is called
+OF_RUN = "for the run"  # where samples and epochs are known
 
 
 def page(recorded: Recorded, rows: Sequence[Row], left_out: Mapping[str, str], asked: Sequence[tuple[str, str]], said: Sequence[str]) -> str:
@@ -28,7 +29,13 @@ def page(recorded: Recorded, rows: Sequence[Row], left_out: Mapping[str, str], a
 
 
 def offers_of(rows: Sequence[Row]) -> tuple[list[Offer], str]:
-    """What each priced row takes, of the run where that is known, else of a million samples; and of which."""
+    """What each row that has a price takes, named by its GPUs; and of which, as `offers` says."""
+    found, of = offers(rows, _named)
+    return [offer for _, offer in found], of
+
+
+def offers(rows: Sequence[Row], named: Callable[[Row], str]) -> tuple[list[tuple[Row, Offer]], str]:
+    """What each row that has a price takes, of the run where that is known, else of a million samples; and of which."""
     run = any(row.timing is not None and row.timing.hours is not None for row in rows)
     found = []
     for row in rows:
@@ -37,9 +44,12 @@ def offers_of(rows: Sequence[Row]) -> tuple[list[Offer], str]:
             continue
         hours, usd = (timing.hours, timing.cost_usd) if run else (1e6 / timing.samples_per_s / 3600, timing.usd_per_million)
         if hours is not None and usd is not None:
-            several = f"{row.devices} × " if row.devices > 1 else ""
-            found.append(Offer(f"{several}{row.gpu}", way_of(row) if row.devices > 1 else _ALONE, hours, usd))
-    return found, "for the run" if run else "for a million samples"
+            found.append((row, Offer(named(row), way_of(row) if row.devices > 1 else _ALONE, hours, usd)))
+    return found, OF_RUN if run else "for a million samples"
+
+
+def _named(row: Row) -> str:
+    return f"{row.devices} × {row.gpu}" if row.devices > 1 else row.gpu
 
 
 def _findings(offers: Sequence[Offer], of: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import NamedTuple
@@ -18,12 +18,13 @@ from bsmodel.command.terminal import Cell, Part, render, table
 from bsmodel.command.watching import watching
 from bsmodel.command.wording import title
 from bsmodel.errors import InvalidInputError
-from bsmodel.files import require_writable
+from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu
 from bsmodel.studies import (
     ByLength,
     LengthRow,
     PaddedRow,
+    Recorded,
     by_length,
     doublings,
     for_card,
@@ -72,8 +73,17 @@ def answer(options: argparse.Namespace) -> Answer:
         made = by_length(found.lengths, found.gpus, asked.wanted, found.notes, executor)
     recorded = together(made.recorded)
     document = LengthsDocument(command="plan", notes=made.notes, workload=recorded, option=option, rows=made.rows, longest=made.longest, limit=made.limit)
+    if options.html:
+        _draw(recorded, made, found.lengths, options.html)
     parts: list[Part] = [title(recorded), "", *_tables(made), "", *foot(recorded, made.notes)]
     return Answer(document, render(*parts), fits=any(made.longest.values()))
+
+
+def _draw(recorded: Recorded, made: ByLength, lengths: Sequence[Lengths], path: str) -> None:
+    """Write the page."""
+    from bsmodel.command.lengths_page import page
+
+    write_whole(path, page(recorded, made, lengths, (batch_cells(made), speed_cells(made)), foot(recorded, made.notes)).encode(), "the page")
 
 
 def of_a_file(options: argparse.Namespace) -> Answer:
@@ -182,15 +192,29 @@ def _padded_cells(row: PaddedRow) -> list[Cell]:
 
 def _tables(made: ByLength) -> list[Part]:
     """The largest batch by length, a column for each GPU, with the longest sample that trains alone; and how fast that is."""
-    of_images = made.option == "image_size"
-    unit, longest, speed = ("pixels a side", "largest, alone", "Samples") if of_images else ("tokens a sample", "longest, alone", "Tokens")
-    names, lengths = list(made.longest), list(dict.fromkeys(row.image_size or row.seq_len or 0 for row in made.rows))
-    of = {(row.gpu, row.image_size or row.seq_len): row for row in made.rows}
-    columns = ((unit, "right"), *((name, "right") for name in names))
-    batches: list[list[Cell]] = [[f"{length:,}", *(_batch(of[name, length]) for name in names)] for length in lengths]
-    speeds: list[list[Cell]] = [[f"{length:,}", *(_speed(of[name, length]) for name in names)] for length in lengths]
-    alone: list[Cell] = [longest, *(_longest(made, name) for name in names)]
-    return ["Largest batch", table(*columns, rows=[*batches, alone]), "", f"{speed} a second at that batch", table(*columns, rows=speeds)]
+    (columns, batches), (_, speeds) = batch_cells(made), speed_cells(made)
+    speed = "Samples" if made.option == "image_size" else "Tokens"
+    return ["Largest batch", table(*columns, rows=batches), "", f"{speed} a second at that batch", table(*columns, rows=speeds)]
+
+
+def batch_cells(made: ByLength) -> tuple[list[tuple[str, str]], list[list[Cell]]]:
+    """Columns, and a line for each length: the largest batch on each GPU; last the longest sample that trains alone."""
+    columns, batches = _cells(made, _batch)
+    name = "largest, alone" if made.option == "image_size" else "longest, alone"
+    return columns, [*batches, [name, *(_longest(made, gpu) for gpu in made.longest)]]
+
+
+def speed_cells(made: ByLength) -> tuple[list[tuple[str, str]], list[list[Cell]]]:
+    """Columns, and a line for each length: tokens a second on each GPU, of images samples."""
+    return _cells(made, _speed)
+
+
+def _cells(made: ByLength, of: Callable[[LengthRow], str]) -> tuple[list[tuple[str, str]], list[list[Cell]]]:
+    unit = "pixels a side" if made.option == "image_size" else "tokens a sample"
+    lengths = list(dict.fromkeys(row.image_size or row.seq_len or 0 for row in made.rows))
+    rows = {(row.gpu, row.image_size or row.seq_len): row for row in made.rows}
+    columns = [(unit, "right"), *((name, "right") for name in made.longest)]
+    return columns, [[f"{length:,}", *(of(rows[name, length]) for name in made.longest)] for length in lengths]
 
 
 def _batch(row: LengthRow) -> str:

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "a file with the tokens of each sample, one number a line: batches padded to their longest; or MEAN:LONGEST (default: all samples are alike)"
     parser.add_argument("--lengths", metavar="FILE", help=text)
     parser.add_argument("--base-lr", type=arguments.amount, metavar="LR", help="a learning rate that works (default: the published one of a named model)")
-    parser.add_argument("--html", metavar="FILE", help="write the plans as a page with charts (default: none)")
+    parser.add_argument("--html", metavar="FILE", help="write the answer as a page with charts (default: none)")
     parser.add_argument("--base-batch", type=arguments.positive, metavar="N", help="the effective batch it works at (default: with --base-lr, 256)")
 
 
@@ -42,8 +42,8 @@ def run(options: argparse.Namespace) -> Answer:
     """A plan for each GPU; raises `InvalidInputError` where one of them cannot be answered for."""
     of_lengths = options.lengths is not None or any(isinstance(getattr(options, name), tuple) for name in lengths.LONG)
     if options.html:
-        if of_lengths:
-            raise InvalidInputError("--html draws samples of one length; give one, and no --lengths")
+        if options.lengths is not None:
+            raise InvalidInputError("--html draws no batches of mixed lengths; leave out --lengths, or give --seq-len N:M for a chart by length")
         require_charts()
         require_writable(options.html, "the page")  # not found out after the work
     if of_lengths:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +17,14 @@ from bsmodel.command import arguments
 from bsmodel.command.asked import foot, of_other_versions
 from bsmodel.command.documents import Notes, StudyDocument
 from bsmodel.command.report import Answer
-from bsmodel.command.terminal import Cell, Part, render, table, verdict
+from bsmodel.command.terminal import Cell, render, table, verdict
 from bsmodel.command.watching import watching
 from bsmodel.command.wording import amount, money, no_plan, split
 from bsmodel.errors import InvalidInputError, UnknownNameError
+from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu, defaults
 from bsmodel.memory import reserved_of
+from bsmodel.pages import require_charts
 from bsmodel.parallel import KINDS
 from bsmodel.studies import Goal, Row, Study, one_of_each, study
 from bsmodel.training import Training
@@ -77,11 +80,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="rows as they come, as JSON lines; an interrupted study goes on from it (default: none)")
     parser.add_argument("--csv", action="store_true", help="print CSV (default: a table)")
     parser.add_argument("--workers", type=arguments.positive, metavar="N", help="processes (default: one a processor where that pays)")
+    parser.add_argument("--html", metavar="FILE", help="write the rows as a page with grids and charts (default: none)")
     arguments.add_cache(parser)
 
 
 def run(options: argparse.Namespace) -> Answer:
     """A row for every cell; 1 where none of them has a plan."""
+    if options.html:
+        require_charts()
+        if require_writable(options.html, "the page") == Path(os.path.realpath(options.out or "")):  # not found out after the work
+            raise InvalidInputError(f"--html and --out both name {options.html!r}; give each a file of its own")
     asked = _from_flags(options) if options.file is None else _from_file(options)
     workloads = [arguments.subject(**({"name": item} if isinstance(item, str) else item)) for item in asked.workloads]
     gpus = arguments.with_room(options, one_of_each([Gpu.named(name) for name in asked.gpus]) or defaults())
@@ -101,6 +109,8 @@ def run(options: argparse.Namespace) -> Answer:
             watch=watch,
         )
     notes = tuple(dict.fromkeys([*arguments.room_asked(options), *(note for subject in workloads for note in of_other_versions(subject))]))
+    if options.html:
+        _draw(found, asked, options.html, notes)
     text = found.to_csv() if options.csv else _text(found, notes)
     return Answer(StudyDocument(command="study", notes=notes, rows=found.rows), text, fits=any(row.fits for row in found.rows))
 
@@ -158,36 +168,49 @@ def _from_flags(options: argparse.Namespace) -> StudyFile:
     return _validated(values, "study")
 
 
+def _draw(found: Study, asked: StudyFile, path: str, notes: Notes) -> None:
+    """Write the page."""
+    from bsmodel.command.study_page import page
+
+    numbers = (("Target batch", asked.target_batch), ("Samples", [asked.samples]), ("Epochs", [asked.epochs]))
+    known = [(name, ", ".join(f"{value:,}".removesuffix(".0") for value in values if value is not None)) for name, values in numbers]
+    write_whole(path, page(found.rows, asked.target_batch, [(name, value) for name, value in known if value], _foot(found, notes)).encode(), "the page")
+
+
+def varied(rows: Sequence[Row]) -> list[str]:
+    """The fields of the recipe that are not the same in all rows."""
+    names = sorted({name for row in rows for name in row.recipe})
+    return [name for name in names if len({repr(row.recipe.get(name)) for row in rows}) > 1]
+
+
+def _foot(found: Study, notes: Notes) -> list[str]:
+    reasons = dict.fromkeys(row.verdict for row in found.rows if row.status == "refused")
+    return [*(f"Refused: {reason}" for reason in reasons), *foot([row.recorded for row in found.rows if row.recorded], notes)]
+
+
+def _text(found: Study, notes: Notes) -> str:
+    columns, lines = study_cells(found.rows)
+    return render(table(*columns, rows=lines, repeated=len(varied(found.rows)) + 2), "", *_foot(found, notes))
+
+
 def study_cells(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list[Cell]]]:
-    """Columns, and a line per row, with the fields of recipes that are not the same in all."""
-    several = _several(rows)
+    """Columns, and a line for each row."""
+    several = varied(rows)
     columns = [("workload", ""), *((name.replace("_", " "), "") for name in several), ("GPU", ""), ("largest", "right")]
     columns += [("micro x accumulation x devices", ""), ("room", ""), ("GiB reserved of usable", "right"), ("step", "right"), ("samples per s", "right")]
     columns += [("hours", "right"), ("cost", "right")]
     return columns, [_cells(row, several) for row in rows]
 
 
-def _several(rows: Sequence[Row]) -> list[str]:
-    """The fields of recipes that differ from row to row."""
-    names = sorted({name for row in rows for name in row.recipe})
-    return [name for name in names if len({repr(row.recipe.get(name)) for row in rows}) > 1]
-
-
-def _text(found: Study, notes: Notes) -> str:
-    columns, lines = study_cells(found.rows)
-    parts: list[Part] = [table(*columns, rows=lines, repeated=len(_several(found.rows)) + 2), ""]
-    reasons = {row.verdict: None for row in found.rows if row.status == "refused"}
-    return render(*parts, *(f"Refused: {reason}" for reason in reasons), *foot([row.recorded for row in found.rows if row.recorded], notes))
-
-
-def _word(value: Any) -> str:
+def word(value: Any) -> str:
+    """A value of a recipe, in a word."""
     if isinstance(value, dict):
         return str(value.get("kind", value))
     return "-" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _cells(row: Row, several: list[str]) -> list[Cell]:
-    head: list[Cell] = [row.workload, *(_word(row.recipe.get(name)) for name in several), row.gpu]
+    head: list[Cell] = [row.workload, *(word(row.recipe.get(name)) for name in several), row.gpu]
     if row.status == "refused" or row.largest_batch is None or row.usable_bytes is None:
         return [*head, "-", "-", "refused", *["-"] * 5]
     if row.peak is None:

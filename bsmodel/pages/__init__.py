@@ -7,16 +7,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from bsmodel.pages.comparisons import Comparison
+from bsmodel.pages.curves import Curve, Reach, signed
 from bsmodel.pages.looks import CHOSEN, KINDS, Look, of_page, of_picture
 from bsmodel.pages.offers import Offer, frontier
 from bsmodel.pages.parts import UNKNOWN, Choice, Column, Drawing, Section, Table, as_csv, number, short
+from bsmodel.pages.tiles import Tile, brief, least_width
 from bsmodel.pages.writing import document, head, require_charts
 
 if TYPE_CHECKING:
     from bsmodel.pages.batches import MEMORY, SECONDS, memory, step_seconds, throughput
     from bsmodel.pages.busy import spent
     from bsmodel.pages.drawing import HOVER, Spec, framed, still, told
+    from bsmodel.pages.grids import grid
     from bsmodel.pages.holding import ITSELF, categories, icicle
+    from bsmodel.pages.lengths import by_length, largest_by_length
     from bsmodel.pages.measured import BAND, error_shares, predicted_against_measured, relative_errors
     from bsmodel.pages.renting import costs
     from bsmodel.pages.stacking import passing
@@ -33,21 +37,29 @@ __all__ = (
     "Choice",
     "Column",
     "Comparison",
+    "Curve",
     "Drawing",
     "Look",
     "Offer",
+    "Reach",
     "Section",
     "Spec",
     "Table",
+    "Tile",
     "as_csv",
+    "brief",
+    "by_length",
     "categories",
     "costs",
     "document",
     "error_shares",
     "framed",
     "frontier",
+    "grid",
     "head",
     "icicle",
+    "largest_by_length",
+    "least_width",
     "memory",
     "number",
     "of_page",
@@ -57,6 +69,7 @@ __all__ = (
     "relative_errors",
     "require_charts",
     "short",
+    "signed",
     "spent",
     "step_seconds",
     "still",
@@ -68,6 +81,8 @@ _HOMES = dict.fromkeys(("MEMORY", "SECONDS", "memory", "step_seconds", "throughp
 _HOMES |= dict.fromkeys(("ITSELF", "categories", "icicle"), "holding")
 _HOMES |= dict.fromkeys(("BAND", "error_shares", "predicted_against_measured", "relative_errors"), "measured")
 _HOMES |= {"costs": "renting", "spent": "busy", "passing": "stacking"}
+_HOMES |= dict.fromkeys(("by_length", "largest_by_length"), "lengths")
+_HOMES |= {"costs": "renting", "grid": "grids"}
 _HOMES |= dict.fromkeys(("HOVER", "Spec", "framed", "still", "told"), "drawing")
 
 

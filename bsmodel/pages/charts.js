@@ -10,13 +10,20 @@ const choose = (group, batch, on) => {
   if (said) said.dataset.asks ??= said.textContent;
   if (said) said.textContent = on ? chosen.dataset.said : said.dataset.asks;
 };
+const show = (told, number) => {
+  const scroller = document.querySelector(`#table-${told.dataset.table} .scroll`), [top, ...lines] = scroller.querySelectorAll("tr"), line = lines[number];
+  for (const each of lines) each.classList.toggle("chosen", each === line);
+  const cells = [...line.cells].map((cell, place) => [top.cells[place].textContent, cell.innerText]).filter(([, text]) => text !== "-");
+  told.textContent = cells.map(([name, text]) => `${name}: ${text.replace("\n", " ")}`).join("; ");
+  scroller.scrollTop = line.offsetTop - top.offsetHeight;
+};
 for (const [name, spec] of Object.entries(charts)) {
-  const figure = document.getElementById(name), live = figure.querySelector(".live"), still = figure.querySelector(".still"), group = groupOf(figure);
+  const figure = document.getElementById(name), live = figure.querySelector(".live"), still = figure.querySelector(".still"), group = groupOf(figure), told = figure.querySelector("output");
   if (still) still.hidden = true;
   const shown = made => {
     views.push([group, made.view]);
     still?.remove();
-    made.view.addEventListener("click", (event, item) => { if (item?.datum?.batch) choose(group, item.datum.batch, true) });
+    made.view.addEventListener("click", (event, item) => { if (item?.datum?.batch) choose(group, item.datum.batch, true); if (told && item?.datum?.row >= 0) show(told, item.datum.row) });
     const pressed = group.querySelector(".legend button[aria-pressed=true]");
     if (pressed) made.view.signal("CHOSEN", Number(pressed.dataset.batch)).run();
   };

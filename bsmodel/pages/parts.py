@@ -53,13 +53,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A chart: `kinds` are its colours that are not those of batches, by number and name."""
+    """A chart: `kinds` are its colours that are not those of batches, by number and name.
+
+    Below `least` pixels it is scrolled through. `table` is the name of the one whose lines its cells are of: a click shows that `row`.
+    """
 
     name: str
     title: str
     caption: str
     spec: dict[str, Any]
     kinds: tuple[tuple[int, str], ...] = ()
+    least: int = 0
+    table: str = ""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ _WRONG = ("out of memory", "OUT OF MEMORY", "diverged", "DIFFER")
 # What a browser is told to allow: no address is asked for anything.
 _SAFE = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 _ASK = "Choose a batch, here or in a chart: it is marked, and its numbers stand here."
+_CLICK = "Click a cell: all that is known of it stands here, and its line is marked in the table."
 _WITHOUT = "<noscript><p>The charts of this page need its script, which is not allowed to run here; the tables have their numbers.</p></noscript>"
 
 
@@ -121,7 +122,12 @@ def _figure(drawing: Drawing, stills: bool) -> str:
     legend = f'<span class="kinds">{kinds}</span>' if kinds else ""
     caption = f"<figcaption><b>{escape(drawing.title)}</b>{escape(drawing.caption)}{legend}</figcaption>"
     standing = f'<div class="still">{still(drawing.spec)}</div>' if stills else ""
-    return f'<figure id="{drawing.name}">{caption}{standing}<div class="live"></div></figure>'
+    least = f' style="min-width:{drawing.least}px; max-width:{2 * drawing.least}px"' if drawing.least else ""
+    live = f'<div class="live"{least}></div>'
+    live = f"{_scrolled(drawing.title)}{live}</div>" if least else live
+    told = f'<output class="said" data-table="{drawing.table}">{_CLICK}</output>' if drawing.table else ""
+    wide = ' class="wide"' if least else ""
+    return f'<figure id="{drawing.name}"{wide}>{caption}{standing}{live}{told}</figure>'
 
 
 def _table(table: Table) -> str:
@@ -134,7 +140,12 @@ def _table(table: Table) -> str:
     inside = f"<table><caption>{escape(table.caption)}</caption><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     tall = " tall" if len(lines) > _TALL else ""
     save = f'<button type="button" class="csv" data-table="{table.name}" hidden>Download as CSV</button>'
-    return f'<div class="tabled"><div class="scroll{tall}" tabindex="0" role="region" aria-label="{escape(table.caption)}">{inside}</div>{save}</div>'
+    return f'<div class="tabled" id="table-{table.name}">{_scrolled(table.caption, tall)}{inside}</div>{save}</div>'
+
+
+def _scrolled(name: str, tall: str = "") -> str:
+    """The start of what can be scrolled through, by keys too."""
+    return f'<div class="scroll{tall}" tabindex="0" role="region" aria-label="{escape(name)}">'
 
 
 def _cell(column: Column, cell: str, heads: bool) -> str:
