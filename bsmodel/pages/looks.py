@@ -16,8 +16,8 @@ _KINDS_ON_WHITE = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#9a6700", "#bf39
 _KINDS_ON_BLACK = ("#4493f8", "#f0883e", "#3fb950", "#ab7df8", "#d29922", "#db61a2", "#39c5cf", "#8b949e", "#a0c815", "#a5d6ff", "#ffaba8", "#d2b3ff")
 KINDS = len(_KINDS_ON_WHITE)
 # Categories of bytes as they have these colours: what is most of a step has those that are told apart best.
-OF_CATEGORIES = ("saved", "temporary", "gradient", "parameter", "optimizer state", "workspace", "batch", "buffer", "gradient bucket")
-OF_CATEGORIES += ("gathered parameter", "packed weight", "adapter")
+_MOST, _LESS = ("saved", "temporary", "gradient", "parameter", "optimizer state", "workspace"), ("batch", "buffer", "gradient bucket")
+OF_CATEGORIES = (*_MOST, *_LESS, "gathered parameter", "packed weight", "adapter")
 
 
 @dataclass(frozen=True)
