@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from bsmodel.command.compare import compare_cells, way_of
 from bsmodel.command.page_tables import written
+from bsmodel.command.priced import rented, with_offers
 from bsmodel.command.wording import title
 from bsmodel.pages import KINDS, Drawing, Offer, Section, document, frontier, head, of_page
 from bsmodel.studies import Recorded, Row
@@ -38,7 +39,8 @@ def _offers(rows: Sequence[Row]) -> tuple[list[Offer], str]:
         hours, usd = (timing.hours, timing.cost_usd) if run else (1e6 / timing.samples_per_s / 3600, timing.usd_per_million)
         if hours is not None and usd is not None:
             several = f"{row.devices} × " if row.devices > 1 else ""
-            found.append(Offer(f"{several}{row.gpu}", way_of(row) if row.devices > 1 else _ALONE, hours, usd))
+            bought = f" ({rented(row)})" if with_offers([row]) else ""
+            found.append(Offer(f"{several}{row.gpu}{bought}", way_of(row) if row.devices > 1 else _ALONE, hours, usd))
     return found, "for the run" if run else "for a million samples"
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from bsmodel.command import arguments
 from bsmodel.command.asked import foot, of_other_versions
 from bsmodel.command.documents import Notes, StudyDocument
+from bsmodel.command.priced import add_offers, add_price, offer_lines, offer_notes, prices, rented, with_offers
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, Part, render, table, verdict
 from bsmodel.command.watching import watching
@@ -72,7 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target-batch", action="append", type=arguments.positive, metavar="N", help="repeatable (default: the largest micro-batch)")
     parser.add_argument("--samples", type=arguments.positive, metavar="N", help="samples in the training set (default: unknown)")
     parser.add_argument("--epochs", type=arguments.amount, metavar="N", help="passes over it (default: unknown)")
-    arguments.add_price(parser)
+    add_price(parser)
+    add_offers(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="rows as they come, as JSON lines; an interrupted study goes on from it (default: none)")
     parser.add_argument("--csv", action="store_true", help="print CSV (default: a table)")
     parser.add_argument("--workers", type=arguments.positive, metavar="N", help="processes (default: one a processor where that pays)")
@@ -85,7 +87,8 @@ def run(options: argparse.Namespace) -> Answer:
     workloads = [arguments.subject(**({"name": item} if isinstance(item, str) else item)) for item in asked.workloads]
     gpus = arguments.with_room(options, one_of_each([Gpu.named(name) for name in asked.gpus]) or defaults())
     targets: list[int | None] = [*asked.target_batch] or [None]
-    goals = [Goal(target, asked.samples, asked.epochs, prices=arguments.prices([*asked.prices.items()], gpus)) for target in targets]
+    offered = prices(options, [*asked.prices.items()], gpus)
+    goals = [Goal(target, asked.samples, asked.epochs, prices=offered) for target in targets]
     with watching("rows") as watch, arguments.hands(workloads, options.workers) as executor:
         found = study(
             workloads,
@@ -99,7 +102,8 @@ def run(options: argparse.Namespace) -> Answer:
             caching=options.cache,
             watch=watch,
         )
-    notes = tuple(dict.fromkeys([*arguments.room_asked(options), *(note for subject in workloads for note in of_other_versions(subject))]))
+    said = [note for subject in workloads for note in of_other_versions(subject)]
+    notes = tuple(dict.fromkeys([*arguments.room_asked(options), *said, *offer_notes(options, found.rows)]))
     text = found.to_csv() if options.csv else _text(found, notes)
     return Answer(StudyDocument(command="study", notes=notes, rows=found.rows), text, fits=any(row.fits for row in found.rows))
 
@@ -162,8 +166,9 @@ def _text(found: Study, notes: Notes) -> str:
     several = [name for name in names if len({repr(row.recipe.get(name)) for row in found.rows}) > 1]
     columns = [("workload", ""), *((name.replace("_", " "), "") for name in several), ("GPU", ""), ("largest", "right")]
     columns += [("micro x accumulation x devices", ""), ("room", ""), ("GiB reserved of usable", "right"), ("step", "right"), ("samples per s", "right")]
-    columns += [("hours", "right"), ("cost", "right")]
-    parts: list[Part] = [table(*columns, rows=[_cells(row, several) for row in found.rows], repeated=len(several) + 2), ""]
+    columns += [("hours", "right"), ("cost", "right"), *([("rented", "")] if with_offers(found.rows) else [])]
+    parts: list[Part] = [table(*columns, rows=[[*_cells(row, several), rented(row)][: len(columns)] for row in found.rows], repeated=len(several) + 2), ""]
+    parts += [part for line in offer_lines(found.rows) for part in (line, "")]
     reasons = {row.verdict: None for row in found.rows if row.status == "refused"}
     return render(*parts, *(f"Refused: {reason}" for reason in reasons), *foot([row.recorded for row in found.rows if row.recorded], notes))
 

@@ -44,7 +44,7 @@ class Price:
 Offers = tuple[tuple[str, Price], ...]  # by the id of a card, which may have several
 
 
-def instances(count: int, devices: int, together: int) -> int:
+def instances_for(count: int, devices: int, together: int) -> int:
     """Instances of `count` cards that hold so many devices, `together` of which stand in one node: 0 where an instance is less than a node.
 
     An instance holds `count // together` whole nodes, of which there are `ceil(devices / together)`; what is left of the last one is paid, too.
@@ -53,9 +53,9 @@ def instances(count: int, devices: int, together: int) -> int:
     return -(-nodes // (count // together)) if count >= together else 0
 
 
-def cheapest(prices: Iterable[Price], devices: int, together: int) -> Price | None:
-    """Of offers by the instance the one that costs least for so many devices in nodes of `together`; None where no instance holds a node."""
-    found = [(price.instance_usd_per_hour * number, *_name(price), price) for price in prices if (number := instances(price.count or 1, devices, together))]
+def cheapest(paid: Iterable[tuple[int, Price]]) -> Price | None:
+    """Of prices, each with the cards that are paid at it, the one that costs least in all; None where none has any."""
+    found = [(cards * price.usd_per_hour, *_name(price), price) for cards, price in paid if cards]
     return min(found, key=lambda each: each[:-1])[-1] if found else None
 
 

@@ -40,7 +40,7 @@ class Account:
     assumed: Counter[str] = field(default_factory=Counter)
 
 
-class _LeftOut(Exception):
+class _LeftOutError(Exception):
     """Why a row is no offer."""
 
 
@@ -81,16 +81,14 @@ def _by_name(gpus: Iterable[Gpu]) -> dict[str, list[Gpu]]:
 def _read_file(path: Path, day: date | None, known: Mapping[str, Sequence[Gpu]]) -> tuple[Offers, Account]:
     rows, account = _rows(path), Account(path.parent.name.lower(), day or changed_on(path))
     machines = {
-        (row["InstanceType"], row.get("AvailabilityZone") or row["Region"]): row
-        for _, row in rows
-        if row["InstanceType"] and not row["AcceleratorName"]
+        (row["InstanceType"], row.get("AvailabilityZone") or row["Region"]): row for _, row in rows if row["InstanceType"] and not row["AcceleratorName"]
     }
     offers: list[tuple[str, Price]] = []
     for line, row in rows:
         account.rows += 1
         try:
             gpu, note, made = _offered(line, row, account, known, machines)
-        except _LeftOut as reason:
+        except _LeftOutError as reason:
             account.left_out[str(reason)] += 1
             continue
         account.used[gpu.id] += 1
@@ -127,26 +125,26 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 def _offered(
     line: int, row: Mapping[str, str], account: Account, known: Mapping[str, Sequence[Gpu]], machines: Mapping[tuple[str, str], Mapping[str, str]]
 ) -> tuple[Gpu, str, list[Price]]:
-    """The card of a row, what is assumed of it, and its prices; raises `_LeftOut`."""
+    """The card of a row, what is assumed of it, and its prices; raises `_LeftOutError`."""
     if "fields" in row:
-        raise _LeftOut(f"unreadable: line {line} has {row['fields']} fields")
+        raise _LeftOutError(f"unreadable: line {line} has {row['fields']} fields")
     name, cloud = row["AcceleratorName"].strip(), account.cloud
     if not name:
-        raise _LeftOut("no accelerator")
+        raise _LeftOutError("no accelerator")
     if name.startswith("tpu-"):
-        raise _LeftOut("TPU")
+        raise _LeftOutError("TPU")
     count = _count(line, row)
     if (right := CARDS.get((cloud, row["InstanceType"]), count)) != count:
-        raise _LeftOut(f"{row['InstanceType']} has {right} cards, and not {count}")
+        raise _LeftOutError(f"{row['InstanceType']} has {right} cards, and not {count}")
     gpu, note = _card(row, name, count, cloud, known)
     if not row["Region"].strip():
-        raise _LeftOut("offered in no region")
+        raise _LeftOutError("offered in no region")
     figures = _figures(line, row), _figures(line, row, "SpotPrice")
     instance = row["InstanceType"]
     if not instance:
         instance, figures = _with_machine(line, row, name, count, machines, figures)
     if figures == (None, None):
-        raise _LeftOut("no price")
+        raise _LeftOutError("no price")
     source, region = f"SkyPilot's catalogue, {cloud}/vms.csv", row["Region"].strip()
     made = [
         Price(usd / count, source, cloud, region, instance, count, spot, account.day, note)
@@ -162,9 +160,9 @@ def _count(line: int, row: Mapping[str, str]) -> int:
     except ValueError:
         count = math.nan
     if not math.isfinite(count) or count <= 0:
-        raise _LeftOut(f"unreadable: line {line} has {row['AcceleratorCount']!r} accelerators")
+        raise _LeftOutError(f"unreadable: line {line} has {row['AcceleratorCount']!r} accelerators")
     if count != int(count):
-        raise _LeftOut("a part of a card")
+        raise _LeftOutError("a part of a card")
     return int(count)
 
 
@@ -178,7 +176,7 @@ def _figures(line: int, row: Mapping[str, str], column: str = "Price") -> float 
     except ValueError:
         usd = math.nan
     if not math.isfinite(usd) or usd < 0:
-        raise _LeftOut(f"unreadable: line {line} has the {column} {text!r}")
+        raise _LeftOutError(f"unreadable: line {line} has the {column} {text!r}")
     return usd or None
 
 
@@ -187,23 +185,23 @@ def _card(row: Mapping[str, str], name: str, count: int, cloud: str, known: Mapp
     about = row.get("GpuInfo") or ""
     candidates = known.get(_folded(name))
     if not candidates:
-        raise _LeftOut(f"{name} is not among the cards known here")
+        raise _LeftOutError(f"{name} is not among the cards known here")
     memory = _memory_mib(about, count, cloud)
     if memory:
         candidates = [gpu for gpu in candidates if abs(gpu.memory_bytes / MiB - memory) <= _NEAR * memory]
         if not candidates:
-            raise _LeftOut(f"{name} of {memory / 1024:.0f} GiB is not among the cards known here")
+            raise _LeftOutError(f"{name} of {memory / 1024:.0f} GiB is not among the cards known here")
     told = _NAME.search(about)
     said = forms_in(" ".join((name, row["InstanceType"], row.get("UpstreamCloudId") or "", told[1] if told else "")))
     if len(said) > 1:
-        raise _LeftOut(f"{name} is called both {' and '.join(sorted(said))}")
+        raise _LeftOutError(f"{name} is called both {' and '.join(sorted(said))}")
     form = said.pop() if said else family_form(cloud, row["InstanceType"] or next(iter(MACHINES.get((name, count), ())), ""))
     if form is None:
         usual = "".join(forms_in(candidates[0].name))
-        return candidates[0], f"which form of card it is is not said: counted as {usual}" if usual else ""
+        return candidates[0], f"its form is not said: counted as {usual}" if usual else ""
     fitting = [gpu for gpu in candidates if form in (forms_in(gpu.name) or {form})]
     if not fitting:
-        raise _LeftOut(f"{name} as {form} is not among the cards known here")
+        raise _LeftOutError(f"{name} as {form} is not among the cards known here")
     return fitting[0], ""
 
 
@@ -223,10 +221,10 @@ def _with_machine(
     machines: Mapping[tuple[str, str], Mapping[str, str]],
     figures: tuple[float | None, float | None],
 ) -> tuple[str, tuple[float | None, float | None]]:
-    """The cheapest machine that cards without one are rented with, and the price of both; raises `_LeftOut` where none is known."""
+    """The cheapest machine that cards without one are rented with, and the price of both; raises `_LeftOutError` where none is known."""
     names = MACHINES.get((name, count))
     if names is None:
-        raise _LeftOut("priced without its machine, which can be one of many")
+        raise _LeftOutError("priced without its machine, which can be one of many")
     place = row.get("AvailabilityZone") or row["Region"]
     found = [
         (usd, each, _figures(line, machine, "SpotPrice"))
@@ -234,6 +232,6 @@ def _with_machine(
         if (machine := machines.get((each, place))) is not None and (usd := _figures(line, machine)) is not None
     ]
     if not found:
-        raise _LeftOut("priced without its machine, which has no price there")
+        raise _LeftOutError("priced without its machine, which has no price there")
     usd, machine_name, spot = min(found, key=lambda each: each[:2])
     return machine_name, (figures[0] + usd if figures[0] else None, figures[1] + spot if figures[1] and spot else None)

@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import platformdirs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -36,7 +36,7 @@ def _number(value: object) -> object:
 
 
 class OfferRow(BaseModel):
-    """One offer: an instance with `count` cards, at `usd_per_hour` for all of them."""
+    """One offer: an instance with `count` cards, at `usd_per_hour` for all of them; without a count one card, of as many as are wanted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -44,8 +44,8 @@ class OfferRow(BaseModel):
     """Id or alias of a card."""
     usd_per_hour: Annotated[float, BeforeValidator(_number), Field(gt=0)]
     """US dollars an hour for the whole instance."""
-    count: Annotated[int, BeforeValidator(_number), Field(ge=1)] = 1
-    """Cards in the instance."""
+    count: Annotated[int, BeforeValidator(_number), Field(ge=1)] | None = None
+    """Cards in the instance, which is rented whole."""
     spot: Annotated[bool, BeforeValidator(lambda value: {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value)] = False
     """Whether it can be taken away."""
     cloud: str | None = None
@@ -65,7 +65,7 @@ class OfferRow(BaseModel):
         """As plans take it: for one card."""
         cloud = self.cloud.lower() if self.cloud else None
         place = (cloud, self.region, self.instance)
-        return Price(self.usd_per_hour / self.count, self.source or source, *place, self.count, self.spot, self.day or day, self.note)
+        return Price(self.usd_per_hour / (self.count or 1), self.source or source, *place, self.count, self.spot, self.day or day, self.note)
 
 
 def load(path: str | Path, day: date | None = None) -> Offers:
@@ -177,7 +177,7 @@ def keep(offers: Iterable[tuple[str, Price]]) -> Path:
     writer.writerow(OfferRow.model_fields)
     for gpu, price in offers:
         place = (price.cloud or "", price.region or "", price.instance or "")
-        whole = (repr(price.instance_usd_per_hour), price.count or 1, str(price.spot).lower())
+        whole = (repr(price.instance_usd_per_hour), price.count or "", str(price.spot).lower())
         writer.writerow((gpu, *whole, *place, price.day.isoformat() if price.day else "", price.source, price.note))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
