@@ -138,4 +138,4 @@ def _sentence(gpu: str, price: Price) -> str:
     spot, note = " at spot price" if price.spot else "", f"; {price.note}" if price.note else ""
     where = " ".join(part for part in (price.cloud, price.region) if part)
     figure = f"{price.instance_usd_per_hour:,.4g} USD an hour{spot} on {price.day}"
-    return f"Price of {gpu}: {cards}{f' of {where}' if where else ''}, {figure} ({price.source}){note}."
+    return f"Price of {gpu}: {cards}{f', {where}' if where else ''}, {figure} ({price.source}){note}."
