@@ -134,6 +134,11 @@ def test_an_unknown_place_is_refused_with_the_nearest(recorded, asked, message):
         prices.among(recorded[0], **asked)
 
 
+def test_offers_that_do_not_say_where_they_are_cannot_be_asked_for_by_place():
+    with pytest.raises(InvalidInputError, match="no offer says its cloud"):
+        prices.among((("t4-16gb", Price(1.0, "mine")),), ["aws"])
+
+
 def test_places_are_asked_for_by_name_though_names_have_commas(recorded):
     found = prices.among(recorded[0], ["AWS", "vast"], ["us-east-1,us-east-2", "Texas, US, NA"])
 
