@@ -10,7 +10,8 @@ from bsmodel.gate import Allowance, Baseline, Verdict, check
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Fit, Footprint, Peak, Settings, breakdown, fit, footprint, longest, predict, snapshot
 from bsmodel.parallel import Parallel
-from bsmodel.planning import NoiseScale, Plan, Price, ladder, noise_scale, plan
+from bsmodel.planning import NoiseScale, Plan, ladder, noise_scale, plan
+from bsmodel.prices import Price
 from bsmodel.studies import Goal, Row, Study, study
 from bsmodel.tape import Envelope, Lengths, ModuleRow, OperatorRow, Polynomial, Tape, by_module, by_operator
 from bsmodel.timing import MemoryTimeline, StepTime, Timeline, memory_timeline, step_time, timeline

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures: one recording of a small model, shared, and a cache of their own."""
+"""Fixtures: one recording of a small model, shared, and folders of their own."""
 
 import functools
 import json
@@ -18,10 +18,11 @@ settings.load_profile("bsmodel")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_surroundings(tmp_path_factory):
-    """What is recorded is kept in a folder of these tests, what others kept is not seen, and nobody's window decides how wide a table is."""
+    """What is recorded is kept in folders of these tests, what others kept is not seen, and nobody's window decides how wide a table is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("COLUMNS", raising=False)
         patch.setenv("BSMODEL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("BSMODEL_DATA_DIR", str(tmp_path_factory.mktemp("data")))
         yield
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from bsmodel.command import arguments
 from bsmodel.command.asked import foot, together
 from bsmodel.command.documents import Advised, AdviseDocument
+from bsmodel.command.priced import offer_lines, offer_notes, rented, with_offers
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Part, render, table
 from bsmodel.command.watching import watching
@@ -39,10 +40,12 @@ def run(options: argparse.Namespace) -> Answer:
         Advised(recipe=written(each.change) or "as asked", change=each.change, mildest=each is _mildest(made, each.row.gpu), row=each.row) for each in made
     )
     recorded = together(each.row.recorded for each in made)
+    notes = [*notes, *offer_notes(options, [each.row for each in made])]
     document = AdviseDocument(command="advise", notes=tuple(notes), workload=recorded, recipes=rows)
     parts: list[Part] = [title(together([made[0].row.recorded])), ""]
     for gpu in gpus:
-        parts += [_said(made, gpu.id), _table([each for each in made if each.row.gpu == gpu.id]), ""]
+        of_gpu = [each for each in made if each.row.gpu == gpu.id]
+        parts += [_said(made, gpu.id), _table(of_gpu), "", *(part for line in offer_lines([each.row for each in of_gpu]) for part in (line, ""))]
     return Answer(document, render(*parts, *foot(recorded, notes)), fits=any(each.row.fits for each in made))
 
 
@@ -59,8 +62,9 @@ def _said(made: Sequence[Advice], gpu: str) -> str:
 
 def _table(rows: Sequence[Advice]) -> Part:
     right = ("largest", "samples per s", "hours", "cost")
-    columns = (("recipe", ""), ("micro x accumulation x devices", ""), *((heading, "right") for heading in right))
-    return table(*columns, rows=[_cells(each) for each in rows])
+    columns = [("recipe", ""), ("micro x accumulation x devices", ""), *((heading, "right") for heading in right)]
+    columns += [("rented", "")] if with_offers([each.row for each in rows]) else []
+    return table(*columns, rows=[[*_cells(each), rented(each.row)][: len(columns)] for each in rows])
 
 
 def _cells(each: Advice) -> list[str]:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from bsmodel.command.asked import Asked, recorded_cards
+from bsmodel.command.priced import add_offers, add_price, prices
 from bsmodel.command.watching import watching
 from bsmodel.errors import InvalidInputError
 from bsmodel.files import require_writable
 from bsmodel.hardware import DEFAULT_GPUS, Gpu, defaults, network_named
 from bsmodel.parallel import KINDS, PRESETS, Parallel
-from bsmodel.planning import Price
-from bsmodel.studies import Goal, for_card, one_of_each, pool, require_asked_about, tapes
+from bsmodel.studies import Goal, for_card, one_of_each, pool, tapes
 from bsmodel.tape import Tape, is_tape, load_all, require_agreement, save_all
 from bsmodel.training import ADAPTERS, FLOAT8, OPTIMIZERS, PRECISIONS, QUANTIZED, WEIGHTS, Training
 from bsmodel.units import MOST_COUNT, finite, format_bytes, parse_bytes, whole
@@ -28,15 +28,6 @@ MODELS = f"{', '.join(MADE_HERE)} or another of `bsmodel models`; timm:NAME, tor
 # Fields of `Parallel` that have a flag.
 SHARING = ("tensor", "param_dtype", "reduce_dtype", "reshard_after_forward", "wrap", "preset", "sync_each_micro_step", "nodes")
 SHAPE = ("seq_len", "image_size", "attention", "input", "loss")  # the options of a workload that have a flag
-
-
-def price(text: str) -> tuple[str, float]:
-    """`GPU=USD` as a name and a price an hour."""
-    name, separator, figure = text.partition("=")
-    try:
-        return name, finite("price", float(figure if separator else "nan"), above=0)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no price; expected GPU=USD, e.g. a100-40gb=1.29") from None
 
 
 def positive(text: str) -> int:
@@ -197,12 +188,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=positive, metavar="N", help="samples in the training set (default: unknown, so no hours)")
     parser.add_argument("--epochs", type=amount, metavar="N", help="passes over it (default: unknown)")
     add_price(parser)
-
-
-def add_price(parser: argparse.ArgumentParser) -> None:
-    """Prices of the user's own."""
-    text = "your price an hour, repeatable (default: the catalogue's)"
-    parser.add_argument("--price", type=price, action="append", default=[], metavar="GPU=USD", help=text)
+    add_offers(parser)
 
 
 # -- what they mean ----------------------------------------------------------------------------------------------------------------------
@@ -299,19 +285,7 @@ def _shared(options: argparse.Namespace) -> Parallel | None:
 def goal(options: argparse.Namespace, gpus: Sequence[Gpu], ladder: bool = False) -> Goal:
     """What is to be reached; refused where a price is for a card that is not asked about."""
     rate = (getattr(options, "base_lr", None), getattr(options, "base_batch", None))
-    return Goal(options.target_batch, options.samples, options.epochs, *rate, prices(options.price, gpus), ladder)
-
-
-def prices(given: Sequence[tuple[str, float]], gpus: Sequence[Gpu]) -> tuple[tuple[str, Price], ...]:
-    """Prices by the ids of the cards that are asked about."""
-    ids = [gpu.id for gpu in gpus]
-    found: dict[str, Price] = {}
-    for name, usd in given:
-        card = name if name in ids else Gpu.named(name).id
-        require_asked_about([card], gpus)
-        if found.setdefault(card, Price(usd, "yours")).usd_per_hour != usd:
-            raise InvalidInputError(f"two prices of {card} are given, {found[card].usd_per_hour:g} and {usd:g}; give one")
-    return tuple(found.items())
+    return Goal(options.target_batch, options.samples, options.epochs, *rate, prices(options, options.price, gpus), ladder)
 
 
 @contextlib.contextmanager

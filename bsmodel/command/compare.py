@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from bsmodel.command import arguments
 from bsmodel.command.asked import Asked, foot, of_other_versions, together
 from bsmodel.command.documents import CompareDocument, Notes
+from bsmodel.command.priced import offer_lines, offer_notes, rented, with_offers
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Part, render, table
 from bsmodel.command.watching import until_a_defect, watching
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> Answer:
         verdicts = {row.verdict for row in found.rows}  # one for all is about the model, not about cards
         raise InvalidInputError(verdicts.pop() if len(verdicts) == 1 else _together(left_out))
     recorded = together(answered)
-    notes = [*notes, *([EVENLY] if any(row.devices > 1 for row in found.plans) else [])]
+    notes = [*notes, *([EVENLY] if any(row.devices > 1 for row in found.plans) else []), *offer_notes(options, found.plans)]
     if options.html:
         _draw(recorded, found, left_out, options, notes)
     document = CompareDocument(command="compare", notes=tuple(notes), workload=recorded, gpus=found.plans, left_out=left_out)
@@ -140,9 +141,10 @@ def _paid(row: Row) -> float:
 
 
 def _priced(rows: Sequence[Row]) -> list[str]:
-    """A line that says whose prices they are, where there are any."""
-    sources = sorted({row.timing.price.source for row in rows if row.timing and row.timing.price})
-    return [f"Prices, on demand and per card: {'; '.join(sources)}."] if sources else []
+    """A line that says whose prices they are, where there are any, and one for each offer."""
+    offered = [row for row in rows if with_offers([row])]
+    sources = sorted({row.timing.price.source for row in rows if row.timing and row.timing.price and row not in offered})
+    return [*([f"Prices, on demand and per card: {'; '.join(sources)}."] if sources else []), *offer_lines(rows)]
 
 
 def compare_cells(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list[str]]]:
@@ -157,8 +159,9 @@ def compare_cells(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list
         *([("shared by", "")] if shared else []),
         ("micro x accumulation x devices", ""),
         *((heading, "right") for heading in right),
+        *([("rented", "")] if with_offers(rows) else []),
     ]
-    return columns, [[str(rank), *_cells(row, places, shared)] for rank, row in enumerate(rows, 1)]
+    return columns, [[str(rank), *_cells(row, places, shared), str(rented(row))][: len(columns)] for rank, row in enumerate(rows, 1)]
 
 
 def _cells(row: Row, places: Mapping[int, str], shared: bool) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from bsmodel.command.compare import compare_cells, way_of
 from bsmodel.command.page_tables import written
+from bsmodel.command.priced import rented, with_offers
 from bsmodel.command.wording import title
 from bsmodel.pages import KINDS, Drawing, Offer, Section, document, frontier, head, of_page
 from bsmodel.studies import Recorded, Row
@@ -49,7 +50,8 @@ def offers(rows: Sequence[Row], named: Callable[[Row], str]) -> tuple[list[tuple
 
 
 def _named(row: Row) -> str:
-    return f"{row.devices} × {row.gpu}" if row.devices > 1 else row.gpu
+    several = f"{row.devices} × " if row.devices > 1 else ""
+    return f"{several}{row.gpu}{f' ({rented(row)})' if with_offers([row]) else ''}"
 
 
 def _findings(offers: Sequence[Offer], of: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import date
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
@@ -13,6 +14,7 @@ from bsmodel.gate import Baseline, Verdict
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Footprint, Peak
 from bsmodel.planning import NoiseScale
+from bsmodel.prices import Price
 from bsmodel.studies import SCHEMA_VERSION, LengthRow, PaddedRow, Recorded, Row
 from bsmodel.tape import ModuleRow, OperatorRow
 from bsmodel.trials import RateRange, Recommendation, StepsLaw, TrialRow
@@ -184,6 +186,44 @@ class ModelsDocument(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Offered:
+    """One offer: a card, the price of all cards of the instance, and that of one, with where and of when it is."""
+
+    gpu: str
+    instance_usd_per_hour: float
+    price: Price
+
+
+@dataclass(frozen=True, kw_only=True)
+class PricesDocument(Document):
+    """`bsmodel prices`: the offers that are asked about, by card and then by the price of one card."""
+
+    offers: tuple[Offered, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileAccount:
+    """What became of the rows of one file: used, by card; left out, by reason; and used though something is not said, by what."""
+
+    file: str
+    day: date
+    rows: int
+    offers: int
+    used: dict[str, int]
+    left_out: dict[str, int]
+    assumed: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateDocument(Document):
+    """`bsmodel prices update`: where the offers are kept, how many, and what became of every row that was read."""
+
+    kept: str
+    offers: int
+    files: tuple[FileAccount, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialDocument(Document):
     """`bsmodel trial`: what was asked, a row for each batch, and what follows: `elsewhere` for cards that it did not run on, by prediction."""
 
@@ -215,6 +255,7 @@ DOCUMENTS: dict[str, Any] = {
     "explain": ExplainDocument,
     "gpus": GpusDocument,
     "models": ModelsDocument,
+    "prices": PricesDocument | UpdateDocument,
     "study": StudyDocument,
     "trial": TrialDocument | RatesDocument,
 }

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import bsmodel
-from bsmodel.command import advise, check, compare, documents, explain, gpus, models, plan, predict, schema, study, trial, validate
+from bsmodel.command import advise, check, compare, documents, explain, gpus, models, plan, predict, prices, schema, study, trial, validate
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import escaped, in_letters_of
 from bsmodel.errors import BsmodelError, InternalError, InvalidInputError
@@ -32,6 +32,7 @@ _COMMANDS: dict[str, tuple[Any, str]] = {
     "trial": (trial, "short real runs of several batches, and the one that is worth having"),
     "validate": (validate, "predictions against a real GPU: measure, report, calibrate"),
     "gpus": (gpus, "the GPUs of the catalogue"),
+    "prices": (prices, "what cards cost where, from SkyPilot's catalogue or your own table"),
     "models": (models, "the models that have a name"),
     "schema": (schema, "the JSON schema of a command's --json"),
 }

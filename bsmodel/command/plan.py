@@ -10,6 +10,7 @@ from bsmodel.command import arguments, lengths
 from bsmodel.command.asked import foot, of_other_versions, together
 from bsmodel.command.bars import memory_bars
 from bsmodel.command.documents import Notes, PlanDocument
+from bsmodel.command.priced import offer_notes
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, Part, render, table, verdict
 from bsmodel.command.watching import until_a_defect, watching
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> Answer:
     for row in rows:
         if row.status == "refused":
             raise InvalidInputError(row.verdict)
-    recorded = together(row.recorded for row in rows)
+    recorded, notes = together(row.recorded for row in rows), [*notes, *offer_notes(options, rows)]
     if options.html:
         _draw(recorded, zip(rows, gpus, tapes, strict=True), options, notes)
     document = PlanDocument(command="plan", notes=tuple(notes), workload=recorded, gpus=rows, uncounted=missing(rows))

@@ -12,6 +12,7 @@ import numpy as np
 
 from bsmodel.command.page_tables import written
 from bsmodel.command.plan import plan_cells
+from bsmodel.command.priced import price_lines, rented, with_offers
 from bsmodel.command.wording import money, split, time_cells, title
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
@@ -43,7 +44,7 @@ def page(recorded: Recorded, found: Sequence[Drawn], asked: Sequence[tuple[str, 
     parts = [Section("Plans", (), table=written("plans", "What fits on each GPU, and how the target is reached.", *plan_cells(rows)))]
     if fitting:
         caption = "Seconds, throughput and money of each plan; the knee is the smallest micro-batch with nine tenths of the best throughput."
-        parts.append(Section("Time and money", _prices(fitting), table=written("times", caption, *time_cells(fitting))))
+        parts.append(Section("Time and money", tuple(price_lines(fitting)), table=written("times", caption, *time_cells(fitting))))
     parts += [*(_of_gpu(place, each) for place, each in enumerate(found)), _closed_forms(rows)]
     top = head(("What fits", [_finding(row) for row in rows]), ("What was asked", [("Model", title(recorded)), *asked]), said)
     return document(f"Plan of {recorded.name}", top, parts)
@@ -65,12 +66,8 @@ def _finding(row: Row) -> str:
     if row.timing is not None:
         found.append(f"{row.timing.samples_per_s:,.1f} samples a second")
         found += [format_seconds(3600 * row.timing.hours)] if row.timing.hours is not None else []
-        found += [money(row)] if row.timing.price is not None else []
+        found += [f"{money(row)}{f' ({rented(row)})' if with_offers([row]) else ''}"] if row.timing.price is not None else []
     return f"{', '.join(found)}."
-
-
-def _prices(rows: Sequence[Row]) -> tuple[str, ...]:
-    return tuple(sorted({f"Price of {row.gpu}: {row.timing.price.source}." for row in rows if row.timing and row.timing.price}))
 
 
 def _closed_forms(rows: Sequence[Row]) -> Section:

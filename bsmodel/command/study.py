@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from bsmodel.command import arguments
 from bsmodel.command.asked import foot, of_other_versions
 from bsmodel.command.documents import Notes, StudyDocument
+from bsmodel.command.priced import add_offers, add_price, offer_lines, offer_notes, prices, rented, with_offers
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, render, table, verdict
 from bsmodel.command.watching import watching
@@ -76,7 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target-batch", action="append", type=arguments.positive, metavar="N", help="repeatable (default: the largest micro-batch)")
     parser.add_argument("--samples", type=arguments.positive, metavar="N", help="samples in the training set (default: unknown)")
     parser.add_argument("--epochs", type=arguments.amount, metavar="N", help="passes over it (default: unknown)")
-    arguments.add_price(parser)
+    add_price(parser)
+    add_offers(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="rows as they come, as JSON lines; an interrupted study goes on from it (default: none)")
     parser.add_argument("--csv", action="store_true", help="print CSV (default: a table)")
     parser.add_argument("--workers", type=arguments.positive, metavar="N", help="processes (default: one a processor where that pays)")
@@ -94,7 +96,8 @@ def run(options: argparse.Namespace) -> Answer:
     workloads = [arguments.subject(**({"name": item} if isinstance(item, str) else item)) for item in asked.workloads]
     gpus = arguments.with_room(options, one_of_each([Gpu.named(name) for name in asked.gpus]) or defaults())
     targets: list[int | None] = [*asked.target_batch] or [None]
-    goals = [Goal(target, asked.samples, asked.epochs, prices=arguments.prices([*asked.prices.items()], gpus)) for target in targets]
+    offered = prices(options, [*asked.prices.items()], gpus)
+    goals = [Goal(target, asked.samples, asked.epochs, prices=offered) for target in targets]
     with watching("rows") as watch, arguments.hands(workloads, options.workers) as executor:
         found = study(
             workloads,
@@ -108,7 +111,8 @@ def run(options: argparse.Namespace) -> Answer:
             caching=options.cache,
             watch=watch,
         )
-    notes = tuple(dict.fromkeys([*arguments.room_asked(options), *(note for subject in workloads for note in of_other_versions(subject))]))
+    said = [note for subject in workloads for note in of_other_versions(subject)]
+    notes = tuple(dict.fromkeys([*arguments.room_asked(options), *said, *offer_notes(options, found.rows)]))
     if options.html:
         _draw(found, asked, options.html, notes)
     text = found.to_csv() if options.csv else _text(found, notes)
@@ -185,7 +189,7 @@ def varied(rows: Sequence[Row]) -> list[str]:
 
 def _foot(found: Study, notes: Notes) -> list[str]:
     reasons = dict.fromkeys(row.verdict for row in found.rows if row.status == "refused")
-    return [*(f"Refused: {reason}" for reason in reasons), *foot([row.recorded for row in found.rows if row.recorded], notes)]
+    return [*offer_lines(found.rows), *(f"Refused: {reason}" for reason in reasons), *foot([row.recorded for row in found.rows if row.recorded], notes)]
 
 
 def _text(found: Study, notes: Notes) -> str:
@@ -198,8 +202,8 @@ def study_cells(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list[C
     several = varied(rows)
     columns = [("workload", ""), *((name.replace("_", " "), "") for name in several), ("GPU", ""), ("largest", "right")]
     columns += [("micro x accumulation x devices", ""), ("room", ""), ("GiB reserved of usable", "right"), ("step", "right"), ("samples per s", "right")]
-    columns += [("hours", "right"), ("cost", "right")]
-    return columns, [_cells(row, several) for row in rows]
+    columns += [("hours", "right"), ("cost", "right"), *([("rented", "")] if with_offers(rows) else [])]
+    return columns, [[*_cells(row, several), rented(row)][: len(columns)] for row in rows]
 
 
 def word(value: Any) -> str:

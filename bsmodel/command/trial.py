@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from bsmodel.command import arguments
 from bsmodel.command.documents import TrialDocument
+from bsmodel.command.priced import add_price, own_prices
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, Part, render, table
 from bsmodel.command.training import training
@@ -86,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", metavar="DIR", help="say what a trial's folder holds, and run nothing (default: run)")
     parser.add_argument("--picture", metavar="FILE", help="write its main chart as SVG (default: none)")
     parser.add_argument("--html", metavar="FILE", help="write the trial as a page with charts (default: none)")
-    arguments.add_price(parser)
+    add_price(parser)
     arguments.add_cache(parser)
 
 
@@ -174,7 +175,7 @@ def _elsewhere(found: Trial, source: Source | None, gpu: Gpu, options: argparse.
     if source is None:
         raise InvalidInputError(f"a trial's folder does not hold its model; give it and --out {options.report} instead of --report, to predict for {gpu.id}")
     tape = tapes(source, arguments.changes(options), [gpu], options.cache)[0]
-    price = dict(arguments.prices(options.price, [gpu])).get(gpu.id)
+    price = dict(own_prices(options.price, [gpu])).get(gpu.id)
     return found.recommended_on(fit(tape, gpu), options.devices, price)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from bsmodel.command.priced import price_lines, rented, with_offers
 from bsmodel.command.terminal import Cell, Part, ellipsis, styled, table, verdict, width
 from bsmodel.memory import Footprint
 from bsmodel.studies import Recorded, Row
@@ -104,8 +105,8 @@ def waiting(step: StepTime[int, float]) -> str:
 def time_table(rows: Sequence[Row]) -> list[Part]:
     """One line per GPU: step time, throughput and utilisation of the plan, the knee, hours and money."""
     columns, lines = time_cells(rows)
-    prices = sorted({f"{row.gpu}: {row.timing.price.source}" for row in rows if row.timing and row.timing.price})
-    return [table(*columns, rows=lines), *([""] if prices else []), *(f"Price of {price}." for price in prices)]
+    prices = price_lines(rows)
+    return [table(*columns, rows=lines), *([""] if prices else []), *prices]
 
 
 def time_cells(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list[Cell]]]:
@@ -114,7 +115,8 @@ def time_cells(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list[Ce
     last = ("bound by", "knee / fastest batch", "h per epoch", "h in all", "cost")
     headings = ("samples per s", "MFU", *(["waiting"] if several else []), *last)
     columns = [("GPU", ""), ("step", ""), *((heading, "" if heading == "bound by" else "right") for heading in headings)]
-    return columns, [[*_time_cells(row, several)] for row in rows]
+    columns += [("rented", "")] if with_offers(rows) else []
+    return columns, [[*_time_cells(row, several), rented(row)][: len(columns)] for row in rows]
 
 
 def _time_cells(row: Row, several: bool) -> list[str]:

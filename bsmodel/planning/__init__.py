@@ -3,7 +3,7 @@
 
 from bsmodel.planning.advice import EVENLY, LARGE_BATCH, trains_in_part
 from bsmodel.planning.learning_rate import learning_rate, warmup_steps
-from bsmodel.planning.money import Price, Timing, ranked, why_untimed
+from bsmodel.planning.money import Timing, ranked, why_untimed
 from bsmodel.planning.noise import Endless, NoiseScale, noise_scale
 from bsmodel.planning.plan import Plan, Rung, ladder, plan, require_together
 from bsmodel.planning.splits import Split, eligible, fastest, power_of_two_at_most, splits
@@ -14,7 +14,6 @@ __all__ = (
     "Endless",
     "NoiseScale",
     "Plan",
-    "Price",
     "Rung",
     "Split",
     "Timing",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -15,20 +15,9 @@ from bsmodel.hardware import Gpu
 from bsmodel.memory import Fit
 from bsmodel.parallel import GPUS_PER_NODE
 from bsmodel.planning.splits import Split
+from bsmodel.prices import Price, cheapest, instances_for
 from bsmodel.tape import Tape
 from bsmodel.timing import StepTime, curve, knee, per_node, step_time
-from bsmodel.units import finite
-
-
-@dataclass(frozen=True)
-class Price:
-    """US dollars for one card and hour, above 0, whose figure it is, and of which day."""
-
-    usd_per_hour: float
-    source: str
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "usd_per_hour", finite("price per hour", self.usd_per_hour, above=0))
 
 
 @dataclass(frozen=True)
@@ -36,7 +25,8 @@ class Timing:
     """How long the plan takes on its GPUs, and what that costs; what needs samples, epochs or a price is None without them.
 
     `step` is one optimizer step on one device, which waits for the others where it must; the work is taken to be shared evenly. `rented` are the cards
-    that are paid: where there are several nodes, or a network that is rented with them, all of each node.
+    that are paid: all of each instance where the price is of one; else, where there are several nodes, or a network that is rented with them, all of
+    each node. `unpriced` says why offers that were given are none for this plan.
     """
 
     step: StepTime[int, float]
@@ -51,6 +41,7 @@ class Timing:
     cost_usd: float | None
     usd_per_million: float | None  # samples
     rented: int
+    unpriced: str = ""
 
 
 def catalogue_price(gpu: Gpu) -> Price | None:
@@ -70,13 +61,14 @@ def why_untimed(tape: Tape, gpu: Gpu) -> str:
     return ""
 
 
-def timing_of(fit: Fit, chosen: Split, per_epoch: int | None, total: int | None, price: Price | None) -> Timing:
+def timing_of(fit: Fit, chosen: Split, per_epoch: int | None, total: int | None, prices: Sequence[Price] | None) -> Timing:
     step = step_time(fit.tape, fit.gpu, chosen.micro_batch, max(fit.accumulation, chosen.accumulation))
     times = curve(fit.tape, fit.gpu, fit.batch)
     seconds = step.seconds
     hours = seconds * total / 3600 if total is not None else None
     samples_per_s = step.samples_per_s * chosen.replicas
-    paid = rented(fit.tape, fit.gpu, chosen.devices)
+    price, unpriced = price_among(prices, fit.tape, fit.gpu, chosen.devices)
+    paid = rented(fit.tape, fit.gpu, chosen.devices, price)
     return Timing(
         step,
         samples_per_s,
@@ -90,11 +82,38 @@ def timing_of(fit: Fit, chosen: Split, per_epoch: int | None, total: int | None,
         hours * price.usd_per_hour * paid if hours is not None and price is not None else None,
         price.usd_per_hour * paid / samples_per_s * 1e6 / 3600 if price is not None else None,
         paid,
+        unpriced,
     )
 
 
-def rented(tape: Tape, gpu: Gpu, devices: int) -> int:
-    """Cards that are paid for so many devices of this step: nodes are rented whole where there are several, or where their network says how large they are."""
+def price_among(prices: Sequence[Price] | None, tape: Tape, gpu: Gpu, devices: int) -> tuple[Price | None, str]:
+    """Of these the cheapest for so many devices of this step, or why there is none.
+
+    An instance has to hold a whole node of the step, and of the network that its nodes are rented with: seconds are those of devices that stand together.
+    """
+    if prices is None:
+        return None, ""
+    if not prices:
+        return None, "there is no such offer"
+    found = cheapest((rented(tape, gpu, devices, price), price) for price in prices)
+    if found is not None:
+        return found, ""
+    counts = ", ".join(f"{count}" for count in sorted({price.count or 1 for price in prices}))
+    return None, f"the instances on offer have {counts} cards, and the plan has {_together(tape, gpu, devices)} in a node"
+
+
+def _together(tape: Tape, gpu: Gpu, devices: int) -> int:
+    """Devices that have to stand in one instance."""
+    return max(min(per_node(tape), devices), gpu.network.gpus_per_node if gpu.network else 1)
+
+
+def rented(tape: Tape, gpu: Gpu, devices: int, price: Price | None = None) -> int:
+    """Cards that are paid for so many devices of this step.
+
+    At a price of whole instances these; else nodes are rented whole where there are several, or where their network says how large they are.
+    """
+    if price is not None and price.count is not None:
+        return price.count * instances_for(price.count, devices, _together(tape, gpu, devices))
     together = per_node(tape)
     if gpu.network is None and devices <= together:
         return devices

@@ -13,8 +13,9 @@ from bsmodel.memory import Fit, Peak, buckets_bytes, footprint, on_devices, pred
 from bsmodel.memory import fit as fit_tape
 from bsmodel.planning.advice import advice
 from bsmodel.planning.learning_rate import learning_rate, warmup_steps
-from bsmodel.planning.money import Price, Timing, catalogue_price, timing_of, why_untimed
+from bsmodel.planning.money import Timing, catalogue_price, timing_of, why_untimed
 from bsmodel.planning.splits import Split, eligible, fastest, splits
+from bsmodel.prices import Price
 from bsmodel.shown import Charted
 from bsmodel.units import finite, whole
 
@@ -65,14 +66,14 @@ def plan(
     epochs: float | None = None,
     base_lr: float | None = None,
     base_batch: int | None = None,
-    price: Price | None = None,
+    price: Price | Sequence[Price] | None = None,
 ) -> Plan:
     """How to reach `target_batch` samples per optimizer step on `devices` GPUs like the fit's (default: the largest micro-batch).
 
-    `samples` in the training set and `epochs` give steps, hours and, with a price (default: the catalogue's), money; `base_lr` at
-    `base_batch` gives the learning rate. A plan with accumulation uses the peak with gradients kept alive between micro-steps, one for several
-    devices a fit with the gradient buckets of data parallelism. Raises `InvalidInputError` for numbers that are none or out of range, or a fit of
-    nothing; `UnreachableTargetError` for a target that needs accumulation where the step cannot.
+    `samples` in the training set and `epochs` give steps, hours and, with a price (default: the catalogue's; of several the cheapest for so
+    many devices), money; `base_lr` at `base_batch` gives the learning rate. A plan with accumulation uses the peak with gradients kept alive
+    between micro-steps, one for several devices a fit with the gradient buckets of data parallelism. Raises `InvalidInputError` for numbers
+    that are none or out of range, or a fit of nothing; `UnreachableTargetError` for a target that needs accumulation where the step cannot.
     """
     require_together(samples=samples, epochs=epochs, base_lr=base_lr, base_batch=base_batch)
     fit, target, devices, samples, epochs = _asked(fit, target_batch, fit.tape.devices if devices is None else devices, samples, epochs)
@@ -81,7 +82,7 @@ def plan(
     rate, rule = _rate(fit, chosen, base_lr, base_batch)
     per_epoch = math.ceil(samples / chosen.effective_batch) if samples is not None else None
     total = math.ceil(per_epoch * epochs) if per_epoch is not None and epochs is not None else None
-    timing = None if untimed else timing_of(fit, chosen, per_epoch, total, price or catalogue_price(fit.gpu))
+    timing = None if untimed else timing_of(fit, chosen, per_epoch, total, _prices(fit, price))
     return Plan(
         fit,
         target,
@@ -96,6 +97,12 @@ def plan(
         *(warmup_steps(per_epoch, total), per_epoch, total),
         advice(fit.tape, fit.gpu, chosen, rate),
     )
+
+
+def _prices(fit: Fit, given: Price | Sequence[Price] | None) -> tuple[Price, ...] | None:
+    """The prices that are given, else that of the card's row, where it has one."""
+    found = catalogue_price(fit.gpu) if given is None else given
+    return None if found is None else (found,) if isinstance(found, Price) else tuple(found)
 
 
 def _asked(fit: Fit, target: int | None, devices: int, samples: int | None, epochs: float | None) -> tuple[Fit, int, int, int | None, float | None]:

@@ -14,7 +14,8 @@ from pydantic import BaseModel
 from bsmodel.errors import InvalidInputError, UnknownNameError
 from bsmodel.hardware import Gpu
 from bsmodel.parallel import KINDS, Parallel
-from bsmodel.planning import Price, require_together
+from bsmodel.planning import require_together
+from bsmodel.prices import Price
 from bsmodel.recording import key_of
 from bsmodel.tape import Tape
 from bsmodel.training import Training
@@ -31,7 +32,8 @@ class Goal:
 
     Raises `InvalidInputError` for counts that are no whole numbers of at least 1, and for what is no finite number above 0.
     `target_batch` is the largest micro-batch by default, `base_lr` at `base_batch` the published one of a named model; `prices` are by
-    GPU id. With `ladder`, the row also has the peak at every power of two up to the largest batch, which takes a replay each.
+    GPU id, of which a card may have several offers, and None says that it has none, not even the catalogue's. With `ladder`, the row also has
+    the peak at every power of two up to the largest batch, which takes a replay each.
     """
 
     target_batch: int | None = None
@@ -39,7 +41,7 @@ class Goal:
     epochs: float | None = None
     base_lr: float | None = None
     base_batch: int | None = None
-    prices: tuple[tuple[str, Price], ...] = ()
+    prices: tuple[tuple[str, Price | None], ...] = ()
     ladder: bool = False
 
     def __post_init__(self) -> None:
@@ -51,7 +53,8 @@ class Goal:
                 object.__setattr__(self, name, finite(name, value, above=0))
         require_together(epochs=self.epochs, samples=self.samples, base_batch=self.base_batch, base_lr=self.base_lr)
         for gpu, price in self.prices:
-            finite(f"the price of {gpu}", price.usd_per_hour, above=0)
+            if price is not None:
+                finite(f"the price of {gpu}", price.usd_per_hour, above=0)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,10 @@ COLUMNS: dict[str, str] = {
     **{f"step_{name}": f"timing.step.{name}" for name in ("seconds", "low_seconds", "high_seconds", "device_seconds", "host_seconds")},
     **{name: f"timing.{name}" for name in ("samples_per_s", "knee", "fastest_batch", "hours_per_epoch", "hours", "cost_usd")},
     "mfu": "timing.step.mfu",
-    **{name: f"timing.price.{name}" for name in ("usd_per_hour", "source")},
+    **{name: f"timing.price.{name}" for name in ("usd_per_hour", "source", "cloud", "region", "instance")},
+    "instance_cards": "timing.price.count",
+    **{name: f"timing.price.{name}" for name in ("spot", "day")},
+    **{name: f"timing.{name}" for name in ("rented", "unpriced")},
     **{name: name for name in ("untimed", "learning_rate", "learning_rate_rule", "warmup_steps", "steps_per_epoch", "total_steps")},
 }
 

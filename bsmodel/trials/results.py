@@ -14,7 +14,8 @@ import numpy as np
 
 from bsmodel.errors import InvalidInputError, UnreachableTargetError
 from bsmodel.memory import Fit
-from bsmodel.planning import NoiseScale, Plan, Price, plan
+from bsmodel.planning import NoiseScale, Plan, plan
+from bsmodel.prices import Price
 from bsmodel.shown import Charted
 from bsmodel.trials import folder as files
 from bsmodel.trials.curves import StepsLaw, loss_at, reached, steps_law, validated
@@ -190,7 +191,7 @@ class Trial(Charted):
         """For the device that it ran on, by measured seconds a step; None where neither two batches reached the target nor a noise scale is known."""
         return self._recommended({row.rung.batch: (row.step_seconds, None) for row in self.rows if row.step_seconds}, "measured seconds a step")
 
-    def recommended_on(self, fit: Fit, devices: int = 1, price: Price | None = None) -> Recommendation | None:
+    def recommended_on(self, fit: Fit, devices: int = 1, price: Price | Sequence[Price] | None = None) -> Recommendation | None:
         """For another card, by predicted seconds a step at the batches that were tried, and by money where there is a price (default: the catalogue's).
 
         Raises `InvalidInputError` where no time can be predicted on it.

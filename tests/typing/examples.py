@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 import bsmodel
 from bsmodel import Envelope, Fit, Footprint, Gpu, ModuleRow, OperatorRow, Peak, Plan, Settings, StepTime, Study, Tape, Training, Trial, Workload
 from bsmodel.memory import Breakdown, Moment, Share
-from bsmodel.planning import Price, Rung, Split, Timing, fastest, power_of_two_at_most, ranked, splits
+from bsmodel.planning import Rung, Split, Timing, fastest, power_of_two_at_most, ranked, splits
+from bsmodel.prices import Price
 from bsmodel.timing import curve, knee
 
 Counts = NDArray[np.int64]
