@@ -15,7 +15,7 @@ import bsmodel
 from bsmodel import InvalidInputError, Price, prices
 from bsmodel.memory import on_devices
 from bsmodel.planning.money import price_among, rented
-from bsmodel.prices.instances import LEAST_BIDS, MACHINES
+from bsmodel.prices.instances import FAMILIES, LEAST_BIDS, MACHINES
 from tests.models import SGD, workload
 
 RECORDED = Path(__file__).parent / "data" / "skypilot"
