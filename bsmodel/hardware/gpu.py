@@ -25,7 +25,8 @@ DEFAULT_GPUS = ("rtx-3070-8gb", "rtx-4090-24gb", "a100-40gb", "h100-80gb")
 SEARCH_PATH_VARIABLE = "BSMODEL_HARDWARE_PATH"
 CALIBRATION = "bsmodel validate --calibrate"  # how the source of a figure measured by the user begins
 _SHARED = ("nccl.toml", "networks.toml", "runtime.toml", "workspaces.toml")  # what holds for every card
-NO_FIGURES = {"id", "name", "aliases", "headroom_bytes", "shared", "interconnect", "network", "power_limited", "sources"}  # the fields that need no source
+# the fields that need no source
+NO_FIGURES = set("id name aliases skypilot_names headroom_bytes shared interconnect network power_limited sources".split())
 
 Dtype = Literal["fp32", "tf32", "fp16", "bf16", "fp8"]
 
@@ -43,6 +44,8 @@ class Gpu(HardwareRow):
     """Name on the box."""
     aliases: tuple[str, ...] = Field(default=(), strict=False)
     """Other names it is found by, such as the one the driver prints."""
+    skypilot_names: tuple[str, ...] = Field(default=(), strict=False)
+    """Names that SkyPilot gives it, the usual one first; other cards may share them: `A100-80GB` is SXM4 here and PCIe there."""
     memory_bytes: Count
     """`total_memory` as torch and the driver report it."""
     compute_capability: str = Field(pattern=r"^\d+\.\d$", examples=["8.6"])
