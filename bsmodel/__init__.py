@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from bsmodel.configs import Emitted, emit
 from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError, UntraceableError
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Fit, Footprint, Peak, Settings, breakdown, fit, footprint, longest, predict, snapshot
@@ -26,6 +27,7 @@ __all__ = (
     "OPTIMIZERS",
     "PRECISIONS",
     "BsmodelError",
+    "Emitted",
     "Envelope",
     "Fit",
     "Footprint",
@@ -57,6 +59,7 @@ __all__ = (
     "breakdown",
     "by_module",
     "by_operator",
+    "emit",
     "find_batch",
     "fit",
     "footprint",

@@ -29,9 +29,9 @@ def run(*arguments, **environment):
 
 def test_the_public_names():
     assert dir(bsmodel) == sorted(
-        "OPTIMIZERS PRECISIONS BsmodelError Envelope Fit Footprint Goal Gpu InvalidInputError Lengths ModuleRow NoiseScale OperatorRow Parallel "
+        "OPTIMIZERS PRECISIONS BsmodelError Emitted Envelope Fit Footprint Goal Gpu InvalidInputError Lengths ModuleRow NoiseScale OperatorRow Parallel "
         "Peak Plan Polynomial Price RateRange Row Settings Source StepTime Study Tape Timeline Training Trial UnknownNameError UntraceableError "
-        "Workload breakdown by_module by_operator find_batch fit footprint ladder longest lr_range noise_scale plan predict snapshot step_time "
+        "Workload breakdown by_module by_operator emit find_batch fit footprint ladder longest lr_range noise_scale plan predict snapshot step_time "
         "study timeline trace trace_lengths trial".split()
     )
     assert bsmodel.trace.__module__ == "bsmodel.recording.tracing"
