@@ -100,6 +100,14 @@ def test_what_a_framework_cannot_do_is_refused_in_one_line(framework, recipe, li
     assert "\n" not in str(refused.value)
 
 
+def test_what_is_gathered_otherwise_than_it_is_computed_in_is_not_dropped():
+    odd = Training(precision="bf16-mixed", parallel=shared("fsdp2", param_dtype="fp16"))
+
+    assert "- parameters gathered and computed in fp16" in emit(planned(odd), "accelerate").said
+    with pytest.raises(InvalidInputError, match="trl has no setting for parameters gathered and computed in fp16"):
+        emit(planned(odd), "trl")
+
+
 def test_a_step_of_the_users_own_is_run_by_no_trainer():
     plan = planned(Training(), own_step=True)
     for framework, rule in FRAMEWORKS.items():

@@ -44,7 +44,7 @@ def deepspeed(run: Run) -> Says:
     """The file of `deepspeed.initialize(config=...)`, with the optimizer and the warm-up."""
     optimizer = _engine_optimizer(run)
     says: Says = {"engine": zero(run)}
-    says |= covered("micro_batch", "accumulation", "gradient_clipping", "param_dtype", "precision")
+    says |= covered("micro_batch", "accumulation", "gradient_clipping", "precision", *run.gathers)
     if optimizer:
         says |= {"optimizer": {"optimizer": optimizer}, "learning_rate": {}}
     if optimizer and run.warmup_steps:
@@ -81,7 +81,7 @@ def lightning(run: Run) -> Says:
         "tensor": {},
         "precision" if recipe.precision != "tf32" else "mixed": {"trainer": {"precision": _precision(run)}},
         "accumulation": {"trainer": {"accumulate_grad_batches": split.accumulation}},
-        **(covered("param_dtype", "reshard_after_forward") if run.stage or run.kind == "fsdp1" else {}),
+        **(covered("reshard_after_forward", *run.gathers) if run.stage or run.kind == "fsdp1" else {}),
     }
     if recipe.gradient_clipping is not None:
         says["gradient_clipping"] = {"trainer": {"gradient_clip_val": recipe.gradient_clipping, "gradient_clip_algorithm": "norm"}}

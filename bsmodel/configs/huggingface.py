@@ -40,12 +40,13 @@ def accelerate(run: Run) -> Says:
     mixed = {"mixed_precision": run.mixed or "no"}
     says["precision" if run.held == "fp32" and run.recipe.precision != "tf32" else "mixed"] = mixed
     if run.kind in _FSDP:
-        says |= {"fsdp": {"fsdp_config": {f"fsdp_{name}": value for name, value in _fsdp(run).items()}}, **_FSDP_SAYS}
+        fields = _fsdp(run) | _wrapped(run, ",")
+        says |= {"fsdp": {"fsdp_config": {f"fsdp_{name}": value for name, value in fields.items()}}, **_FSDP_SAYS, **covered(*run.gathers)}
     if run.stage:
         _require_own_buckets(run, "accelerate")
         clipping = {} if run.recipe.gradient_clipping is None else {"gradient_clipping": run.recipe.gradient_clipping}
         engine = {"zero_stage": run.stage, "gradient_accumulation_steps": run.split.accumulation, **clipping}
-        says |= {"accumulation": {"deepspeed_config": engine}, **covered("gradient_clipping", "param_dtype")}
+        says |= {"accumulation": {"deepspeed_config": engine}, **covered("gradient_clipping", *run.gathers)}
         if not clipping:
             says["unclipped"] = "Planned without clipping: DeepSpeed clips to a norm of 1 where this file says nothing; emit deepspeed for one that says 0"
     return says | _synced(run)
@@ -67,12 +68,11 @@ def trainer(run: Run) -> Says:
         if (value := getattr(run, name)) is not None:
             says[name] = {field: value}
     if run.kind in _FSDP:
-        wrapped = {"transformer_layer_cls_to_wrap": list(run.parallel.wrap)} if run.parallel and run.parallel.wrap else {}
-        says |= {"fsdp": {"fsdp": True, "fsdp_config": {**_fsdp(run), **wrapped}}, **_FSDP_SAYS}
+        says |= {"fsdp": {"fsdp": True, "fsdp_config": _fsdp(run) | _wrapped(run)}, **_FSDP_SAYS, **covered(*run.gathers)}
     elif recipe.checkpointing:
         says["checkpointing"] = {"gradient_checkpointing": True}
     if run.stage:
-        says |= {"deepspeed": {"deepspeed": zero(run)}, **covered("param_dtype")}
+        says |= {"deepspeed": {"deepspeed": zero(run)}, **covered(*run.gathers)}
     if run.parallel and run.kind == "ddp":
         says["bucket_mb"] = {"ddp_bucket_cap_mb": int(run.parallel.bucket_mb)} if run.parallel.bucket_mb == int(run.parallel.bucket_mb) != 25 else {}
     if run.parallel and run.kind in ("ddp", *_FSDP) and run.parallel.sync_each_micro_step and split.accumulation > 1:
@@ -118,9 +118,8 @@ def axolotl(run: Run) -> Says:
     says.pop("mixed", None)
     says["precision"] = _axolotl_precision(run)
     if run.kind in _FSDP:
-        wrapped = {"transformer_layer_cls_to_wrap": ",".join(run.parallel.wrap)} if run.parallel and run.parallel.wrap else {}
         fields = {name: value for name, value in _fsdp(run).items() if name != "version"}
-        says["fsdp"] = {"fsdp_version": 2, "fsdp_config": {**fields, **wrapped}}
+        says["fsdp"] = {"fsdp_version": 2, "fsdp_config": fields | _wrapped(run, ",")}
     if run.kind == "hsdp":
         says["mesh"] = {"dp_replicate_size": run.nodes, "dp_shard_size": run.per_node}
     if run.split.tensor > 1:
@@ -140,7 +139,7 @@ def axolotl(run: Run) -> Says:
 
 
 _FSDP = ("fsdp1", "fsdp2", "hsdp")
-_FSDP_SAYS = covered("reshard_after_forward", "param_dtype", "wrap", "checkpointing")
+_FSDP_SAYS = covered("reshard_after_forward", "wrap", "checkpointing")
 
 
 def _fsdp(run: Run) -> dict[str, Any]:
@@ -157,6 +156,12 @@ def _fsdp(run: Run) -> dict[str, Any]:
 def _arithmetic(run: Run) -> dict[str, Any]:
     """What is computed in, where weights are in float32."""
     return {"bf16": run.mixed == "bf16", "fp16": run.mixed == "fp16", **({"tf32": True} if run.recipe.precision == "tf32" else {})}
+
+
+def _wrapped(run: Run, between: str = "") -> dict[str, Any]:
+    """The classes that are sharded one by one, as a list or with something between them."""
+    names = run.parallel.wrap if run.parallel else ()
+    return {"transformer_layer_cls_to_wrap": between.join(names) if between else list(names)} if names else {}
 
 
 def _mesh(run: Run) -> dict[str, Any]:
@@ -199,9 +204,8 @@ def _lora(run: Run, framework: str) -> dict[str, Any]:
         raise InvalidInputError(f"{framework} does not know which layers are attention's; plan with --lora-targets and their names")
     if not isinstance(targets, str) or "," in targets:
         targets = [name.strip() for name in (targets.split(",") if isinstance(targets, str) else targets)]
-    alpha = {} if recipe.lora_alpha is None else {"lora_alpha": recipe.lora_alpha}
     flags = {"rslora": {"use_rslora": True}, "dora": {"use_dora": True}}.get(recipe.adapter or "lora", {})
-    return {"lora_r": recipe.lora_rank, "lora_dropout": recipe.lora_dropout, "lora_target_modules": targets, **alpha, **flags}
+    return {"lora_r": recipe.lora_rank, "lora_dropout": recipe.lora_dropout, "lora_target_modules": targets, "lora_alpha": run.lora_alpha, **flags}
 
 
 def _axolotl_precision(run: Run) -> dict[str, Any]:

@@ -88,6 +88,11 @@ class Run:
         return self.parallel.param_dtype if self.parallel and self.held == "fp32" else None
 
     @property
+    def gathers(self) -> tuple[str, ...]:
+        """The part of a plan that says what parameters are gathered in, where the precision says the same of what is computed in."""
+        return ("param_dtype",) if self.parallel is None or self.parallel.param_dtype in (None, self.mixed or self.held) else ()
+
+    @property
     def held(self) -> str:
         """What the precision holds weights in: `fp32`, `fp16` or `bf16`."""
         return next(name for name, dtype in WEIGHTS.items() if dtype == PRECISIONS[self.recipe.precision].weights)
@@ -101,6 +106,12 @@ class Run:
     def tokens(self) -> int | None:
         """Tokens of a sample, where they are known."""
         return self.timing.step.tokens_per_sample or None if self.timing is not None else None
+
+    @property
+    def lora_alpha(self) -> float | int:
+        """The scale of adapters, peft's own 8 where the recipe has none (peft/tuners/lora/config.py)."""
+        alpha = 8 if self.recipe.lora_alpha is None else self.recipe.lora_alpha
+        return int(alpha) if alpha == int(alpha) else alpha
 
     @property
     def optimizer_path(self) -> str | None:

@@ -59,7 +59,7 @@ def _titan_sums(run: Run) -> Says:
     gathered, summed = run.mixed or run.held, run.parallel.reduce_dtype
     if (summed or gathered) != "fp32":
         raise InvalidInputError(f"torchtitan sums gradients in fp32, and the plan in {summed or gathered}; plan with --preset torchtitan")
-    return covered("param_dtype", "reduce_dtype", *(("sync_each_micro_step",) if run.parallel.sync_each_micro_step else ()))
+    return covered("reduce_dtype", *run.gathers, *(("sync_each_micro_step",) if run.parallel.sync_each_micro_step else ()))
 
 
 def torchtune(run: Run) -> Says:
@@ -136,7 +136,7 @@ def _tune_lora(run: Run) -> dict[str, Any]:
     quantized = {"model.quantize_base": True} if recipe.weights == "nf4-torchao" else {}
     return {
         "model.lora_rank": recipe.lora_rank,
-        **({} if recipe.lora_alpha is None else {"model.lora_alpha": recipe.lora_alpha}),
+        "model.lora_alpha": run.lora_alpha,
         "model.lora_dropout": recipe.lora_dropout,
         "model.lora_attn_modules": ["q_proj", "k_proj", "v_proj", "output_proj"],
         "model.apply_lora_to_mlp": targets == "all-linear",
