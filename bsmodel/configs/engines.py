@@ -129,7 +129,7 @@ def timm(run: Run) -> Says:
         "micro_batch": {"batch_size": split.micro_batch},
         "accumulation": {"grad_accum_steps": split.accumulation},
         "precision": {**amp, **held},
-        "devices": f"Launched by torchrun --nnodes={run.nodes} --nproc-per-node={run.per_node}",
+        "devices": run.launched,
         "checkpointing": {"grad_checkpointing": recipe.checkpointing},
         "channels_last": {"channels_last": recipe.channels_last},
         "ema": {"model_ema": recipe.ema},

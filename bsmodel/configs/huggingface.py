@@ -58,7 +58,7 @@ def trainer(run: Run) -> Says:
     says: Says = {
         "micro_batch": {"per_device_train_batch_size": split.micro_batch},
         "accumulation": {"gradient_accumulation_steps": split.accumulation},
-        "devices": _launched(run),
+        "devices": run.launched,
         "gradient_clipping": {"max_grad_norm": recipe.gradient_clipping or 0.0},
     }
     says["precision" if run.held == "fp32" else "mixed"] = _arithmetic(run)
@@ -101,7 +101,7 @@ def trl(run: Run) -> Says:
     if recipe.weights is not None:
         says["weights"] = _quantized(run)
     if recipe.packs("bitsandbytes") and recipe.upcast:
-        says["upcast"] = "planned with embeddings, head and norms in float32, which TRL leaves as they are; plan with --no-upcast for what it takes"
+        says["upcast"] = "Planned with embeddings, head and norms in float32, which TRL leaves as they are; plan with --no-upcast for what it takes"
     if recipe.adapts:
         says["adapter"] = {"use_peft": True, **_lora(run, "trl")}
     return says
@@ -170,10 +170,6 @@ def _mesh(run: Run) -> dict[str, Any]:
     if run.split.tensor > 1:
         sizes = {"dp_replicate_size": 1, "dp_shard_size": run.split.replicas, "tp_size": run.split.tensor}
     return {"parallelism_config": {f"parallelism_config_{name}": size for name, size in sizes.items()}} if sizes else {}
-
-
-def _launched(run: Run) -> str:
-    return f"Launched by torchrun --nnodes={run.nodes} --nproc-per-node={run.per_node}"
 
 
 def _synced(run: Run) -> Says:

@@ -98,6 +98,11 @@ class Run:
         return next(name for name, dtype in WEIGHTS.items() if dtype == PRECISIONS[self.recipe.precision].weights)
 
     @property
+    def launched(self) -> str | dict[str, Any]:
+        """How several devices are started, where that is torchrun's to do; nothing for one."""
+        return f"Launched by torchrun --nnodes={self.nodes} --nproc-per-node={self.per_node}" if self.split.devices > 1 else {}
+
+    @property
     def stage(self) -> int | None:
         """DeepSpeed's stage of ZeRO, where it is DeepSpeed that shares."""
         return int(self.kind[-1]) if self.kind.startswith("deepspeed-") else None
