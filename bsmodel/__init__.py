@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from bsmodel.configs import Emitted, emit
 from bsmodel.errors import BsmodelError, InvalidInputError, UnknownNameError, UntraceableError
 from bsmodel.gate import Allowance, Baseline, Verdict, check
 from bsmodel.hardware import Gpu
@@ -30,6 +31,7 @@ __all__ = (
     "Allowance",
     "Baseline",
     "BsmodelError",
+    "Emitted",
     "Envelope",
     "Fit",
     "Footprint",
@@ -64,6 +66,7 @@ __all__ = (
     "by_module",
     "by_operator",
     "check",
+    "emit",
     "find_batch",
     "fit",
     "footprint",

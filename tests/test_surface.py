@@ -29,10 +29,10 @@ def run(*arguments, **environment):
 
 def test_the_public_names():
     assert dir(bsmodel) == sorted(
-        "OPTIMIZERS PRECISIONS Allowance Baseline BsmodelError Envelope Fit Footprint Goal Gpu InvalidInputError Lengths MemoryTimeline ModuleRow "
-        "NoiseScale OperatorRow Parallel Peak Plan Polynomial Price RateRange Row Settings Source StepTime Study Tape Timeline Training Trial "
-        "UnknownNameError UntraceableError Verdict Workload breakdown by_module by_operator check find_batch fit footprint ladder longest lr_range "
-        "memory_timeline noise_scale plan predict snapshot step_time study timeline trace trace_lengths trial".split()
+        "OPTIMIZERS PRECISIONS Allowance Baseline BsmodelError Emitted Envelope Fit Footprint Goal Gpu InvalidInputError Lengths MemoryTimeline "
+        "ModuleRow NoiseScale OperatorRow Parallel Peak Plan Polynomial Price RateRange Row Settings Source StepTime Study Tape Timeline Training "
+        "Trial UnknownNameError UntraceableError Verdict Workload breakdown by_module by_operator check emit find_batch fit footprint ladder longest "
+        "lr_range memory_timeline noise_scale plan predict snapshot step_time study timeline trace trace_lengths trial".split()
     )
     assert bsmodel.trace.__module__ == "bsmodel.recording.tracing"
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 
-from bsmodel.command import arguments, lengths
+from bsmodel.command import arguments, emitting, lengths
 from bsmodel.command.asked import foot, of_other_versions, together
 from bsmodel.command.bars import memory_bars
 from bsmodel.command.documents import Notes, PlanDocument
@@ -15,6 +15,7 @@ from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, Part, render, table, verdict
 from bsmodel.command.watching import until_a_defect, watching
 from bsmodel.command.wording import closed_form, missing, no_plan, short, split, time_table, title, uncounted
+from bsmodel.configs import FRAMEWORKS
 from bsmodel.errors import InvalidInputError
 from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu
@@ -36,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lengths", metavar="FILE", help=text)
     parser.add_argument("--base-lr", type=arguments.amount, metavar="LR", help="a learning rate that works (default: the published one of a named model)")
     parser.add_argument("--html", metavar="FILE", help="write the answer as a page with charts (default: none)")
+    text = f"write the plan for {', '.join(FRAMEWORKS)}, repeatable; of one GPU (default: none; FILE: as `{FRAMEWORKS['accelerate'].file}`)"
+    parser.add_argument("--emit", action="append", default=[], metavar="FRAMEWORK[=FILE]", help=text)
     parser.add_argument("--base-batch", type=arguments.positive, metavar="N", help="the effective batch it works at (default: with --base-lr, 256)")
 
 
@@ -47,10 +50,12 @@ def run(options: argparse.Namespace) -> Answer:
             raise InvalidInputError("--html draws no batches of mixed lengths; leave out --lengths, or give --seq-len N:M for a chart by length")
         require_charts()
         require_writable(options.html, "the page")  # not found out after the work
+    files = emitting.asked(options, of_lengths)
     if of_lengths:
         return lengths.of_a_file(options) if options.lengths is not None else lengths.answer(options)
     found = arguments.asked(options)
     gpus, notes = arguments.gpus_asked(options, found)
+    emitting.require_followed(files, options, gpus)
     goals = (arguments.goal(options, gpus, ladder=options.json or bool(options.html)),)
     found, notes = arguments.saved(found, options, gpus), [*notes, *of_other_versions(found)]
     tapes = arguments.tapes_for(found, options, gpus) if options.html else []
@@ -65,6 +70,7 @@ def run(options: argparse.Namespace) -> Answer:
     recorded, notes = together(row.recorded for row in rows), [*notes, *offer_notes(options, rows)]
     if options.html:
         _draw(recorded, zip(rows, gpus, tapes, strict=True), options, notes)
+    notes += emitting.written(files, rows[0], gpus[0]) if files and rows[0].fits else []
     document = PlanDocument(command="plan", notes=tuple(notes), workload=recorded, gpus=rows, uncounted=missing(rows))
     return Answer(document, _text(recorded, rows, tuple(notes)), fits=any(row.fits for row in rows))
 

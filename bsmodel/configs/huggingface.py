@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What accelerate, transformers' Trainer and those on top of it, TRL and axolotl, read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bsmodel.configs.engines import zero
+from bsmodel.configs.run import Run, Says, covered
+from bsmodel.errors import InvalidInputError
+
+# transformers 5.23, training_args.py (OptimizerNames) and trainer_optimizer.py: those that are torch's or bitsandbytes' own, called as here
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {"optim": "sgd"},
+    "sgd-momentum": {"optim": "sgd", "optim_args": "momentum=0.9"},
+    "adamw": {"optim": "adamw_torch"},
+    "adamw-fused": {"optim": "adamw_torch_fused"},
+    "rmsprop": {"optim": "rmsprop"},
+    "adagrad": {"optim": "adagrad"},
+    "adamw-8bit": {"optim": "adamw_bnb_8bit"},
+    "adamw-paged": {"optim": "paged_adamw_32bit"},
+    "adamw-paged-8bit": {"optim": "paged_adamw_8bit"},
+}
+_FULL = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def accelerate(run: Run) -> Says:
+    """The file of `accelerate launch --config_file` (accelerate/commands/config/config_args.py, `ClusterConfig`)."""
+    distributed = "DEEPSPEED" if run.stage else "FSDP" if run.kind in _FSDP else "MULTI_GPU" if run.kind else "NO"
+    says: Says = {
+        "devices": {
+            "compute_environment": "LOCAL_MACHINE",
+            "distributed_type": distributed,
+            "num_machines": run.nodes,
+            "num_processes": run.per_node * run.nodes,
+            **_mesh(run),
+        },
+        "tensor": {},
+    }
+    mixed = {"mixed_precision": run.mixed or "no"}
+    says["precision" if run.held == "fp32" and run.recipe.precision != "tf32" else "mixed"] = mixed
+    if run.kind in _FSDP:
+        fields = _fsdp(run) | _wrapped(run, ",")
+        says |= {"fsdp": {"fsdp_config": {f"fsdp_{name}": value for name, value in fields.items()}}, **_FSDP_SAYS, **covered(*run.gathers)}
+    if run.stage:
+        _require_own_buckets(run, "accelerate")
+        clipping = {} if run.recipe.gradient_clipping is None else {"gradient_clipping": run.recipe.gradient_clipping}
+        engine = {"zero_stage": run.stage, "gradient_accumulation_steps": run.split.accumulation, **clipping}
+        says |= {"accumulation": {"deepspeed_config": engine}, **covered("gradient_clipping", *run.gathers)}
+        if not clipping:
+            says["unclipped"] = "Planned without clipping: DeepSpeed clips to a norm of 1 where this file says nothing; emit deepspeed for one that says 0"
+    return says | _synced(run)
+
+
+def trainer(run: Run) -> Says:
+    """`TrainingArguments` of transformers (training_args.py), as `HfArgumentParser.parse_yaml_file` reads them."""
+    recipe, split = run.recipe, run.split
+    says: Says = {
+        "micro_batch": {"per_device_train_batch_size": split.micro_batch},
+        "accumulation": {"gradient_accumulation_steps": split.accumulation},
+        "devices": run.launched,
+        "gradient_clipping": {"max_grad_norm": recipe.gradient_clipping or 0.0},
+    }
+    says["precision" if run.held == "fp32" else "mixed"] = _arithmetic(run)
+    if run.optimizer in OPTIMIZERS:
+        says["optimizer"] = OPTIMIZERS[run.optimizer]
+    for name, field in (("learning_rate", "learning_rate"), ("warmup_steps", "warmup_steps"), ("total_steps", "max_steps")):
+        if (value := getattr(run, name)) is not None:
+            says[name] = {field: value}
+    if run.kind in _FSDP:
+        says |= {"fsdp": {"fsdp": True, "fsdp_config": _fsdp(run) | _wrapped(run)}, **_FSDP_SAYS, **covered(*run.gathers)}
+    elif recipe.checkpointing:
+        says["checkpointing"] = {"gradient_checkpointing": True}
+    if run.stage:
+        says |= {"deepspeed": {"deepspeed": zero(run)}, **covered(*run.gathers)}
+    if run.parallel and run.kind == "ddp":
+        says["bucket_mb"] = {"ddp_bucket_cap_mb": int(run.parallel.bucket_mb)} if run.parallel.bucket_mb == int(run.parallel.bucket_mb) != 25 else {}
+    if run.parallel and run.kind in ("ddp", *_FSDP) and run.parallel.sync_each_micro_step and split.accumulation > 1:
+        says["sync_each_micro_step"] = {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}
+    return says | _synced(run)
+
+
+def trl(run: Run) -> Says:
+    """`SFTConfig` and `ModelConfig` of TRL, as `trl sft --config` reads them (trl/trainer/sft_config.py, model_config.py)."""
+    says = trainer(run)
+    says.pop("mixed", None)
+    recipe = run.recipe
+    held = recipe.weights if recipe.weights in _FULL else run.held
+    if recipe.packs("torchao"):
+        raise InvalidInputError(f"trl quantizes by bitsandbytes and not in {recipe.weights}; plan with weights nf4, fp4 or int8")
+    computed = recipe.compute_dtype or run.mixed or held
+    published = recipe.adapts and recipe.weights is None and run.mixed is not None
+    says["precision"] = {
+        **_arithmetic(run),
+        "dtype": "auto" if published else _FULL[computed if recipe.packs("bitsandbytes") else held or "fp32"],
+    }
+    if not says.get("checkpointing"):  # which it does unless it is told otherwise
+        says["checkpointing"] = {"gradient_checkpointing": False}
+    if run.tokens:
+        says["tokens"] = {"max_length": run.tokens}
+    if recipe.weights is not None:
+        says["weights"] = _quantized(run)
+    if recipe.packs("bitsandbytes") and recipe.upcast:
+        says["upcast"] = "Planned with embeddings, head and norms in float32, which TRL leaves as they are; plan with --no-upcast for what it takes"
+    if recipe.adapts:
+        says["adapter"] = {"use_peft": True, **_lora(run, "trl")}
+    return says
+
+
+def axolotl(run: Run) -> Says:
+    """The file of `axolotl train` (axolotl/utils/schemas)."""
+    recipe = run.recipe
+    says = trainer(run)
+    renamed = {"per_device_train_batch_size": "micro_batch_size", "optim": "optimizer", "fsdp": "", "ddp_find_unused_parameters": ""}
+    for name, settings in says.items():
+        if isinstance(settings, dict):
+            says[name] = {renamed.get(field, field): value for field, value in settings.items() if renamed.get(field, field)}
+    says.pop("mixed", None)
+    says["precision"] = _axolotl_precision(run)
+    if run.kind in _FSDP:
+        fields = {name: value for name, value in _fsdp(run).items() if name != "version"}
+        says["fsdp"] = {"fsdp_version": 2, "fsdp_config": fields | _wrapped(run, ",")}
+    if run.kind == "hsdp":
+        says["mesh"] = {"dp_replicate_size": run.nodes, "dp_shard_size": run.per_node}
+    if run.split.tensor > 1:
+        says["tensor"] = {"tensor_parallel_size": run.split.tensor, "dp_shard_size": run.split.replicas}
+    if run.tokens:
+        says["tokens"] = {"sequence_len": run.tokens}
+    if recipe.weights is not None:
+        says["weights"] = _axolotl_weights(run)
+    if recipe.adapts:
+        lora = _lora(run, "axolotl")
+        targets = lora.pop("lora_target_modules")
+        where = {"lora_target_linear": True} if targets == "all-linear" else {"lora_target_modules": targets}
+        flags = {f"peft_{name}": lora.pop(name) for name in ("use_rslora", "use_dora") if name in lora}
+        dtype = {"peft_autocast_adapter_dtype": False} if recipe.adapter_dtype == "weights" else {}
+        says["adapter"] = {"adapter": "qlora" if recipe.weights in ("nf4", "fp4") else "lora", **lora, **where, **flags, **dtype}
+    return says
+
+
+_FSDP = ("fsdp1", "fsdp2", "hsdp")
+_FSDP_SAYS = covered("reshard_after_forward", "wrap", "checkpointing")
+
+
+def _fsdp(run: Run) -> dict[str, Any]:
+    """FSDP's settings, without the prefix that accelerate's file has before each."""
+    assert run.parallel is not None
+    reshard = run.parallel.reshard_after_forward is not False
+    if run.kind == "fsdp1":
+        own = {"version": 1, "reshard_after_forward": "FULL_SHARD" if reshard else "SHARD_GRAD_OP"}
+    else:
+        own = {"version": 2, "reshard_after_forward": reshard}
+    return {**own, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "activation_checkpointing": run.recipe.checkpointing}
+
+
+def _arithmetic(run: Run) -> dict[str, Any]:
+    """What is computed in, where weights are in float32."""
+    return {"bf16": run.mixed == "bf16", "fp16": run.mixed == "fp16", **({"tf32": True} if run.recipe.precision == "tf32" else {})}
+
+
+def _wrapped(run: Run, between: str = "") -> dict[str, Any]:
+    """The classes that are sharded one by one, as a list or with something between them."""
+    names = run.parallel.wrap if run.parallel else ()
+    return {"transformer_layer_cls_to_wrap": between.join(names) if between else list(names)} if names else {}
+
+
+def _mesh(run: Run) -> dict[str, Any]:
+    """The dimensions of a mesh, where there are two, or one of layers in parts."""
+    sizes = {"dp_replicate_size": run.nodes, "dp_shard_size": run.per_node} if run.kind == "hsdp" else {}
+    if run.split.tensor > 1:
+        sizes = {"dp_replicate_size": 1, "dp_shard_size": run.split.replicas, "tp_size": run.split.tensor}
+    return {"parallelism_config": {f"parallelism_config_{name}": size for name, size in sizes.items()}} if sizes else {}
+
+
+def _synced(run: Run) -> Says:
+    """Where gradients are summed in the last micro-step alone, which is what accelerate does."""
+    return covered("sync_each_micro_step") if run.parallel and not run.parallel.sync_each_micro_step else {}
+
+
+def _require_own_buckets(run: Run, framework: str) -> None:
+    if run.parallel and run.parallel.preset == "hf-auto":
+        raise InvalidInputError(f"{framework} leaves the sizes of buckets to DeepSpeed, and preset hf-auto is the Trainer's; emit trainer, or plan without")
+
+
+def _quantized(run: Run) -> dict[str, Any]:
+    """Weights in a format of bitsandbytes, as TRL says it."""
+    recipe = run.recipe
+    if recipe.weights in ("nf4", "fp4"):
+        return {"load_in_4bit": True, "bnb_4bit_quant_type": recipe.weights, "use_bnb_nested_quant": recipe.double_quant}
+    return {"load_in_8bit": True} if recipe.weights == "int8" else {}
+
+
+def _lora(run: Run, framework: str) -> dict[str, Any]:
+    """LoRA and its kin; refused where it is no LoRA, or where layers are called by a name that only the model knows."""
+    recipe = run.recipe
+    if recipe.lora_rank is None:
+        raise InvalidInputError(f"{framework} has no adapter {recipe.adapter}; plan with lora, rslora or dora")
+    targets: Any = recipe.lora_targets
+    if targets == "attention":
+        raise InvalidInputError(f"{framework} does not know which layers are attention's; plan with --lora-targets and their names")
+    if not isinstance(targets, str) or "," in targets:
+        targets = [name.strip() for name in (targets.split(",") if isinstance(targets, str) else targets)]
+    flags = {"rslora": {"use_rslora": True}, "dora": {"use_dora": True}}.get(recipe.adapter or "lora", {})
+    return {"lora_r": recipe.lora_rank, "lora_dropout": recipe.lora_dropout, "lora_target_modules": targets, "lora_alpha": run.lora_alpha, **flags}
+
+
+def _axolotl_precision(run: Run) -> dict[str, Any]:
+    """axolotl loads weights in the half precision that it computes in, whatever is trained; accelerate's FSDP2 has them in float32 again."""
+    recipe = run.recipe
+    half = run.mixed if run.held == "fp32" else run.held
+    if run.mixed and not (recipe.adapts or recipe.weights == run.mixed or run.kind in ("fsdp2", "hsdp") or run.stage):
+        raise InvalidInputError(f"axolotl loads weights in the {half} that it computes in, and {recipe.precision} has them in fp32; plan with --weights {half}")
+    return {"bf16": half == "bf16", "fp16": half == "fp16", "float32": half is None, **({"tf32": True} if recipe.precision == "tf32" else {})}
+
+
+def _axolotl_weights(run: Run) -> dict[str, Any]:
+    recipe, computed = run.recipe, run.recipe.compute_dtype or run.mixed or run.held
+    if recipe.packs("torchao"):
+        raise InvalidInputError(f"axolotl quantizes by bitsandbytes and not in {recipe.weights}; plan with weights nf4, fp4 or int8")
+    if recipe.weights in ("nf4", "fp4"):
+        own = {"bnb_4bit_quant_type": recipe.weights, "bnb_4bit_use_double_quant": recipe.double_quant, "bnb_4bit_compute_dtype": _FULL[computed]}
+        return {"load_in_4bit": True, "bnb_config_kwargs": own}
+    return {"load_in_8bit": True} if recipe.weights == "int8" else {}

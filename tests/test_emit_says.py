@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a configuration cannot say is said beside it or refused; its text, and the command that writes it."""
+
+import ast
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import bsmodel
+from bsmodel import Gpu, InvalidInputError, Training, UnknownNameError, emit
+from bsmodel.command import main
+from bsmodel.configs import FRAMEWORKS, require_settings, texts
+from bsmodel.configs.run import Run, sentences
+from tests.emitted import GOAL, RECIPES, ZERO2, accepted, card, planned, recorded, shared
+from tests.models import of_size
+from tests.test_surface import MINE, run
+
+yaml = pytest.importorskip("yaml")
+
+
+# -- nothing is said that the plan does not say, and nothing is dropped --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_what_a_plan_does_not_say_is_not_written(framework):
+    for _, _, emitted in accepted(framework, base_lr=None):
+        settings = "\n".join(line for line in emitted.text.splitlines() if not line.startswith("#"))
+        assert not re.search(r"\blr\b|learning_rate|warmup|max_steps|epochs|training\.steps", settings)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_everything_is_a_setting_or_said_or_refused(framework):
+    """A framework with a script of its user's says what it has no setting for; the others refuse it and name it."""
+    odd = {
+        "ema": Training(ema=True),
+        "zero_grad": Training(zero_grad="zeros"),
+        "frozen": Training(frozen=("embed",)),
+        "float8": Training(precision="bf16", float8="rowwise"),
+        "optimizer": Training(optimizer="lamb"),
+        "keep_outputs": Training(keep_outputs=True),
+        "channels_last": Training(channels_last=True),
+    }
+    for part, recipe in odd.items():
+        parallel = ZERO2 if framework == "deepspeed" else None
+        plan = planned(recipe.model_copy(update={"parallel": parallel}))
+        sentence = sentences(Run.of(plan))[part]
+        if framework == "timm" and part in ("ema", "channels_last"):  # which it has settings for
+            assert yaml.safe_load(emit(plan, framework).text)[part if part == "channels_last" else "model_ema"] is True
+        elif FRAMEWORKS[framework].script:
+            assert sentence in "\n".join(emit(plan, framework).said)
+        else:
+            with pytest.raises(InvalidInputError, match=re.escape(f"{framework} has no setting for {sentence}")):
+                emit(plan, framework)
+
+
+def test_what_a_file_says_comes_first_in_it():
+    plan = planned(RECIPES["mixed"], 200_000, **GOAL)
+    for framework in FRAMEWORKS:
+        if framework in ("deepspeed", "axolotl", "torchtune"):
+            continue
+        emitted = emit(plan, framework)
+        head = "\n".join(emitted.text.splitlines()[:3])
+        split = plan.split
+        assert f"small on a100-80gb, bf16-mixed, adamw: micro-batch {split.micro_batch} x accumulation {split.accumulation} x devices 1" in head
+        assert f"bsmodel {bsmodel.__version__}" in head and "reserved of" in head and " s (" in head
+        assert emitted.said and all(f"# {line}\n" in emitted.text for line in emitted.said)
+
+
+def test_a_file_without_comments_has_them_beside():
+    emitted = emit(planned(RECIPES["zero2-deepspeed"]), "deepspeed")
+
+    assert json.loads(emitted.text) and "optimizer torch.optim.AdamW" in "\n".join(emitted.said)
+    assert all(line not in emitted.text for line in emitted.said)
+
+
+@pytest.mark.parametrize(
+    ("framework", "recipe", "line"),
+    [
+        ("lightning", Training(parallel=shared("zero1")), "lightning does not train by zero1; it takes one device or --parallel ddp, fsdp1"),
+        ("deepspeed", Training(), "deepspeed does not train by one device alone; it takes --parallel deepspeed-zero1"),
+        ("torchtune", Training(precision="bf16-mixed"), "torchtune trains in fp32 or bf16 throughout, and not in bf16-mixed; plan with precision bf16"),
+        ("torchtitan", Training(precision="fp16-mixed"), "torchtitan trains in fp32, bf16 or bf16-mixed"),
+        ("torchtitan", Training(precision="bf16", parallel=shared("fsdp2")), "torchtitan sums gradients in fp32, and the plan in bf16"),
+        ("axolotl", Training(precision="bf16-mixed"), "plan with --weights bf16"),
+        ("trl", Training(precision="bf16", weights="nf4-torchao", lora_rank=8), "trl quantizes by bitsandbytes"),
+        ("trl", Training(parallel=shared("fsdp2", tensor=2)), "trl has no setting for layers in parts over 2 devices each"),
+        ("timm", Training(optimizer="lion"), "timm has no setting for optimizer lion"),
+        ("accelerate", Training(parallel=shared("deepspeed-zero3", preset="hf-auto")), "preset hf-auto is the Trainer's"),
+        ("accelerate", Training(parallel=shared("ddp", 3, nodes=2)), "3 devices in 2 nodes are not as many in each"),
+    ],
+)
+def test_what_a_framework_cannot_do_is_refused_in_one_line(framework, recipe, line):
+    with pytest.raises(InvalidInputError, match=re.escape(line)) as refused:
+        emit(planned(recipe), framework)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_is_gathered_otherwise_than_it_is_computed_in_is_not_dropped():
+    odd = Training(precision="bf16-mixed", parallel=shared("fsdp2", param_dtype="fp16"))
+
+    assert "- parameters gathered and computed in fp16" in emit(planned(odd), "accelerate").said
+    with pytest.raises(InvalidInputError, match="trl has no setting for parameters gathered and computed in fp16"):
+        emit(planned(odd), "trl")
+
+
+def test_a_step_of_the_users_own_is_run_by_no_trainer():
+    plan = planned(Training(), own_step=True)
+    for framework, rule in FRAMEWORKS.items():
+        if rule.shares and framework != "deepspeed":
+            with pytest.raises(InvalidInputError, match=f"small has a step of its own, which {framework} does not run"):
+                emit(plan, framework)
+    assert emit(plan, "skypilot").text
+
+
+def test_who_shares_otherwise_than_was_planned_is_told():
+    told = "\n".join(emit(planned(Training(parallel=shared("fsdp2"))), "accelerate").said)
+
+    assert "Planned as by torch, and accelerate does otherwise" in told and "plan with --preset accelerate" in told
+    assert "otherwise" not in "\n".join(emit(planned(RECIPES["fsdp2"]), "accelerate").said)
+
+
+def test_unknown_frameworks_and_rows_without_a_plan():
+    with pytest.raises(UnknownNameError, match="unknown framework 'accelerator'; nearest: accelerate"):
+        emit(planned(Training()), "accelerator")
+    tiny = of_size(Gpu.named("rtx-3070-8gb"), 510)
+    (row,) = bsmodel.study([recorded()], gpus=[tiny]).rows
+    with pytest.raises(InvalidInputError, match="there is no plan to write down"):
+        emit(row, "accelerate", tiny)
+
+
+def test_a_row_says_what_its_plan_says():
+    goal = bsmodel.Goal(8192, 1_000_000, 3.0, 1e-3)
+    (row,) = bsmodel.study([recorded()], gpus=[card()], goals=[goal]).rows
+    plan = bsmodel.plan(bsmodel.fit(recorded(), card()), 8192, samples=1_000_000, epochs=3.0, base_lr=1e-3)
+
+    for framework in ("trainer", "timm", "kubernetes"):
+        assert emit(row, framework, card()) == emit(plan, framework)
+
+
+# -- names of cards --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_names_are_only_those_of_cards_that_hold_the_peak():
+    """`H100` is an H100 NVL somewhere, and elsewhere has 80 GB."""
+    plan = planned(Training())
+    nvl, full = Gpu.named("h100-nvl-94gb"), replace(plan.peak, reserved_upper_bytes=88 << 30)
+    asked = yaml.safe_load(emit(replace(plan, peak=full, fit=replace(plan.fit, gpu=nvl)), "skypilot").text)["resources"]
+    small = yaml.safe_load(emit(replace(plan, fit=replace(plan.fit, gpu=nvl)), "skypilot").text)["resources"]["ordered"]
+
+    assert [one["accelerators"] for one in asked["ordered"]] == ["H100-NVL:1", "96GB+:1"] or asked["ordered"][0] == {"accelerators": "H100-NVL:1"}
+    assert {"accelerators": "H100:1"} not in asked["ordered"] and {"accelerators": "H100:1"} in small
+
+
+@given(size=st.floats(0.1, 170))
+def test_every_card_with_the_memory_asked_for_holds_the_peak(size):
+    plan = planned(RECIPES["half"])
+    peak = replace(plan.peak, reserved_upper_bytes=int(size * (1 << 30)))
+    try:
+        text = emit(replace(plan, peak=peak), "skypilot").text
+    except InvalidInputError:
+        return
+    if least := re.search(r"(\d+)GB\+", text):
+        cards = [gpu for gpu in Gpu.all() if int(re.search(r"-(\d+)gb", gpu.id)[1]) >= int(least[1])]
+        assert cards and all(gpu.sure_bytes >= peak.reserved_upper_bytes and gpu.supports_bf16 for gpu in cards)
+
+
+# -- texts -----------------------------------------------------------------------------------------------------------------------------------
+
+values = st.booleans() | st.none() | st.integers(-(10**18), 10**18) | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+names = st.text(min_size=1)
+
+
+@given(fields=st.dictionaries(names, st.recursive(values | st.lists(values), lambda inner: st.dictionaries(names, inner, min_size=1), max_leaves=8)))
+def test_yaml_is_read_back_as_it_was(fields):
+    assert (yaml.safe_load(texts.as_yaml(fields, ["what\nit: says #"])) or {}) == fields
+
+
+@given(said=st.text())
+def test_no_name_breaks_out_of_a_comment(said):
+    for text in (texts.as_yaml({"key": 1}, [said]), texts.as_arguments({"key": 1}, [said]), texts.as_python({"key": "1"}, [said])):
+        assert [line for line in text.splitlines() if not line.startswith("#")] in (["key: 1"], ["key=1"], ["key = 1"])
+    assert yaml.safe_load(texts.as_yaml({"key": 1}, ["a"])) == {"key": 1} and ast.parse(texts.as_python({"key": "1"}, [said]))
+
+
+# -- the command ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recorded().save("recording.gz")
+    return "recording.gz"
+
+
+def test_the_command_writes_files_and_says_so(saved, capsys):
+    assert main(["plan", saved, "--gpu", "a100-80gb", "--target-batch", "4096", "--emit", "trainer", "--emit", "kubernetes=job.yaml"]) == 0
+    printed = capsys.readouterr().out
+
+    assert "Note: trainer: trainer.yaml is written." in printed and "Note: kubernetes: job.yaml is written." in printed
+    assert "per_device_train_batch_size: 4096" in Path("trainer.yaml").read_text() and "kind: Job" in Path("job.yaml").read_text()
+    assert main(["plan", saved, "--gpu", "a100-80gb", "--emit", "ray", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"][-1] == "ray: ray_train.py is written"
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--gpu", "a100-80gb", "--gpu", "l4-24gb", "--emit", "trainer"], "--emit writes the plan of one GPU, and 2 are asked about: choose by --gpu"),
+        (["--gpu", "a100-80gb", "--emit", "trainr"], "unknown framework 'trainr'; nearest: trainer"),
+        (["--gpu", "a100-80gb", "--emit", "trainer=there/is/none"], "cannot write the file for trainer"),
+        (["--gpu", "a100-80gb", "--emit", "trainer=one", "--emit", "timm=one"], "--emit timm=one writes 'one', which something else is written to"),
+        (["--gpu", "a100-80gb", "--emit", "deepspeed", "--emit", "trainer"], "deepspeed does not train by one device alone"),
+    ],
+)
+def test_the_command_refuses_and_writes_nothing(flags, line, saved, capsys):
+    before = sorted(Path().iterdir())
+
+    assert main(["plan", saved, *flags]) == 2
+    assert line in capsys.readouterr().err and sorted(Path().iterdir()) == before
+
+
+def test_nothing_is_written_where_nothing_fits(saved, capsys):
+    assert main(["plan", saved, "--gpu", "rtx-3070-8gb", "--context", "7.65GiB", "--emit", "trainer"]) == 1
+    assert not Path("trainer.yaml").exists() and capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("framework", "given", "line"),
+    [
+        ("torchtune", {"optimizer": "lion"}, "torchtune has no setting for optimizer lion"),
+        ("lightning", {"parallel": shared("hsdp", 16)}, "lightning does not train by hsdp"),
+        ("timm", {"float8": "rowwise", "precision": "bf16"}, "timm has no setting for linear layers in float8"),
+    ],
+)
+def test_flags_are_refused_before_anything_is_recorded(framework, given, line):
+    with pytest.raises(InvalidInputError, match=line):
+        require_settings(framework, given, card(), 16 if "parallel" in given else 1)
+    require_settings("accelerate", {"optimizer": "lion"}, card())
+    require_settings("axolotl", {"precision": "bf16-mixed"}, card())  # which the rest of the recipe may allow
+
+
+def test_the_flag_is_refused_before_the_model_is_made(capsys):
+    assert main(["plan", MINE, "--gpu", "a100-80gb", "--optimizer", "lion", "--emit", "torchtune"]) == 2
+    assert capsys.readouterr().err == "bsmodel: torchtune has no setting for optimizer lion (Chen 2023, arXiv 2302.06675, algorithm 2); plan without\n"
+
+
+def test_no_framework_is_imported_to_write_for_it(saved):
+    check = (
+        "import sys; from bsmodel.command import main; code = main(sys.argv[1:]);"
+        "sys.exit(code or any(name in sys.modules for name in ('torch', 'transformers', 'accelerate', 'lightning', 'yaml')))"
+    )
+    every = [flag for name in FRAMEWORKS if name not in ("deepspeed", "torchtitan") for flag in ("--emit", name)]
+    found = run("-c", check, "plan", saved, "--gpu", "a100-80gb", *every)
+
+    assert (found.returncode, found.stderr) == (0, "")
