@@ -74,7 +74,7 @@ def made(what: str) -> str:
     """What stands in a page instead of a comment: the answer of a command, the table of cards, the tables of schemas."""
     match what:
         case "gpus":
-            return table(("id", "name", "usable [GiB]", "capability", "GB/s", "fp16", "bf16", "USD an hour"), map(_card, bsmodel.Gpu.all()))
+            return table(("id", "name", "usable [GiB]", "capability", "GB/s", "fp16", "bf16", "USD an hour", "checked"), map(_card, bsmodel.Gpu.all()))
         case "schemas":
             return schemas()
         case _:
@@ -91,18 +91,19 @@ def printed(line: str) -> str:
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table in Markdown."""
-    columns = list(columns)
-    lines = [columns, ["---"] * len(columns), *([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)]
+    """A table in Markdown, numbers to the right."""
+    columns, cells = list(columns), [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    numbers = [all(re.fullmatch(r"[\d.,]+|-", row[place]) for row in cells) for place in range(len(columns))]
+    lines = [columns, ["---:" if number else "---" for number in numbers], *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _card(gpu: bsmodel.Gpu) -> tuple[str, ...]:
     source, rates = gpu.source_of("price_usd_per_hour"), (gpu.fp16_dense_flops_per_s, gpu.bf16_dense_flops_per_s)
     speed = f"{gpu.bandwidth_bytes_per_s / GB:,.0f}" if gpu.bandwidth_bytes_per_s else "-"
-    price = f"{gpu.price_usd_per_hour:.2f} ({source.checked})" if gpu.price_usd_per_hour and source else "-"
+    price = (f"{gpu.price_usd_per_hour:.2f}", str(source.checked)) if gpu.price_usd_per_hour and source else ("-", "-")
     shown = (f"{rate / TERA:,.0f}" if rate else "-" for rate in rates)
-    return f"`{gpu.id}`", gpu.name, f"{gpu.usable_bytes / GiB:.2f}", gpu.compute_capability, speed, *shown, price
+    return f"`{gpu.id}`", gpu.name, f"{gpu.usable_bytes / GiB:.2f}", gpu.compute_capability, speed, *shown, *price
 
 
 # -- schemas -------------------------------------------------------------------------------------------------------------------------------
