@@ -17,7 +17,7 @@ check: .venv/installed
 	$(BIN)/lint-imports
 
 docs: .venv/installed # the pages of docs/ as a site, in build/docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --config-file .mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file .mkdocs.yml
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

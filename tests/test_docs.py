@@ -162,3 +162,35 @@ def test_every_command_is_in_the_reference(capsys):
     shown = re.findall(r"^## (\w+)$", (ROOT / "docs" / "commands.md").read_text(encoding="utf-8"), re.M)
 
     assert commands == shown and len(shown) > 10
+
+
+def built(place):
+    """Exit code and stderr of what `make docs` runs, in a copy of the repository whose gallery is empty."""
+    line = re.search(r"-m mkdocs build .*", (ROOT / "Makefile").read_text(encoding="utf-8"))[0]
+    done = subprocess.run([sys.executable, *shlex.split(line)], cwd=place, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+def test_the_site_is_built_and_a_broken_link_or_a_page_that_nobody_finds_is_an_error(tmp_path):
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    for name in ("bsmodel", "docs", "hardware"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "benchmarks").mkdir()
+    for name in (".mkdocs.yml", "README.md", "CHANGELOG.md", "benchmarks/README.md"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "docs" / "gallery.md").write_text("# Gallery\n", encoding="utf-8")
+    whole, said = built(tmp_path)
+    pages = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "build" / "docs").glob("*.html")}
+
+    assert whole == 0 and "WARNING" not in said, said
+    assert all(not re.search(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"?(?:https?:)?//", text) for text in pages.values())
+    assert "rtx-3090-24gb" in pages["gpus.html"]
+    assert 'id="bsmodel.fit"' in pages["api.html"] and "--target-batch N" in pages["commands.html"] and 'id="part-row"' in pages["json.html"]
+
+    with (tmp_path / "docs" / "index.md").open("a", encoding="utf-8") as page:
+        page.write("\n[a](nothing.md), [b](my-model.md#nothing), [c](../bsmodel/units.py)\n")
+    (tmp_path / "docs" / "orphan.md").write_text("# Nobody links here\n", encoding="utf-8")
+    broken, said = built(tmp_path)
+
+    assert broken == 1 and said.count("WARNING") == 4, said
