@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: plan test check clean
+.PHONY: plan test check docs clean
 
 plan: .venv/installed
 	$(BIN)/bsmodel plan resnet50
@@ -16,11 +16,14 @@ check: .venv/installed
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+docs: .venv/installed # the pages of docs/ as a site, in build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file .mkdocs.yml
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[models,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[models,test,docs]'
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv build

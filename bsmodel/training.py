@@ -37,6 +37,7 @@ PRECISIONS: dict[str, Precision] = {
     "fp16": Precision("float16", matmul="fp16"),
     "bf16": Precision("bfloat16", matmul="bf16"),
 }
+"""What the name of a precision means."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ OPTIMIZERS: dict[str, OptimizerRule] = {
     "adamw-paged": OptimizerRule("bsmodel.recording.optimizers:PagedAdamW", {"lr": 1e-4}, "adam", _PAGED, _MANAGED),
     "adamw-paged-8bit": OptimizerRule("bsmodel.recording.optimizers:PagedAdamW8bit", {"lr": 1e-4}, "adam", _PAGED, _MANAGED),
 }
+"""What the name of an optimizer means; any other is a class or a function in `Training.optimizer`."""
 
 
 @dataclass(frozen=True)

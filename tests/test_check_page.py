@@ -1,52 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every block of docs/check.md is run, or read by whoever it is for."""
+"""Files of docs/check.md are read by whoever they are for; its other blocks run in test_docs.py."""
 
 import os
 import re
-import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from bsmodel.command import main
 from tests.test_gate_runs import EXAMPLE, git, run
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "check.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.M | re.S)
-COMMANDS = re.findall(r"^    (bsmodel .*)$", PAGE, re.M)
 
 pytest.importorskip("transformers")
 
 
 def blocks(kind):
     return [text for name, text in BLOCKS if name == kind]
-
-
-def test_the_blocks_are_found():
-    assert len(COMMANDS) == 4 and [len(blocks(kind)) for kind in ("console", "python", "yaml")] == [1, 2, 3] and len(BLOCKS) == 6
-
-
-def test_the_commands_answer_in_order_and_print_what_stands_there(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    for line in COMMANDS:
-        assert main(shlex.split(line)[1:]) == 0, line
-    capsys.readouterr()
-    question, _, answer = blocks("console")[0].partition("\n")
-    assert main(shlex.split(question)[2:]) == 0 and capsys.readouterr().out == answer
-
-
-def test_the_program_runs(tmp_path):
-    (tmp_path / "program.py").write_text(blocks("python")[0])
-    found = subprocess.run(
-        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
-    )
-
-    assert found.returncode == 0 and found.stdout.startswith("fits: gpt2 trains at a micro-batch of 16 "), found.stderr
 
 
 def test_the_tests_are_those_of_the_example_which_are_run_elsewhere():

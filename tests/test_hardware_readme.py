@@ -2,7 +2,6 @@
 """What hardware/README.md says of the files beside it is what the schema says."""
 
 import importlib
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ def test_the_tables_of_fields_are_those_of_the_schema(name, monkeypatch):
 
 
 def test_the_card_of_the_example_is_one(tmp_path):
-    example = textwrap.dedent(README[README.index("    #:schema") : README.index("\nThat is enough for a batch")])
+    example = README[README.index("# my_card.toml\n") : README.index("```\n\nThat is enough for a batch")]
     (tmp_path / "my_card.toml").write_text(example, encoding="utf-8")
 
     assert Gpu.load(tmp_path / "my_card.toml").id == "my-card-16gb"

@@ -101,9 +101,11 @@ def step_time(
     """Time of one optimizer step at micro-batch `batch`, with `accumulation` micro-steps (default: the recipe's). Both may be several,
     broadcast as numpy does it; then all answers are.
 
-    t_kernel = max(arithmetic, bytes / bandwidth) + kernel_seconds;  t_step = max(sum of t_kernel, launches x launch_seconds) + exposed, where the
-    arithmetic of a product is that of whole tiles in whole waves: ceil(tiles / SMs) SMs a b 2(k + fill) / (peak efficiency share), over the
-    best tile a x b.
+        t_kernel = max(arithmetic, bytes / bandwidth) + kernel_seconds
+        t_step   = max(sum of t_kernel, launches x launch_seconds) + exposed
+
+    The arithmetic of a product is that of whole tiles in whole waves, `ceil(tiles / SMs) SMs a b 2(k + fill) / (peak efficiency share)`, over
+    the best tile a x b.
     Raises `InvalidInputError` for what is no batch or no number of micro-steps, a batch at which the step takes another path than recorded, a card
     without a bandwidth, a peak rate or, among several, a link, or a tape of another compute capability.
     """

@@ -15,20 +15,21 @@ from bsmodel.training import Training
 class Workload:
     """A model, its batches and its loss, as three functions.
 
-    model() -> torch.nn.Module
-    batch(size) -> any nesting of host tensors, `size` samples in it; where samples differ in size, all of them of the mean
-    worst_batch(size) -> the same at its worst: the longest texts, the largest graphs. What it takes is the upper end of what the step takes
-    loss(model, batch) -> scalar tensor, or (scalar tensor, outputs); outputs live on where `Training.keep_outputs` says so
-    step(model, optimizer, batch) -> anything, instead of `loss`: a whole training step of your own; what it returns lives until the
-        next one returns. It moves the host batch to `"cuda"` itself and calls the optimizer.
-    setup(model) -> what `step` gets in the optimizer's place, made once, with the model on the device: two optimizers in a dict, an object
-        with a loss scaler, an average of the weights, an Accelerator. Without it `step` gets the optimizer of the recipe.
-    weights: the dtype in which trained weights of the model are published, such as "bfloat16": under adapters they are kept in half precision.
-    quantized: fields of the recipe that say how weights are held that are published in fewer bits, such as {"weights": "nf4", "double_quant": True}.
-    training: the recipe where none is given. base_lr at base_batch: a learning rate known to train it.
-    data() -> samples to train on in a trial, or a pair of those and of samples to validate with: a `torch.utils.data.Dataset`, any sequence, a
-        Hugging Face dataset, or an iterable that can be gone through again. A batch of them, collated, is what `loss` takes.
-    remarks: sentences that an answer rests on and nobody asked for; read when a recording is over, so that `loss` may add what it chose.
+    * `model() -> torch.nn.Module`
+    * `batch(size)` -> any nesting of host tensors, `size` samples in it; where samples differ in size, all of them of the mean
+    * `worst_batch(size)` -> the same at its worst: the longest texts, the largest graphs. What it takes is the upper end of what the step takes
+    * `loss(model, batch)` -> scalar tensor, or (scalar tensor, outputs); outputs live on where `Training.keep_outputs` says so
+    * `step(model, optimizer, batch)` -> anything, instead of `loss`: a whole training step of your own; what it returns lives until the
+      next one returns. It moves the host batch to `"cuda"` itself and calls the optimizer.
+    * `setup(model)` -> what `step` gets in the optimizer's place, made once, with the model on the device: two optimizers in a dict, an object
+      with a loss scaler, an average of the weights, an Accelerator. Without it `step` gets the optimizer of the recipe.
+    * `weights`: the dtype in which trained weights of the model are published, such as "bfloat16": under adapters they are kept in half precision.
+    * `quantized`: fields of the recipe that say how weights are held that are published in fewer bits, such as `{"weights": "nf4", "double_quant": True}`.
+    * `training`: the recipe where none is given. `base_lr` at `base_batch`: a learning rate known to train it.
+    * `tokens_per_sample`: tokens in each sample, 1 where it is no text; tokens a second are counted by it.
+    * `data()` -> samples to train on in a trial, or a pair of those and of samples to validate with: a `torch.utils.data.Dataset`, any sequence, a
+      Hugging Face dataset, or an iterable that can be gone through again. A batch of them, collated, is what `loss` takes.
+    * `remarks`: sentences that an answer rests on and nobody asked for; read when a recording is over, so that `loss` may add what it chose.
     """
 
     model: Callable[[], Any]
