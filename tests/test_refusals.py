@@ -166,7 +166,7 @@ def test_a_tape_of_another_version_or_none_at_all(tape, a100, tmp_path, capsys):
         json.dump({**document, "schema_version": 99}, stream)
     (tmp_path / "no.json.gz").write_text("hello")
 
-    assert "has schema version 99, this bsmodel reads 15: record it again" in refused(capsys, "plan", str(path))
+    assert "has schema version 99, this bsmodel reads 16: record it again" in refused(capsys, "plan", str(path))
     assert "cannot read the tape" in refused(capsys, "plan", str(tmp_path / "no.json.gz"))
     assert "cannot write the tape" in line_of(tape.save, tmp_path / "missing" / "tape.json.gz")
     assert "trace again with this GPU" in line_of(bsmodel.predict, tape, bsmodel.Gpu.named("h100-80gb"), 4)

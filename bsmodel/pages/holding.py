@@ -36,7 +36,7 @@ def categories(held: Mapping[str, Mapping[str, int]], look: Look) -> Spec:
     told = [alt.Tooltip("gpu:N", title="GPU"), "category:N", alt.Tooltip("gib:Q", title="GiB", format=".3f"), alt.Tooltip("share:Q", format=".1%")]
     x, y = alt.X("gib:Q", title="requested [GiB]").axis(format="~g"), alt.Y("gpu:N", title=None, sort=list(held))
     bars = alt.Chart().mark_bar(size=36, stroke=look.page, strokeWidth=1).encode(x=x, y=y, color=colour, order="order:Q", tooltip=told)
-    return {**framed([bars], look, "Bytes at the binding moment by category, a bar for each GPU", rows), "height": {"step": _BAR}}
+    return {**framed([bars], look, "Bytes at the binding moment by category, a bar for each GPU", rows), "height": _BAR * len(held)}
 
 
 @quick
