@@ -38,7 +38,7 @@ def memory(form: Footprint, peaks: Sequence[Peak], usable_bytes: int, micro_batc
     base = alt.Chart().encode(x=x)
     layers: list[Any] = [
         *_beyond(most, top, scale, look),
-        base.mark_area(opacity=0.3, color=look.kinds[2], clip=True).encode(y=_gib("reserved", scale), y2="upper:Q"),
+        base.mark_area(opacity=0.3, color=look.kinds[2], clip=True).encode(y=_gib("reserved", scale), y2=alt.Y2("upper:Q")),
     ]
     line = alt.Chart(alt.NamedData(name="closed form")).mark_line(color=look.kinds[0], strokeWidth=2, clip=True)
     layers.append(line.encode(x=x, y=_gib("requested", scale)))
@@ -66,8 +66,8 @@ def _beyond(most: float, top: float, scale: Any, look: Look) -> list[Any]:
     """The card's line, with what is out of memory shaded above it."""
     at = alt.Chart(alt.Data(values=[{"reserved": short(most), "top": short(top), "label": f"{most:.2f} GiB usable"}]))
     at = at.encode(y=_gib("reserved", scale))
-    text = at.mark_text(align="left", baseline="bottom", dy=-3, color=look.bad, fontWeight=600).encode(x=alt.value(4), text="label:N")
-    return [at.mark_rect(color=look.bad, opacity=0.1).encode(y2="top:Q"), at.mark_rule(color=look.bad, strokeWidth=1.5), text]
+    text = at.mark_text(align="left", baseline="bottom", dy=-3, color=look.bad, fontWeight=600).encode(x=alt.XValue(4), text=alt.Text("label:N"))
+    return [at.mark_rect(color=look.bad, opacity=0.1).encode(y2=alt.Y2("top:Q")), at.mark_rule(color=look.bad, strokeWidth=1.5), text]
 
 
 def _gib(name: str, scale: Any) -> alt.Y:
@@ -92,7 +92,7 @@ def throughput(times: Times, asked: Sequence[int], knee: int, replicas: int, loo
     base = base.encode(x=x)
     layers: list[Any] = [
         *_hosted(rows, x, look),
-        base.mark_area(opacity=0.25, color=look.kinds[2]).encode(y=alt.Y("low:Q", title="samples a second"), y2="high:Q"),
+        base.mark_area(opacity=0.25, color=look.kinds[2]).encode(y=alt.Y("low:Q", title="samples a second"), y2=alt.Y2("high:Q")),
     ]
     layers += [base.mark_line(strokeWidth=2, color=look.kinds[2]).encode(y=y), *_marked(knee, f"knee {knee:,}", x, look)]
     layers += _answering(_only(base, rows, asked), _told_times(), look)
@@ -106,7 +106,7 @@ def step_seconds(times: Times, asked: Sequence[int], look: Look) -> Spec:
     x, base = _batch([rows[0]["batch"], rows[-1]["batch"]]), alt.Chart()
     base = base.encode(x=x)
     scale = alt.Scale(type="log", nice=False, padding=10)
-    layers: list[Any] = [*_hosted(rows, x, look), base.mark_area(opacity=0.2, color=look.soft).encode(y=_step("least", scale), y2="most:Q")]
+    layers: list[Any] = [*_hosted(rows, x, look), base.mark_area(opacity=0.2, color=look.soft).encode(y=_step("least", scale), y2=alt.Y2("most:Q"))]
     layers.append(base.mark_line(strokeWidth=5, opacity=0.35, color=look.soft).encode(y=_step("step", scale)))
     for name, colour in zip(SECONDS, look.kinds, strict=False):
         layers.append(base.mark_line(strokeWidth=2, color=colour).encode(y=_step(name, scale)))
@@ -130,8 +130,8 @@ def _hosted(rows: Rows, x: alt.X, look: Look) -> list[Any]:
     if not hosted:
         return []
     at = alt.Chart(alt.Data(values=[{"batch": hosted[0], "last": hosted[-1], "label": "host-bound"}])).encode(x=x)
-    text = at.mark_text(align="left", baseline="top", dx=3, dy=4, color=look.soft).encode(y=alt.value(0), text="label:N")
-    return [at.mark_rect(color=look.soft, opacity=0.12).encode(x2="last:Q"), text]
+    text = at.mark_text(align="left", baseline="top", dx=3, dy=4, color=look.soft).encode(y=alt.YValue(0), text=alt.Text("label:N"))
+    return [at.mark_rect(color=look.soft, opacity=0.12).encode(x2=alt.X2("last:Q")), text]
 
 
 def _step(name: str, scale: Any) -> alt.Y:
@@ -165,11 +165,12 @@ def _batch(batches: Sequence[int], even: bool = False) -> alt.X:
 
 def _marked(batch: int, label: str, x: alt.X, look: Look) -> list[Any]:
     at = alt.Chart(alt.Data(values=[{"batch": batch, "label": label}])).encode(x=x)
-    text = at.mark_text(baseline="bottom", dy=-3, color=look.ink).encode(y=alt.value(0), text="label:N")
+    text = at.mark_text(baseline="bottom", dy=-3, color=look.ink).encode(y=alt.YValue(0), text=alt.Text("label:N"))
     return [at.mark_rule(strokeDash=[6, 4], color=look.ink), text]
 
 
 def _answering(base: Any, numbers: list[alt.Tooltip], look: Look) -> list[Any]:
     """A line at the batch that is looked at, and around every batch a stripe that tells its numbers and can be clicked."""
-    line = base.mark_rule(strokeWidth=2, color=look.kinds[3]).encode(opacity=alt.condition(f"datum.batch == {CHOSEN}", alt.value(1), alt.value(0)))
+    seen = alt.OpacityValue(0, condition={"test": f"datum.batch == {CHOSEN}", "value": 1})
+    line = base.mark_rule(strokeWidth=2, color=look.kinds[3]).encode(opacity=seen)
     return [line, base.mark_rule(strokeWidth=2 * _NARROW, opacity=0, cursor="pointer").encode(tooltip=numbers).properties(name=HOVER)]
