@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 import bsmodel
 from bsmodel import Parallel, Training
-from bsmodel.command.explain import totals
 from bsmodel.memory import Moment, StepMemory, on_devices, over_a_step
 from bsmodel.tape import AFTER, REPEATED
 from tests import models
@@ -54,7 +53,7 @@ def test_the_binding_moment_holds_what_the_breakdown_says(recordings, a100, reci
     tape = recordings[recipe]
     found, form = over_a_step(tape, batch, accumulation, a100), bsmodel.footprint(tape, accumulation, a100)
 
-    assert held(found, found.binding) == totals(bsmodel.breakdown(tape, batch, accumulation, a100), "category")
+    assert held(found, found.binding) == bsmodel.breakdown(tape, batch, accumulation, a100).by_category
     assert found.total_bytes.max() == found.total_bytes[found.binding] == form(batch)
     assert str(found.moments[found.binding]) == str(form.binding(batch))
     assert found.micro_steps == min(accumulation, 3 if "alone" in recipe or "last" in recipe else 2)
@@ -65,7 +64,7 @@ def test_at_any_batch(recordings, a100, batch, devices):
     tape = on_devices(recordings["one"], devices)
     found = over_a_step(tape, batch, gpu=a100)
 
-    assert held(found, found.binding) == totals(bsmodel.breakdown(tape, batch, gpu=a100), "category")
+    assert held(found, found.binding) == bsmodel.breakdown(tape, batch, gpu=a100).by_category
     assert found.total_bytes.max() == bsmodel.footprint(tape, gpu=a100)(batch) and (found.bytes >= 0).all()
 
 
@@ -87,7 +86,7 @@ def test_a_step_that_takes_the_most_while_the_model_is_loaded_is_the_first(recor
     found = over_a_step(tape, 8, gpu=a100)
 
     assert found.step == 1 and str(found.moments[found.binding]) == "loading the model"
-    assert held(found, found.binding) == totals(bsmodel.breakdown(tape, 8, gpu=a100), "category")
+    assert held(found, found.binding) == bsmodel.breakdown(tape, 8, gpu=a100).by_category
     assert [moment.block for moment in found.moments][-1] == "first_step"
 
 

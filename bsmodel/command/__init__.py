@@ -2,7 +2,7 @@
 """Arguments in; tables, JSON and files out; no arithmetic and no orchestration of its own."""
 
 from bsmodel.command.compare_page import offers_of
-from bsmodel.command.explain import category_cells, module_cells, totals
+from bsmodel.command.explain import category_cells, module_cells
 from bsmodel.command.gpus import gpu_cells
 from bsmodel.command.main import main, run
 from bsmodel.command.page_tables import written
@@ -22,7 +22,6 @@ __all__ = (
     "run",
     "study_cells",
     "time_cells",
-    "totals",
     "uncounted",
     "written",
 )

@@ -18,7 +18,7 @@ from bsmodel.command.wording import title, uncounted
 from bsmodel.errors import InvalidInputError
 from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu
-from bsmodel.memory import Share, breakdown, footprint, on_devices, pickled, predict, snapshot
+from bsmodel.memory import breakdown, footprint, on_devices, pickled, predict, snapshot
 from bsmodel.pages import require_charts
 from bsmodel.studies import Recorded
 from bsmodel.tape import ModuleRow, OperatorRow, Polynomial, Tape, by_module, by_operator, counted
@@ -142,21 +142,12 @@ def _explained(tape: Tape, gpu: Gpu, batch: int) -> Explained:
         gpu=gpu.id,
         moment=str(form.binding(batch)),
         total_bytes=form(batch),
-        by_category=totals(shares, "category"),
-        by_module=totals(shares, "module"),
+        by_category=shares.by_category,
+        by_module=shares.by_module,
         closed_form=form,
         counted_form=CountedForm(states_bytes=plain.fixed, activation_bytes=plain.per_sample, pair_bytes=plain.per_pair),
         allocated_bytes=predict(tape, gpu, batch).allocated_bytes,
     )
-
-
-def totals(shares: Sequence[Share], key: str) -> dict[str, int]:
-    """Bytes by one field of the shares, largest first."""
-    sums: dict[str, int] = {}
-    for share in shares:
-        name = getattr(share, key)
-        sums[name] = sums.get(name, 0) + share.bytes
-    return dict(sorted(sums.items(), key=lambda item: (-item[1], item[0])))
 
 
 def spoken(tape: Tape, batch: int) -> tuple[Said, ...]:

@@ -116,8 +116,8 @@ def rented(row: Row) -> Cell:
 
 
 def place(price: Price) -> str:
-    """Cloud and region."""
-    return " ".join(part for part in (price.cloud, price.region) if part) or price.source
+    """Cloud and region, or whose figure it is where they are not known."""
+    return price.place or price.source
 
 
 def price_lines(rows: Sequence[Row]) -> list[str]:
@@ -136,6 +136,5 @@ def _sentence(gpu: str, price: Price) -> str:
         return f"Price of {gpu}: {price.source}."
     cards = "a card" if price.count is None else f"{price.instance or 'an instance'} with {price.count} card{'s' if price.count > 1 else ''}"
     spot, note = " at spot price" if price.spot else "", f"; {price.note}" if price.note else ""
-    where = " ".join(part for part in (price.cloud, price.region) if part)
     figure = f"{price.instance_usd_per_hour:,.4g} USD an hour{spot} on {price.day}"
-    return f"Price of {gpu}: {cards}{f', {where}' if where else ''}, {figure} ({price.source}){note}."
+    return f"Price of {gpu}: {cards}{f', {price.place}' if price.place else ''}, {figure} ({price.source}){note}."

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -84,8 +84,8 @@ class Baseline(BaseModel):
             largest_batch=fit.batch,
             seconds=None if why_untimed(tape, gpu) else _rounded(step_time(tape, gpu, batch, fit.accumulation).seconds),
             moment=str(footprint(tape, fit.accumulation, gpu).binding(peak.batch)),
-            by_category=_totals((share.category, share.bytes) for share in shares),
-            by_module=_totals((share.module, share.bytes) for share in shares),
+            by_category=dict(sorted(shares.by_category.items())),
+            by_module=dict(sorted(shares.by_module.items())),
         )
 
     def save(self, path: str | Path) -> None:
@@ -171,13 +171,6 @@ def _versions(tape: Tape) -> dict[str, str]:
 def _rounded(seconds: float) -> float:
     """To nine digits: sums of doubles differ in the last ones from machine to machine."""
     return float(f"{seconds:.9g}")
-
-
-def _totals(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
-    sums: dict[str, int] = {}
-    for name, size in pairs:
-        sums[name] = sums.get(name, 0) + size
-    return dict(sorted(sums.items()))
 
 
 def _reason(error: ValidationError) -> str:

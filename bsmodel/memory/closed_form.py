@@ -121,6 +121,23 @@ class Breakdown(Charted, tuple[Share, ...]):
 
     __slots__ = ()
 
+    @property
+    def by_category(self) -> dict[str, int]:
+        """Bytes of each category, the largest first."""
+        return self._sums("category")
+
+    @property
+    def by_module(self) -> dict[str, int]:
+        """Bytes that each module has itself, the largest first; those of "" belong to none."""
+        return self._sums("module")
+
+    def _sums(self, field: str) -> dict[str, int]:
+        sums: dict[str, int] = {}
+        for share in self:
+            name = getattr(share, field)
+            sums[name] = sums.get(name, 0) + share.bytes
+        return dict(sorted(sums.items(), key=lambda item: (-item[1], item[0])))
+
 
 def breakdown(tape: Tape, batch: int, accumulation: int | None = None, gpu: Gpu | None = None) -> Breakdown:
     """Who holds the bytes of `M(b)`: all that is alive at the binding moment, by category and module. Sums to `M(b)` exactly."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bsmodel.command import offers_of, totals
+from bsmodel.command import offers_of
 from bsmodel.errors import InvalidInputError
 from bsmodel.memory import LARGEST, Breakdown, Fit, footprint, predict
 from bsmodel.pages import Spec, categories, costs, memory, of_picture, spent, step_seconds
@@ -55,8 +55,7 @@ def _memory(fit: Fit, micro_batch: int) -> Spec:
 
 @chart_of.register
 def _(value: Breakdown) -> Spec:
-    held = totals(value, "category")
-    return categories({"": held}, of_picture(0))
+    return categories({"": value.by_category}, of_picture(0))
 
 
 @chart_of.register(StepTime)

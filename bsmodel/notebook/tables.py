@@ -17,7 +17,6 @@ from bsmodel.command import (
     plan_cells,
     study_cells,
     time_cells,
-    totals,
     uncounted,
     written,
 )
@@ -69,7 +68,7 @@ def _(value: Fit) -> tuple[Table, ...]:
 
 @tables_of.register
 def _(value: Breakdown) -> tuple[Table, ...]:
-    categories, modules = (totals(value, key) for key in ("category", "module"))
+    categories, modules = value.by_category, value.by_module
     caption = "What each module holds itself, without its parts."
     return written("categories", "Bytes at the binding moment.", *category_cells(categories)), written("modules", caption, *module_cells(modules))
 

@@ -36,6 +36,11 @@ class Price:
             object.__setattr__(self, "count", whole("count", self.count))
 
     @property
+    def place(self) -> str:
+        """Cloud and region, as far as they are known."""
+        return " ".join(part for part in (self.cloud, self.region) if part)
+
+    @property
     def instance_usd_per_hour(self) -> float:
         """US dollars an hour for all that is rented together."""
         return self.usd_per_hour * (self.count or 1)
