@@ -17,7 +17,7 @@ from tests.test_trial_page import Parts, everything, specs
 playwright = pytest.importorskip("playwright.sync_api")
 
 ROOT = Path(__file__).parent.parent
-MINE = f"{ROOT}/tests/models.py:attention"
+MINE = "a/folder/whose/name/is/as/long/as/the/names/of/folders/of/many/people/are/models.py:attention"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-headless-shell", "google-chrome"))), None)
 RUN = ("--target-batch", "65536", "--samples", "1000000", "--epochs", "3")
 CARDS = ("--gpu", "a100-40gb", "--gpu", "rtx-3070-8gb")
@@ -45,12 +45,15 @@ def browser():
 def written(tmp_path_factory):
     """Where each page is, written once as its command does; that of a trial is of a trial that is made up."""
     folder, known = tmp_path_factory.mktemp("pages"), {}
+    model = folder / MINE.partition(":")[0]
+    model.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "tests" / "models.py", model)
 
     def of(name):
         if name not in known:
             known[name] = folder / f"{name}.html"
             if name in QUESTIONS:
-                assert main([*QUESTIONS[name], "--html", str(known[name])]) == 0
+                assert main([each.replace(MINE, str(folder / MINE)) for each in (*QUESTIONS[name], "--html", str(known[name]))]) == 0
             else:
                 known[name].write_text(page(everything()))
         return known[name]
