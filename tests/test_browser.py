@@ -12,6 +12,7 @@ import pytest
 
 from bsmodel.command import main
 from bsmodel.trials import page
+from tests.test_adapters import GPT2
 from tests.test_trial_page import Parts, everything, specs
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -19,10 +20,12 @@ playwright = pytest.importorskip("playwright.sync_api")
 ROOT = Path(__file__).parent.parent
 MINE = "a/folder/whose/name/is/as/long/as/the/names/of/folders/of/many/people/are/models.py:attention"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-headless-shell", "google-chrome"))), None)
+TEXTS = "config.json"
 RUN = ("--target-batch", "65536", "--samples", "1000000", "--epochs", "3")
 CARDS = ("--gpu", "a100-40gb", "--gpu", "rtx-3070-8gb")
 QUESTIONS = {
     "plan": ("plan", MINE, "--cache", *RUN, *CARDS),
+    "lengths": ("plan", TEXTS, "--cache", "--seq-len", "128:512", *CARDS),
     "compare": ("compare", MINE, "--cache", *RUN, *CARDS, "--gpu", "l4-24gb", "--devices", "1,4"),
     "explain": ("explain", MINE, "--cache", "--batch", "512", *CARDS),
     "study": ("study", "--model", MINE, "--cache", "--precision", "fp32", "--precision", "bf16-mixed", *CARDS, "--gpu", "t4-16gb", "--devices", "1"),
@@ -48,12 +51,13 @@ def written(tmp_path_factory):
     model = folder / MINE.partition(":")[0]
     model.parent.mkdir(parents=True)
     shutil.copy(ROOT / "tests" / "models.py", model)
+    (folder / TEXTS).write_text(json.dumps({**GPT2, "architectures": ["GPT2LMHeadModel"]}))
 
     def of(name):
         if name not in known:
             known[name] = folder / f"{name}.html"
             if name in QUESTIONS:
-                assert main([each.replace(MINE, str(folder / MINE)) for each in (*QUESTIONS[name], "--html", str(known[name]))]) == 0
+                assert main([str(folder / each) if each in (MINE, TEXTS) else each for each in (*QUESTIONS[name], "--html", str(known[name]))]) == 0
             else:
                 known[name].write_text(page(everything()))
         return known[name]
@@ -158,6 +162,27 @@ def test_a_cell_that_is_clicked_is_told_and_its_line_is_marked(browser, written)
     assert marked.count() == 1 and "t4-16gb" in marked.text_content()
     told = shown.locator("#samples output").text_content()
     assert "GPU: t4-16gb" in told and "why: t4-16gb has no bf16 arithmetic" in told
+    shown.close()
+
+
+def test_cells_are_walked_through_by_the_keyboard(browser, written):
+    shown, *_ = opened(browser, written("study"))
+    focused = "document.activeElement.getAttribute('aria-label')"
+    cells = shown.locator("#samples .live [role=button]")
+
+    assert cells.count() == 6 and shown.locator("#samples .live [tabindex='0']").count() == 1
+    cells.first.focus()
+    walked = []
+    for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowDown", "ArrowLeft", "ArrowUp"):
+        shown.keyboard.press(key)
+        walked.append(shown.evaluate(focused))
+        assert shown.locator("#table-rows tr.chosen").count() == 1
+    assert [each.partition(":")[0] for each in walked] == [
+        *("rtx-3070-8gb, fp32", "t4-16gb, fp32", "t4-16gb, fp32", "t4-16gb, bf16-mixed", "rtx-3070-8gb, bf16-mixed", "rtx-3070-8gb, fp32")
+    ]
+    assert walked[3] == "t4-16gb, bf16-mixed: refused"
+    assert "GPU: rtx-3070-8gb" in shown.locator("#samples output").text_content()
+    assert shown.locator("#samples .live [tabindex='0']").get_attribute("aria-label") == walked[-1]
     shown.close()
 
 

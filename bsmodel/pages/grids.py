@@ -39,7 +39,8 @@ def grid(lines: Sequence[tuple[str, str]], columns: Sequence[str], tiles: Sequen
     layers += [_outlined(rows, x, y, look)] if any(row["best"] for row in rows) else []
     layers += [_headed(lines, heads, y, look)] if any(heads) else []
     told = [alt.Tooltip(f"t{place}:N", title=title) for place, (title, _) in enumerate(tiles[0].told)] if tiles else []
-    layers.append(base.mark_rect(opacity=0, cursor="pointer").encode(tooltip=told).properties(name=HOVER))
+    said = alt.ExprRef(f"datum.column + ', ' + {_CALLED.replace('value', 'line')} + ': ' + datum.text")
+    layers.append(base.mark_rect(fillOpacity=0, cursor="pointer", aria=True, description=said).encode(tooltip=told).properties(name=HOVER))
     apart = {"resolve": {"scale": {"color": "independent"}}, "padding": {"left": 4, "top": 4, "bottom": 4, "right": _beyond(columns)}}
     return {**framed(layers, look, description, rows), "height": _LINE * len(order), **apart}
 

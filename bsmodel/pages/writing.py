@@ -21,7 +21,7 @@ _WRONG = ("out of memory", "OUT OF MEMORY", "diverged", "DIFFER")
 # What a browser is told to allow: no address is asked for anything.
 _SAFE = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 _ASK = "Choose a batch, here or in a chart: it is marked, and its numbers stand here."
-_CLICK = "Click a cell: all that is known of it stands here, and its line is marked in the table."
+_CLICK = "Click a cell, or go to one with tabulator and arrows: all that is known of it stands here, and its line is marked in the table."
 _WITHOUT = "<noscript><p>The charts of this page need its script, which is not allowed to run here; the tables have their numbers.</p></noscript>"
 
 
