@@ -5,11 +5,14 @@ import json
 import math
 
 import jsonschema
+import numpy as np
 import pytest
 
 from bsmodel.command import main
 from bsmodel.command.documents import schema
 from bsmodel.trials import Trial
+from tests.test_pages import csv_tables
+from tests.test_trial_page import specs
 
 pytest.importorskip("sklearn")
 DIGITS = "benchmarks/digits.py:workload"
@@ -77,6 +80,23 @@ def test_a_learning_rate_is_looked_for(capsys):
     assert document["steepest"] < document["diverged_at"] and document["tenth_of_divergence"] == pytest.approx(document["diverged_at"] / 10)
     jsonschema.validate(document, json.loads(schema("trial")))
     assert "Steepest fall" in asked(capsys, DIGITS, "--lr-range", "1e-3:100", "--batches", "64", "--steps", "40")[1]
+
+
+def test_the_learning_rates_are_a_page_and_a_picture(tmp_path, capsys):
+    pytest.importorskip("vl_convert")
+    page, picture = tmp_path / "rates.html", tmp_path / "rates.svg"
+    words = (DIGITS, "--lr-range", "1e-3:100", "--batches", "64", "--steps", "40", "--html", str(page), "--picture", str(picture))
+    code, printed, _ = asked(capsys, *words, "--json")
+    found, text = json.loads(printed), page.read_text()
+    curve = found["curve"]
+    chart = specs(text)["rates"]
+    steps = [(row["rate"], row["loss"], row["smoothed"]) for row in chart["datasets"]["rows"]]
+
+    assert code == 0 and np.ravel(steps) == pytest.approx(np.ravel(list(zip(curve["rates"], curve["losses"], curve["smoothed"], strict=True))), rel=1e-5)
+    read = {f"steepest fall {found['steepest']:.2g}", f"a tenth of divergence {found['tenth_of_divergence']:.2g}", f"diverged {found['diverged_at']:.2g}"}
+    assert {row["label"] for layer in chart["layer"] for row in layer.get("data", {}).get("values", ()) if "rate" in row} == read
+    assert len(csv_tables(text)["rates"]) == 1 + len(steps) and "Steepest fall: " in text and "sgd, fp32" in text
+    assert all(label in picture.read_text() for label in read)
 
 
 def test_a_text_is_cut_into_samples(tmp_path, capsys):

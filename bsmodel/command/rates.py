@@ -7,9 +7,11 @@ import argparse
 from typing import Any
 
 from bsmodel.command.documents import RatesDocument
+from bsmodel.command.drawn import PAGE, PICTURE
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import render, table
 from bsmodel.errors import InvalidInputError
+from bsmodel.files import write_whole
 from bsmodel.training import Training
 from bsmodel.trials import RateRange, lr_range
 from bsmodel.workloads import Workload
@@ -33,7 +35,17 @@ def answer(workload: Workload, recipe: Training, data: Any, options: argparse.Na
         diverged_at=found.diverged_at,
         tenth_of_divergence=found.tenth_of_divergence,
     )
+    _draw(workload.name, recipe, found, options)
     return Answer(document, _text(workload.name, recipe, found))
+
+
+def _draw(name: str, recipe: Training, found: RateRange, options: argparse.Namespace) -> None:
+    from bsmodel.trials import rates_page, rates_picture
+
+    if options.html:
+        write_whole(options.html, rates_page(name, recipe, found).encode(), PAGE)
+    if options.picture:
+        write_whole(options.picture, rates_picture(found).encode(), PICTURE)
 
 
 def _text(name: str, recipe: Training, found: RateRange) -> str:

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 from bsmodel.command import arguments
 from bsmodel.command.documents import TrialDocument
+from bsmodel.command.drawn import PAGE, PICTURE, require_drawable
 from bsmodel.command.priced import add_price, own_prices
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, Part, render, table
 from bsmodel.command.training import training
 from bsmodel.errors import InvalidInputError
-from bsmodel.files import require_writable, write_whole
+from bsmodel.files import write_whole
 from bsmodel.hardware import Gpu
-from bsmodel.pages import require_charts
 from bsmodel.planning import NoiseScale
 from bsmodel.studies import tapes
 from bsmodel.training import Training
@@ -26,7 +26,6 @@ from bsmodel.units import format_bytes
 from bsmodel.workloads import Source, Workload
 
 HERE = "auto"
-_PAGE, _PICTURE = "the page", "the picture"
 _UNKNOWN = "-"
 
 
@@ -96,7 +95,8 @@ def run(options: argparse.Namespace) -> Answer:
     if (options.model is None) == (options.report is None):
         raise InvalidInputError("give a model to try, or --report DIR for a trial that was run" if options.model is None else _BOTH)
     gpus = arguments.with_room(options, [Gpu.named(name) for name in options.gpu or () if name != HERE])
-    _require_drawn(options)
+    require_drawable(options.html)
+    require_drawable(options.picture, PICTURE)
     if options.model is None:
         source, found = None, Trial.load(options.report)
     else:
@@ -123,21 +123,13 @@ def run(options: argparse.Namespace) -> Answer:
     return Answer(document, _text(found, elsewhere))
 
 
-def _require_drawn(options: argparse.Namespace) -> None:
-    """Raises `InvalidInputError`, before the work, for a page or picture that cannot be drawn or written."""
-    for path, what in ((options.html, _PAGE), (options.picture, _PICTURE)):
-        if path:
-            require_charts()
-            require_writable(path, what)
-
-
 def _draw(found: Trial, elsewhere: Sequence[Recommendation], options: argparse.Namespace) -> None:
     from bsmodel.trials import page, picture
 
     if options.html:
-        write_whole(options.html, page(found, elsewhere).encode(), _PAGE)
+        write_whole(options.html, page(found, elsewhere).encode(), PAGE)
     if options.picture:
-        write_whole(options.picture, picture(found).encode(), _PICTURE)
+        write_whole(options.picture, picture(found).encode(), PICTURE)
 
 
 _BOTH = "--report says what a trial that was run has found; leave out the model"

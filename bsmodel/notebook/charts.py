@@ -18,7 +18,7 @@ from bsmodel.planning import Plan, ladder
 from bsmodel.shown import Charted
 from bsmodel.studies import Study
 from bsmodel.timing import StepTime
-from bsmodel.trials import Trial, loss_curves
+from bsmodel.trials import RateRange, Trial, loss_curves, rate_losses
 
 _MOST_POINTED = 14  # batches that answer to a pointer
 
@@ -88,3 +88,8 @@ def _(value: Study) -> Spec:
 @chart_of.register
 def _(value: Trial) -> Spec:
     return loss_curves(value)
+
+
+@chart_of.register
+def _(value: RateRange) -> Spec:
+    return rate_losses(value)

@@ -17,7 +17,7 @@ from bsmodel.pages.writing import document, head, require_charts
 if TYPE_CHECKING:
     from bsmodel.pages.batches import MEMORY, SECONDS, memory, step_seconds, throughput
     from bsmodel.pages.busy import spent
-    from bsmodel.pages.drawing import HOVER, Spec, framed, still, told
+    from bsmodel.pages.drawing import HOVER, Spec, framed, named, still, told
     from bsmodel.pages.grids import grid
     from bsmodel.pages.holding import ITSELF, categories, icicle
     from bsmodel.pages.lengths import by_length, largest_by_length
@@ -61,6 +61,7 @@ __all__ = (
     "largest_by_length",
     "least_width",
     "memory",
+    "named",
     "number",
     "of_page",
     "of_picture",
@@ -80,10 +81,9 @@ __all__ = (
 _HOMES = dict.fromkeys(("MEMORY", "SECONDS", "memory", "step_seconds", "throughput"), "batches")
 _HOMES |= dict.fromkeys(("ITSELF", "categories", "icicle"), "holding")
 _HOMES |= dict.fromkeys(("BAND", "error_shares", "predicted_against_measured", "relative_errors"), "measured")
-_HOMES |= {"costs": "renting", "spent": "busy", "passing": "stacking"}
 _HOMES |= dict.fromkeys(("by_length", "largest_by_length"), "lengths")
-_HOMES |= {"costs": "renting", "grid": "grids"}
-_HOMES |= dict.fromkeys(("HOVER", "Spec", "framed", "still", "told"), "drawing")
+_HOMES |= {"costs": "renting", "grid": "grids", "passing": "stacking", "spent": "busy"}
+_HOMES |= dict.fromkeys(("HOVER", "Spec", "framed", "named", "still", "told"), "drawing")
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from bsmodel.trials.values import Run, Rung, Update, Watch
 if TYPE_CHECKING:
     from bsmodel.trials.asking import Options, trial
     from bsmodel.trials.finding import find_batch
-    from bsmodel.trials.html import loss_curves, page, picture
+    from bsmodel.trials.html import loss_curves, page, picture, rate_losses, rates_page, rates_picture
     from bsmodel.trials.rising import lr_range
     from bsmodel.trials.sources import data_named
     from bsmodel.trials.tables import of_batches
@@ -41,6 +41,9 @@ __all__ = (
     "of_batches",
     "page",
     "picture",
+    "rate_losses",
+    "rates_page",
+    "rates_picture",
     "trial",
 )
 
@@ -53,6 +56,9 @@ _HOMES = {
     "of_batches": "tables",
     "page": "html",
     "picture": "html",
+    "rate_losses": "html",
+    "rates_page": "html",
+    "rates_picture": "html",
     "trial": "asking",
 }
 

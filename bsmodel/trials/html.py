@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trial as one self-contained HTML page: charts that stand still without a script and answer with it, tables; nothing is loaded from elsewhere."""
+"""A trial, and a learning rate range test, as one page and as a picture: charts that stand still without a script and answer with it, tables."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bsmodel.errors import InvalidInputError
-from bsmodel.pages import Choice, Section, document, head, of_page, of_picture, require_charts
+from bsmodel.pages import Choice, Drawing, Section, document, head, of_page, of_picture, require_charts
+from bsmodel.training import Training
 from bsmodel.trials import tables
+from bsmodel.trials.rates import RateRange
 from bsmodel.trials.results import Recommendation, Trial
 
 if TYPE_CHECKING:
@@ -53,3 +55,35 @@ def loss_curves(trial: Trial) -> Spec:
     if not drawn.losses(trial):
         raise InvalidInputError("there is nothing to draw: no run of the trial has made a step whose loss is a number")
     return charts.loss(trial, "samples", of_picture(len(trial.by_rung)))
+
+
+def rates_page(name: str, training: Training, found: RateRange) -> str:
+    """A learning rate range test of the workload of this name by this recipe as one HTML page.
+
+    Raises `InvalidInputError` where altair or vl-convert is not installed.
+    """
+    require_charts()
+    from bsmodel.trials import rates_chart
+
+    caption = "The rate rises from step to step. The thick line is the average, by which the rates are read; what is far above its fall is not drawn."
+    kinds = tuple(enumerate(rates_chart.KINDS))
+    drawing = Drawing("rates", "Loss against the learning rate", caption, rates_chart.rising(found, of_page(0)), kinds)
+    came = [f"{line[0].upper()}{line[1:]}." for line in found.suggestions]
+    top = head(("What came of it", came), ("What was tried", tables.facts_of_rates(name, training, found)), found.remarks)
+    return document(f"Learning rates of {name}", top, [Section("Every step", (), (drawing,), tables.of_rates(found))], stills=True)
+
+
+def rates_picture(found: RateRange) -> str:
+    """The chart of a learning rate range test as SVG; raises `InvalidInputError` where altair or vl-convert is not installed."""
+    spec = rate_losses(found)
+    from bsmodel.pages import still
+
+    return still(spec)
+
+
+def rate_losses(found: RateRange) -> Spec:
+    """Loss against the learning rate as Vega-Lite, in the colours of a picture; raises `InvalidInputError` where altair or vl-convert is not installed."""
+    require_charts()
+    from bsmodel.trials import rates_chart
+
+    return rates_chart.rising(found, of_picture(0))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bsmodel.shown import Shown
+from bsmodel.shown import Charted
 
 KEPT = 0.8  # of the average at each step: its weights have a mean age of 4 steps, and 10 steps a decade can still be told apart
 EXCESS = 4.0  # times the best smoothed loss: from there on a run has diverged, as in fastai's finder
@@ -32,7 +32,7 @@ def excessive(smoothed: list[float]) -> bool:
 
 
 @dataclass(frozen=True)
-class RateRange(Shown):
+class RateRange(Charted):
     """The loss of one run whose learning rate rises exponentially, by a factor from each step to the next (Smith 2015, arXiv 1506.01186).
 
     `losses` are those of each step before its update, at `batch` samples a step, and `smoothed` their debiased exponential averages of factor 0.8.

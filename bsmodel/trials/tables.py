@@ -10,6 +10,7 @@ from typing import Any
 from bsmodel.pages import Column, Table, number
 from bsmodel.training import Training
 from bsmodel.trials.drawn import BY_MONEY, interval, spread, way
+from bsmodel.trials.rates import RateRange
 from bsmodel.trials.results import NEARLY, Recommendation, Trial, TrialRow
 from bsmodel.units import GiB
 
@@ -120,6 +121,20 @@ def of_costs(trial: Trial, found: Sequence[Recommendation]) -> Table:
     return Table(
         "costs", f"Seconds and US dollars {of}, with each batch and by each way of telling the seconds of a step; ★ is recommended.", tuple(columns), batches
     )
+
+
+def facts_of_rates(name: str, training: Training, found: RateRange) -> list[tuple[str, str]]:
+    """What a learning rate range test was asked, each with its name."""
+    rates = f"{number(found.rates[0])} to {number(found.rates[-1])}"
+    given = recipe({**training.model_dump(mode="json", exclude={"optimizer"}), "optimizer": training.optimizer_name})
+    return [("Workload", name), ("Recipe", given), ("Batch", f"{found.batch:,}"), ("Steps", f"{len(found.rates):,}"), ("Learning rates", rates)]
+
+
+def of_rates(found: RateRange) -> Table:
+    """A line for each step of a learning rate range test."""
+    columns = (("Learning rate", found.rates), ("Loss", found.losses), ("Smoothed loss", found.smoothed))
+    steps = Column("Step", tuple(f"{place:,}" for place, _ in enumerate(found.rates, start=1)))
+    return Table("rates", "A line for each step.", (steps, *(Column(heading, tuple(map(number, values))) for heading, values in columns)))
 
 
 def _marked(batches: Sequence[int], known: Mapping[int, float | None], chosen: int | None) -> tuple[str, ...]:
