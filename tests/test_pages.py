@@ -56,7 +56,7 @@ def planned(tmp_path_factory):
 @pytest.fixture(scope="module")
 def drawn(tape, a100):
     """What is drawn of one card."""
-    (row,) = study([tape], gpus=[a100], goals=[Goal(target_batch=65536, samples=10**6, epochs=3, ladder=True)]).rows
+    (row,) = study([tape], gpus=[a100], goals=[Goal(target_batch=65536, samples=10**6, epochs=3)]).rows
     return Drawn(row, a100, tape)
 
 
@@ -169,6 +169,16 @@ def test_the_closed_form_and_the_peaks_are_drawn_to_the_digit(drawn):
     assert rows[1024]["reserved"] == pytest.approx(peak.reserved_bytes / GiB, rel=1e-5)
     assert rows[1024]["upper"] == pytest.approx(peak.reserved_upper_bytes / GiB, rel=1e-5)
     assert [row["requested"] for row in line] == pytest.approx([drawn.row.closed_form(row["batch"]) / GiB for row in line], rel=1e-5)
+
+
+def test_what_is_drawn_of_a_plan_that_accumulates_keeps_gradients(tape, a100):
+    (row,) = study([tape], gpus=[a100], goals=[Goal(target_batch=1 << 20)]).rows
+    spec = specs(page(row.recorded, [Drawn(row, a100, tape)], [], []))["memory-0"]
+    rows = {each["batch"]: each for each in spec["datasets"]["rows"]}
+    alone = bsmodel.predict(tape, a100, row.micro_batch)
+
+    assert row.accumulation > 1 and row.closed_form == bsmodel.footprint(tape, row.accumulation, a100) != bsmodel.footprint(tape, 1, a100)
+    assert rows[row.micro_batch]["requested"] == pytest.approx(row.peak.requested_bytes / GiB, rel=1e-5) and row.peak.requested_bytes > alone.requested_bytes
 
 
 def test_the_curve_of_seconds_is_that_of_step_time(drawn):

@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> Answer:
     found = arguments.asked(options)
     gpus, notes = arguments.gpus_asked(options, found)
     emitting.require_followed(files, options, gpus)
-    goals = (arguments.goal(options, gpus, ladder=options.json or bool(options.html)),)
+    goals = (arguments.goal(options, gpus, ladder=options.json),)
     found, notes = arguments.saved(found, options, gpus), [*notes, *of_other_versions(found)]
     tapes = arguments.tapes_for(found, options, gpus) if options.html else []
     if options.html and isinstance(found, Source) and kept_as(found, {}, options.cache) is None:
@@ -97,7 +97,7 @@ def _text(recorded: Recorded, rows: Sequence[Row], notes: Notes) -> str:
         parts += [*time_table(fitting), "", *_schedule(fitting[0], _several_rates(fitting))]
         parts += [*(f"Note: {advice}." for advice in fitting[0].advice), ""]
     forms = _forms(rows)
-    parts += [part for form, same in forms for part in closed_form(", ".join(row.gpu for row in same), form)]
+    parts += [part for form, same in forms for part in closed_form(_label(same), form)]
     parts += [part for form, same in forms for part in memory_bars(form, same)]
     return render(*parts, "", uncounted(missing(rows)), *foot(recorded, notes))
 
@@ -108,6 +108,12 @@ def _forms(rows: Sequence[Row]) -> list[tuple[Footprint, list[Row]]]:
     for row in rows:
         groups.setdefault(str(row.closed_form), []).append(row)
     return [(same[0].closed_form, same) for same in groups.values() if same[0].closed_form]
+
+
+def _label(rows: Sequence[Row]) -> str:
+    """What a closed form holds for."""
+    kept = any((row.accumulation or 1) > 1 for row in rows)
+    return ", ".join(row.gpu for row in rows) + ("; gradients are kept between micro-batches" if kept else "")
 
 
 def plan_cells(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list[Cell]]]:

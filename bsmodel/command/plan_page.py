@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +13,10 @@ from bsmodel.command.page_tables import written
 from bsmodel.command.plan import plan_cells
 from bsmodel.command.priced import price_lines, rented, with_offers
 from bsmodel.command.wording import money, split, time_cells, title
-from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
-from bsmodel.memory import LARGEST, Peak, on_devices, predict
+from bsmodel.memory import Peak, on_devices
 from bsmodel.pages import Choice, Drawing, Section, document, head, of_page
-from bsmodel.planning import Split
+from bsmodel.planning import Split, peaks_around
 from bsmodel.studies import Recorded, Row
 from bsmodel.tape import Tape
 from bsmodel.timing import StepTime, step_time
@@ -48,14 +46,6 @@ def page(recorded: Recorded, found: Sequence[Drawn], asked: Sequence[tuple[str, 
     parts += [*(_of_gpu(place, each) for place, each in enumerate(found)), _closed_forms(rows)]
     top = head(("What fits", [_finding(row) for row in rows]), ("What was asked", [("Model", title(recorded)), *asked]), said)
     return document(f"Plan of {recorded.name}", top, parts)
-
-
-def extra_batches(row: Row) -> list[int]:
-    """The batches beyond those of the ladder whose peaks are drawn: that of the plan, and the power of two that is too large."""
-    if not row.fits or row.largest_batch is None:
-        return []
-    wanted = {row.micro_batch or 0, 1 << row.largest_batch.bit_length()} - {peak.batch for peak in row.ladder}
-    return sorted(batch for batch in wanted if 0 < batch <= LARGEST)
 
 
 def _finding(row: Row) -> str:
@@ -90,14 +80,15 @@ def _closed_forms(rows: Sequence[Row]) -> Section:
 def _of_gpu(place: int, each: Drawn) -> Section:
     from bsmodel.pages import MEMORY, memory
 
-    row = each.row
-    if row.micro_batch is None or not row.ladder or row.closed_form is None or row.usable_bytes is None:
+    row, made = each.row, each.row.split
+    if made is None or row.closed_form is None or row.usable_bytes is None or row.largest_batch is None:
         return Section(row.gpu, (f"There is no chart: {row.verdict}.",))
-    peaks, look = _peaks(each), of_page(0)
+    micro_steps, look = max(each.tape.accumulation, made.accumulation), of_page(0)
+    peaks = peaks_around(on_devices(each.tape, row.devices), each.gpu, micro_steps, (made.micro_batch, row.largest_batch))[-_MOST_CHOICES:]
     shaded = "Above the line it runs out of memory; the band goes up to the most that is reserved whatever the libraries choose."
-    said = ["Memory is that of one micro-batch a step; what accumulates gradients keeps them between micro-steps."]
+    said = [f"Memory is that of a step of {'several micro-batches, with gradients kept between them' if micro_steps > 1 else 'one micro-batch'}."]
     kinds = tuple(enumerate(("requested, the closed form", *MEMORY[1:])))
-    spec = memory(row.closed_form, peaks, row.usable_bytes, row.micro_batch, look)
+    spec = memory(row.closed_form, peaks, row.usable_bytes, made.micro_batch, look)
     drawings = [Drawing(f"memory-{place}", "Memory against the micro-batch", shaded, spec, kinds)]
     times = None if row.timing is None else _Times.of(each, [peak.batch for peak in peaks])
     if times is None:
@@ -105,15 +96,6 @@ def _of_gpu(place: int, each: Drawn) -> Section:
     else:
         drawings += times.drawings(place, each)
     return Section(row.gpu, tuple(said), tuple(drawings), choices=_choices(each, peaks, times), alone=True)
-
-
-def _peaks(each: Drawn) -> list[Peak]:
-    """The peaks that are known, and those of a few batches more; some are on another path than was recorded, and have none."""
-    found = list(each.row.ladder)
-    for batch in extra_batches(each.row):
-        with contextlib.suppress(InvalidInputError):
-            found.append(predict(on_devices(each.tape, each.row.devices), each.gpu, batch))
-    return sorted(found, key=lambda peak: peak.batch)[-_MOST_CHOICES:]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from dataclasses import fields, replace
 from typing import Any
@@ -12,9 +11,9 @@ import numpy as np
 
 from bsmodel.command import offers_of
 from bsmodel.errors import InvalidInputError
-from bsmodel.memory import LARGEST, Breakdown, Fit, footprint, predict
+from bsmodel.memory import Breakdown, Fit, footprint
 from bsmodel.pages import Spec, categories, costs, memory, of_picture, spent, step_seconds
-from bsmodel.planning import Plan, ladder
+from bsmodel.planning import Plan, peaks_around
 from bsmodel.shown import Charted
 from bsmodel.studies import Study
 from bsmodel.timing import StepTime
@@ -31,26 +30,19 @@ def chart_of(value: Charted) -> Spec:
 
 @chart_of.register
 def _(value: Fit) -> Spec:
-    return _memory(value, value.batch)
+    return _memory(value, value.batch, value.accumulation)
 
 
 @chart_of.register
 def _(value: Plan) -> Spec:
-    fit = value.fit
-    return _memory(replace(fit, accumulation=max(fit.accumulation, value.split.accumulation)), value.split.micro_batch)
+    return _memory(value.fit, value.split.micro_batch, value.micro_steps)
 
 
-def _memory(fit: Fit, micro_batch: int) -> Spec:
-    """The peaks of the ladder of batches, of the one that is marked, and of the power of two that is too large, if the recording holds for it."""
+def _memory(fit: Fit, micro_batch: int, accumulation: int) -> Spec:
     if fit.batch < 1:
         raise InvalidInputError(f"{fit.tape.name} {fit.verdict}")
-    peaks = {rung.batch: rung.peak for rung in ladder(fit)}
-    for batch in {micro_batch, 1 << fit.batch.bit_length()} - peaks.keys():
-        if batch <= LARGEST:
-            with contextlib.suppress(InvalidInputError):
-                peaks[batch] = predict(fit.tape, fit.gpu, batch, fit.accumulation, fit.settings)
-    form = footprint(fit.tape, fit.accumulation, fit.gpu)
-    return memory(form, [peaks[batch] for batch in sorted(peaks)], fit.gpu.usable_bytes, micro_batch, of_picture(0))
+    peaks = peaks_around(fit.tape, fit.gpu, accumulation, (micro_batch, fit.batch), fit.settings)
+    return memory(footprint(fit.tape, accumulation, fit.gpu), peaks, fit.gpu.usable_bytes, micro_batch, of_picture(0))
 
 
 @chart_of.register

@@ -5,7 +5,7 @@ from bsmodel.planning.advice import EVENLY, LARGE_BATCH, trains_in_part
 from bsmodel.planning.learning_rate import learning_rate, warmup_steps
 from bsmodel.planning.money import Timing, ranked, why_untimed
 from bsmodel.planning.noise import Endless, NoiseScale, noise_scale
-from bsmodel.planning.plan import Plan, Rung, ladder, plan, require_together
+from bsmodel.planning.plan import Plan, Rung, ladder, peaks_around, plan, require_together
 from bsmodel.planning.splits import Split, eligible, fastest, power_of_two_at_most, splits
 
 __all__ = (
@@ -22,6 +22,7 @@ __all__ = (
     "ladder",
     "learning_rate",
     "noise_scale",
+    "peaks_around",
     "plan",
     "power_of_two_at_most",
     "ranked",

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bsmodel.errors import InvalidInputError, UnreachableTargetError
-from bsmodel.memory import Fit, Peak, buckets_bytes, footprint, on_devices, predict
+from bsmodel.hardware import Gpu
+from bsmodel.memory import LARGEST, Fit, Peak, Settings, buckets_bytes, footprint, on_devices, predict
 from bsmodel.memory import fit as fit_tape
 from bsmodel.planning.advice import advice
 from bsmodel.planning.learning_rate import learning_rate, warmup_steps
@@ -17,6 +19,7 @@ from bsmodel.planning.money import Timing, catalogue_price, timing_of, why_untim
 from bsmodel.planning.splits import Split, eligible, fastest, splits
 from bsmodel.prices import Price
 from bsmodel.shown import Charted
+from bsmodel.tape import Tape
 from bsmodel.units import finite, whole
 
 
@@ -51,11 +54,29 @@ class Plan(Charted):
     total_steps: int | None
     advice: tuple[str, ...]
 
+    @property
+    def micro_steps(self) -> int:
+        """Of a step of the split, or of the recipe where that has more: from two on, gradients are kept between them."""
+        return max(self.fit.accumulation, self.split.accumulation)
+
 
 def ladder(fit: Fit) -> tuple[Rung, ...]:
     """Powers of two up to the largest micro-batch, and that batch itself: what to try in short runs, with the memory of each."""
     powers = [1 << k for k in range(fit.batch.bit_length())]
     return tuple(Rung(batch, predict(fit.tape, fit.gpu, batch, fit.accumulation, fit.settings)) for batch in sorted({*powers, fit.batch} - {0}))
+
+
+def peaks_around(tape: Tape, gpu: Gpu, accumulation: int, batches: tuple[int, int], settings: Settings | None = None) -> list[Peak]:
+    """The memory that a picture shows: at powers of two up to the larger of `batches`, at both, and at the next power of two, which is too large.
+
+    Batches at which the step takes another path than recorded are left out.
+    """
+    most, found = max(batches), []
+    for batch in sorted({*batches, *(1 << power for power in range(most.bit_length() + 1))}):
+        if batch <= LARGEST:
+            with contextlib.suppress(InvalidInputError):
+                found.append(predict(tape, gpu, batch, accumulation, settings))
+    return found
 
 
 def plan(

@@ -48,7 +48,8 @@ class Row(Shown):
     `bounded` whether memory is what limits it; `binding` is the moment that does, `headroom_bytes` what it leaves of the card (below zero:
     what is missing). The split is
     `micro_batch` x `accumulation` x `devices` / `tensor` = `effective_batch`, of which `peak` is the memory and `timing` the time;
-    `fewest` is the split with the fewest micro-steps. `closed_form` is that of the recording, `ladder` the peaks at powers of two.
+    `fewest` is the split with the fewest micro-steps. `closed_form` is that of the split's micro-steps, without one that of the recording;
+    `ladder` are the peaks at powers of two with the recipe's own.
     """
 
     workload: str
@@ -87,11 +88,8 @@ class Row(Shown):
     @staticmethod
     def of(plan: Plan) -> Row:
         """The row of a plan."""
-        fit = plan.fit
-        form, found = footprint(fit.tape, gpu=fit.gpu), of_fit(fit) | of_plan(plan)
-        return Row(
-            fit.tape.name, {}, fit.gpu.id, plan.split.devices, status="plan", verdict=fit.verdict, recorded=Recorded.of(fit.tape), closed_form=form, **found
-        )
+        fit, found = plan.fit, of_fit(plan.fit) | of_plan(plan)
+        return Row(fit.tape.name, {}, fit.gpu.id, plan.split.devices, status="plan", verdict=fit.verdict, recorded=Recorded.of(fit.tape), **found)
 
     @property
     def fits(self) -> bool:
@@ -130,6 +128,7 @@ def of_plan(plan: Plan) -> dict[str, Any]:
     """The fields of a row that tell of a plan."""
     same = ("exact", "fewest", "peak", "timing", "learning_rate", "warmup_steps", "steps_per_epoch", "total_steps", "advice")
     return {
+        "closed_form": footprint(plan.fit.tape, plan.micro_steps, plan.fit.gpu),
         "target_batch": plan.target_batch,
         "micro_batch": plan.split.micro_batch,
         "accumulation": plan.split.accumulation,
