@@ -2,6 +2,7 @@
 """How the house is built: which room knows which, how long a file and a function may be, what the front of a room says."""
 
 import ast
+import functools
 import re
 import shutil
 import subprocess
@@ -89,8 +90,13 @@ def front_of(room):
     return set()
 
 
+@functools.cache
 def imports_of(path):
     """Modules of this package that a file imports from, and the names it takes."""
+    return tuple(_imports(path))
+
+
+def _imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bsmodel."):
             yield node.module, {alias.name for alias in node.names}
