@@ -3,6 +3,7 @@
 
 import functools
 import json
+import os
 
 import pytest
 from hypothesis import settings
@@ -18,10 +19,14 @@ settings.load_profile("bsmodel")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_surroundings(tmp_path_factory):
-    """What is recorded is kept in folders of these tests, what others kept is not seen, and nobody's window decides how wide a table is."""
+    """What is recorded is kept in folders of these tests, what others kept is not seen, and nobody's window decides how wide a table is.
+
+    Processes that share the tests share what they record.
+    """
+    run = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("COLUMNS", raising=False)
-        patch.setenv("BSMODEL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("BSMODEL_CACHE_DIR", str((run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / "cache"))
         patch.setenv("BSMODEL_DATA_DIR", str(tmp_path_factory.mktemp("data")))
         yield
 
