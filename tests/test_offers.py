@@ -233,6 +233,14 @@ def test_offers_of_less_than_the_plans_node_are_none_for_it(capsys, monkeypatch,
     assert "No price of h100-80gb: the instances on offer have 1, 4 cards, and the plan has 8 in a node." in text
 
 
+def test_no_cloud_is_paid_for_the_network_of_another(capsys, table, saved):
+    """The cheapest of the network's own is taken, though others are cheaper."""
+    run = ("plan", saved, "--gpu", "h100-80gb", "--devices", "16", "--network", "aws-p5")
+
+    assert "Price of h100-80gb: p5.48xlarge with 8 cards, aws us-east-1, 55.04 USD an hour on 2026-11-29" in said(capsys, *run)
+    assert "No price of h100-80gb: the offers are of lambda, and the network is aws's." in said(capsys, *run, "--cloud", "lambda")
+
+
 def test_a_page_has_them_too(table, tmp_path, saved):
     pytest.importorskip("altair")
     for command in ("compare", "plan"):

@@ -263,11 +263,27 @@ def test_nodes_of_a_network_are_rented_whole(several):
     assert rented(several.tape, gpu, 2, Price(1.0, "here", count=4)) == 0  # its nodes have eight
 
 
-@given(found=st.lists(st.tuples(st.sampled_from(["a", "b"]), counts, amounts), min_size=1))
+def test_a_network_of_a_cloud_is_rented_from_no_other(several):
+    gpu = several.gpu.among(bsmodel.hardware.network_named("aws-p5"))
+    theirs, dear, mine = Price(1.0, "there", "gcp", count=8), Price(2.0, "here", "aws", count=8), Price(3.0, "mine")
+
+    assert price_among([theirs, dear], several.tape, gpu, 8) == (dear, "")
+    assert price_among([theirs], several.tape, gpu, 8) == (None, "the offers are of gcp, and the network is aws's")
+    assert price_among([theirs, mine], several.tape, gpu, 8) == (mine, "")  # which says no cloud
+    assert price_among([theirs, dear], several.tape, several.gpu, 8) == (theirs, "")
+
+
+def test_clouds_of_networks_are_those_of_offers():
+    assert {network.cloud for network in bsmodel.hardware.networks()} - {None} <= set(CLOUDS)
+    assert all(network.id.startswith(f"{network.cloud}-") for network in bsmodel.hardware.networks() if network.cloud)
+
+
+@given(found=st.lists(st.tuples(st.sampled_from(["a", "b"]), st.sampled_from(["aws", "gcp", None]), counts, amounts), min_size=1))
 def test_what_is_undercut_is_paid_by_no_plan(found):
-    listed = [(gpu, Price(usd / count, "here", count=count)) for gpu, count, usd in found]
+    listed = [(gpu, Price(usd / count, "here", cloud, count=count)) for gpu, cloud, count, usd in found]
     kept = prices.undercut(listed)
 
-    assert len(kept) == len({(gpu, count) for gpu, count, _ in found})
+    assert len(kept) == len({(gpu, cloud, count) for gpu, cloud, count, _ in found})
     for gpu, price in kept:
-        assert price.usd_per_hour == min(other.usd_per_hour for name, other in listed if name == gpu and other.count == price.count)
+        alike = [other for name, other in listed if (name, other.cloud, other.count) == (gpu, price.cloud, price.count)]
+        assert price.usd_per_hour == min(other.usd_per_hour for other in alike)

@@ -87,10 +87,11 @@ def _name(price: Price) -> tuple[int, str, str, str]:
 
 
 def undercut(offers: Sequence[tuple[str, Price]]) -> Offers:
-    """The cheapest offer of each card and count, in their order: no plan pays another."""
-    best: dict[tuple[str, int | None], Price] = {}
+    """The cheapest offer of each card, count and cloud, of which a network is of one, in their order: no plan pays another."""
+    best: dict[tuple[str, int | None, str | None], Price] = {}
     for gpu, price in offers:
-        known = best.setdefault((gpu, price.count), price)
+        key = gpu, price.count, price.cloud
+        known = best.setdefault(key, price)
         if (price.usd_per_hour, *_name(price)) < (known.usd_per_hour, *_name(known)):
-            best[gpu, price.count] = price
-    return tuple((gpu, price) for (gpu, _), price in best.items())
+            best[key] = price
+    return tuple((gpu, price) for (gpu, *_), price in best.items())
