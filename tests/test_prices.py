@@ -144,6 +144,8 @@ def test_spot_prices_of_nothing_are_none(recorded):
         ("p5,H100,,1.0,,here,", "unreadable: line 2 has '' accelerators"),
         ("p5,H100,8,-1.0,,here,", "unreadable: line 2 has the Price '-1.0'"),
         ("p5,H100,8,1.0,inf,here,", "unreadable: line 2 has the SpotPrice 'inf'"),
+        ("p5,H100,8,5e-324,,here,", "unreadable: line 2: price per hour is 0.0; expected a finite number above 0"),
+        ("p5,H100,1e17,1.0,,here,", "unreadable: line 2: count is 100000000000000000; expected a whole number from 1 to 9007199254740992"),
         ("p5,H100,8,,,here,", "no price"),
         ("p5,H100,8,0,0.0,here,", "no price"),
         ("p5,,,1.0,,here,", "no accelerator"),
@@ -155,6 +157,12 @@ def test_a_row_that_is_no_offer_is_counted_with_its_reason(tmp_path, row, reason
     found, account = one(tmp_path, row)
 
     assert not found and dict(account.left_out) == {reason: 1} and account.rows == 1
+
+
+def test_a_file_may_begin_with_a_mark_of_its_encoding(tmp_path):
+    found, account = prices.read_catalogue(catalogue(tmp_path, "p5.48xlarge,H100,8,8.0,,here,", heading=f"\ufeff{HEADING}"), DAY)
+
+    assert [gpu for gpu, _ in found] == ["h100-80gb"] and account[0].rows == 1
 
 
 def test_a_gpu_info_is_data_and_never_run(tmp_path):

@@ -27,8 +27,11 @@ def price(text: str) -> tuple[str, float]:
 
 
 def names(text: str) -> list[str]:
-    """Names with commas between."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    """Names with commas between, of which there is one at least."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} names none; expected e.g. aws,gcp")
+    return found
 
 
 def add_price(parser: argparse.ArgumentParser) -> None:

@@ -103,7 +103,7 @@ def _read_file(path: Path, day: date | None, known: Mapping[str, Sequence[Gpu]])
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     """The rows of a file, each with the line it ends on; one with too many or too few fields has none of them but its instance."""
     try:
-        reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
+        reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
         heading = next(reader, [])
         if missing := [name for name in NEEDED if name not in heading]:
             raise InvalidInputError(f"{str(path)!r} has no column {missing[0]}; expected {EXAMPLE}")
@@ -146,11 +146,14 @@ def _offered(
     if figures == (None, None):
         raise _LeftOutError("no price")
     source, region = f"SkyPilot's catalogue, {cloud}/vms.csv", row["Region"].strip()
-    made = [
-        Price(usd / count, source, cloud, region, instance, count, spot, account.day, note)
-        for spot, usd in zip((False, True), figures, strict=True)
-        if usd is not None
-    ]
+    try:
+        made = [
+            Price(usd / count, source, cloud, region, instance, count, spot, account.day, note)
+            for spot, usd in zip((False, True), figures, strict=True)
+            if usd is not None
+        ]
+    except InvalidInputError as error:  # figures beyond what a double holds
+        raise _LeftOutError(f"unreadable: line {line}: {error}") from None
     return gpu, note, made
 
 

@@ -89,9 +89,9 @@ def load(path: str | Path, day: date | None = None) -> Offers:
         try:
             row = _validated(values)
             name = ids.get(row.gpu) or ids.setdefault(row.gpu, Gpu.named(row.gpu).id)
+            found.append((name, row.price(path.name, day)))
         except BsmodelError as error:
             raise InvalidInputError(f"{str(path)!r}, line {line}: {error}") from None
-        found.append((name, row.price(path.name, day)))
     if not found:
         raise InvalidInputError(f"{str(path)!r} has no offers; expected rows with gpu and usd_per_hour")
     return tuple(found)
@@ -166,7 +166,7 @@ def kept_path() -> Path:
 def kept() -> Offers:
     """The offers that are kept, or none; raises `InvalidInputError` where their file cannot be read."""
     path = kept_path()
-    return load(path) if path.is_file() else ()
+    return load(path) if path.exists() else ()
 
 
 def keep(offers: Iterable[tuple[str, Price]]) -> Path:
