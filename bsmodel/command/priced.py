@@ -58,11 +58,11 @@ def offers_asked(options: argparse.Namespace) -> Offers:
 
 
 def prices(options: argparse.Namespace, given: Sequence[tuple[str, float]], gpus: Sequence[Gpu]) -> tuple[tuple[str, Price | None], ...]:
-    """Prices by the ids of the cards that are asked about: the user's own, else the cheapest offers by count; none, where offers are asked about."""
+    """Prices by the ids of the cards that are asked about: the user's own, else the cheapest offers by count and cloud; none, where offers are asked about."""
     own, ids = _own(given, gpus), [gpu.id for gpu in gpus]
     found = undercut([(card, each) for card, each in offers_asked(options) if card in ids and card not in own])
-    unoffered = [card for card in ids if card not in own and card not in dict(found)] if _asked(options) else []
-    return (*own.items(), *found, *((card, None) for card in unoffered))
+    unoffered = set(ids) - {*own, *dict(found)} if _asked(options) else ()
+    return (*own.items(), *found, *((card, None) for card in ids if card in unoffered))
 
 
 def _own(given: Sequence[tuple[str, float]], gpus: Sequence[Gpu]) -> dict[str, Price]:
