@@ -21,6 +21,7 @@ GB = 1_000_000_000
 TERA = 1_000_000_000_000
 
 MOST_COUNT = 1 << 53  # up to which a double holds every whole number
+_INTEGRAL, _REAL = (int, Integral), (float, int, Real)  # Python's own first: of them nothing is asked but their type
 
 
 def format_bytes(size_bytes: float) -> str:
@@ -60,7 +61,7 @@ def whole(name: str, value: object, least: int = 1, most: int = MOST_COUNT) -> i
     Raises `InvalidInputError`, one line that names `name`, for everything else: fractions, NaN, booleans, text.
     """
     number: Any = value
-    if not isinstance(value, bool) and isinstance(value, Real) and (isinstance(number, Integral) or math.isfinite(number)):
+    if not isinstance(value, bool) and isinstance(value, _REAL) and (isinstance(number, _INTEGRAL) or math.isfinite(number)):
         if number == int(number) and least <= number <= most:
             return int(number)
         if number > most:
@@ -86,7 +87,7 @@ def finite(name: str, value: object, least: float | None = None, above: float | 
 
     Raises `InvalidInputError`, one line that names `name`, for everything else: infinities, NaN, booleans, text.
     """
-    if not isinstance(value, bool) and isinstance(value, Real):
+    if not isinstance(value, bool) and isinstance(value, _REAL):
         with contextlib.suppress(OverflowError):
             number = float(value)
             if math.isfinite(number) and (least is None or number >= least) and (above is None or number > above):

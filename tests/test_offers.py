@@ -77,6 +77,8 @@ def test_a_table_of_ones_own_as_csv_and_as_toml(tmp_path):
         ("a.csv", "gpu,usd_per_hour\nh100,inf\n", "line 2: usd_per_hour is inf"),
         ("a.csv", "gpu,usd_per_hour\nh100\n", "line 2: 1 fields; expected 2: gpu, usd_per_hour"),
         ("a.csv", "gpu,usd_per_hour,count\nh100,1,1.5\n", "line 2: count is 1.5"),
+        ("a.csv", "gpu,usd_per_hour,count\nh100,1,99999999999999999999\n", "line 2: count is 99999999999999999999; expected a whole number from 1 to"),
+        ("a.csv", "gpu,usd_per_hour,count\nh100,5e-324,8\n", "line 2: price per hour is 0.0; expected a finite number above 0"),
         ("a.csv", "gpu,usd_per_hour,spot\nh100,1,perhaps\n", "line 2: spot is 'perhaps'"),
         ("a.csv", "gpu,usd_per_hour,day\nh100,1,yesterday\n", "line 2: day is 'yesterday'"),
         ("a.csv", "gpu,usd_per_hour\n,1\n", "line 2: no gpu"),
@@ -102,6 +104,8 @@ def test_what_is_wrong_in_a_table_is_one_line_that_says_where(tmp_path, name, te
 def test_a_table_that_is_not_there_or_no_text(tmp_path):
     with pytest.raises(InvalidInputError, match="No such file"):
         prices.load(tmp_path / "none.csv")
+    with pytest.raises(InvalidInputError, match="Is a directory"):
+        prices.load(tmp_path)
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe")
     with pytest.raises(InvalidInputError, match="is no text"):
         prices.load(tmp_path / "binary.csv")
@@ -188,6 +192,29 @@ def test_without_a_table_one_line_says_how_to_get_one(capsys, arguments, message
     assert message in said(capsys, *arguments, code=2)
 
 
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--cloud", ","], "',' names none; expected e.g. aws,gcp"),
+        (["update", "--from", "x", "--day", "2026-02-30"], "'2026-02-30' is no day; expected e.g. 2026-11-29"),
+        (["upgrade"], "choose from 'update'"),
+    ],
+)
+def test_words_that_mean_nothing_are_one_line_too(capsys, words, problem):
+    with pytest.raises(SystemExit) as ended:
+        main(["prices", *words])
+    line = capsys.readouterr().err
+
+    assert ended.value.code == 2 and problem in line and line.count("\n") == 1
+
+
+def test_what_is_kept_and_cannot_be_read_is_not_passed_over(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("BSMODEL_DATA_DIR", str(tmp_path))
+    (tmp_path / "prices.csv").mkdir()
+
+    assert "prices.csv': Is a directory" in said(capsys, "prices", code=2)
+
+
 def test_nothing_is_kept_of_a_source_that_is_wrong(capsys, table, tmp_path):
     before = table.read_bytes()
     (tmp_path / "mine.csv").write_text("gpu,usd_per_hour\nh100,none\n")
@@ -231,6 +258,14 @@ def test_offers_of_less_than_the_plans_node_are_none_for_it(capsys, monkeypatch,
     text = said(capsys, "plan", saved, "--gpu", "h100-80gb", "--devices", "8", "--prices", tmp_path / "mine.csv")
 
     assert "No price of h100-80gb: the instances on offer have 1, 4 cards, and the plan has 8 in a node." in text
+
+
+def test_no_cloud_is_paid_for_the_network_of_another(capsys, table, saved):
+    """The cheapest of the network's own is taken, though others are cheaper."""
+    run = ("plan", saved, "--gpu", "h100-80gb", "--devices", "16", "--network", "aws-p5")
+
+    assert "Price of h100-80gb: p5.48xlarge with 8 cards, aws us-east-1, 55.04 USD an hour on 2026-11-29" in said(capsys, *run)
+    assert "No price of h100-80gb: the offers are of lambda, and the network is aws's." in said(capsys, *run, "--cloud", "lambda")
 
 
 def test_a_page_has_them_too(table, tmp_path, saved):

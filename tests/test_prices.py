@@ -144,6 +144,8 @@ def test_spot_prices_of_nothing_are_none(recorded):
         ("p5,H100,,1.0,,here,", "unreadable: line 2 has '' accelerators"),
         ("p5,H100,8,-1.0,,here,", "unreadable: line 2 has the Price '-1.0'"),
         ("p5,H100,8,1.0,inf,here,", "unreadable: line 2 has the SpotPrice 'inf'"),
+        ("p5,H100,8,5e-324,,here,", "unreadable: line 2: price per hour is 0.0; expected a finite number above 0"),
+        ("p5,H100,1e17,1.0,,here,", "unreadable: line 2: count is 100000000000000000; expected a whole number from 1 to 9007199254740992"),
         ("p5,H100,8,,,here,", "no price"),
         ("p5,H100,8,0,0.0,here,", "no price"),
         ("p5,,,1.0,,here,", "no accelerator"),
@@ -155,6 +157,12 @@ def test_a_row_that_is_no_offer_is_counted_with_its_reason(tmp_path, row, reason
     found, account = one(tmp_path, row)
 
     assert not found and dict(account.left_out) == {reason: 1} and account.rows == 1
+
+
+def test_a_file_may_begin_with_a_mark_of_its_encoding(tmp_path):
+    found, account = prices.read_catalogue(catalogue(tmp_path, "p5.48xlarge,H100,8,8.0,,here,", heading=f"\ufeff{HEADING}"), DAY)
+
+    assert [gpu for gpu, _ in found] == ["h100-80gb"] and account[0].rows == 1
 
 
 def test_a_gpu_info_is_data_and_never_run(tmp_path):
@@ -263,11 +271,27 @@ def test_nodes_of_a_network_are_rented_whole(several):
     assert rented(several.tape, gpu, 2, Price(1.0, "here", count=4)) == 0  # its nodes have eight
 
 
-@given(found=st.lists(st.tuples(st.sampled_from(["a", "b"]), counts, amounts), min_size=1))
+def test_a_network_of_a_cloud_is_rented_from_no_other(several):
+    gpu = several.gpu.among(bsmodel.hardware.network_named("aws-p5"))
+    theirs, dear, mine = Price(1.0, "there", "gcp", count=8), Price(2.0, "here", "aws", count=8), Price(3.0, "mine")
+
+    assert price_among([theirs, dear], several.tape, gpu, 8) == (dear, "")
+    assert price_among([theirs], several.tape, gpu, 8) == (None, "the offers are of gcp, and the network is aws's")
+    assert price_among([theirs, mine], several.tape, gpu, 8) == (mine, "")  # which says no cloud
+    assert price_among([theirs, dear], several.tape, several.gpu, 8) == (theirs, "")
+
+
+def test_clouds_of_networks_are_those_of_offers():
+    assert {network.cloud for network in bsmodel.hardware.networks()} - {None} <= set(CLOUDS)
+    assert all(network.id.startswith(f"{network.cloud}-") for network in bsmodel.hardware.networks() if network.cloud)
+
+
+@given(found=st.lists(st.tuples(st.sampled_from(["a", "b"]), st.sampled_from(["aws", "gcp", None]), counts, amounts), min_size=1))
 def test_what_is_undercut_is_paid_by_no_plan(found):
-    listed = [(gpu, Price(usd / count, "here", count=count)) for gpu, count, usd in found]
+    listed = [(gpu, Price(usd / count, "here", cloud, count=count)) for gpu, cloud, count, usd in found]
     kept = prices.undercut(listed)
 
-    assert len(kept) == len({(gpu, count) for gpu, count, _ in found})
+    assert len(kept) == len({(gpu, cloud, count) for gpu, cloud, count, _ in found})
     for gpu, price in kept:
-        assert price.usd_per_hour == min(other.usd_per_hour for name, other in listed if name == gpu and other.count == price.count)
+        alike = [other for name, other in listed if (name, other.cloud, other.count) == (gpu, price.cloud, price.count)]
+        assert price.usd_per_hour == min(other.usd_per_hour for other in alike)

@@ -64,6 +64,33 @@ def test_for_other_cards_a_batch_is_recommended_by_prediction(folder, capsys):
     )
 
 
+def test_a_price_on_another_card_has_its_place(folder, capsys, tmp_path, monkeypatch):
+    """As plan says it; an instance is paid whole, and one price of several cards is no matter to the others."""
+    monkeypatch.setenv("BSMODEL_DATA_DIR", str(tmp_path / "none"))
+    heading, mine = "gpu,count,usd_per_hour,spot,cloud,region,instance,day\n", tmp_path / "mine.csv"
+    mine.write_text(f"{heading}t4,4,2,false,ours,cellar,four,2026-11-01\nt4,4,1,true,ours,cellar,four,2026-11-01\nt4,4,1.5,true,theirs,hall,four,2026-11-01\n")
+    words = [DIGITS, *SHORT, "--out", str(folder), "--gpu", "t4-16gb", "--gpu", "a100-40gb", "--no-cache", "--prices", str(mine)]
+    spot = [*words, "--cloud", "ours", "--region", "cellar", "--spot", "--price", "a100-40gb=3"]
+    plain, said = asked(capsys, *words)[1], " ".join(asked(capsys, *spot)[1].split())
+    elsewhere = json.loads(asked(capsys, *spot, "--json")[1])["elsewhere"]
+
+    assert "Price of t4-16gb: four with 4 cards, ours cellar, 2 USD an hour on 2026-11-01 (mine.csv)." in " ".join(plain.split())
+    assert "Price of t4-16gb: four with 4 cards, ours cellar, 1 USD an hour at spot price on 2026-11-01 (mine.csv)." in said
+    assert "Price of a100-40gb: yours." in said and "Note: offers are those at spot prices of ours in cellar." in said and "can be taken away" in said
+    assert all(each["usd"] == pytest.approx(each["seconds"] / 3600) for each in elsewhere["t4-16gb"]["choices"])
+    assert elsewhere["t4-16gb"]["price"]["region"] == "cellar" and elsewhere["a100-40gb"]["price"]["source"] == "yours"
+
+
+def test_without_an_offer_there_is_no_price_and_a_table_that_is_none_is_refused_before_the_trial(folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("BSMODEL_DATA_DIR", str(tmp_path / "none"))
+    (tmp_path / "mine.csv").write_text("gpu,count,usd_per_hour,cloud\nt4,4,2,ours\n")
+    words = [DIGITS, *SHORT, "--gpu", "a100-40gb", "--no-cache", "--cloud", "ours"]
+
+    assert "No price of a100-40gb: there is no such offer." in asked(capsys, *words, "--out", str(folder), "--prices", str(tmp_path / "mine.csv"))[1]
+    code, _, line = asked(capsys, *words, "--out", str(tmp_path / "new"))
+    assert code == 2 and "there is no table of offers on demand of ours" in line and not (tmp_path / "new").exists()
+
+
 def test_a_page_and_a_picture_are_written(tmp_path, capsys):
     pytest.importorskip("vl_convert")
     page, picture = tmp_path / "trial.html", tmp_path / "trial.svg"

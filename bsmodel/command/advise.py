@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> Answer:
         Advised(recipe=written(each.change) or "as asked", change=each.change, mildest=each is _mildest(made, each.row.gpu), row=each.row) for each in made
     )
     recorded = together(each.row.recorded for each in made)
-    notes = [*notes, *offer_notes(options, [each.row for each in made])]
+    notes = [*notes, *offer_notes(options)]
     document = AdviseDocument(command="advise", notes=tuple(notes), workload=recorded, recipes=rows)
     parts: list[Part] = [title(together([made[0].row.recorded])), ""]
     for gpu in gpus:

@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> Answer:
         verdicts = {row.verdict for row in found.rows}  # one for all is about the model, not about cards
         raise InvalidInputError(verdicts.pop() if len(verdicts) == 1 else _together(left_out))
     recorded = together(answered)
-    notes = [*notes, *([EVENLY] if any(row.devices > 1 for row in found.plans) else []), *offer_notes(options, found.plans)]
+    notes = [*notes, *([EVENLY] if any(row.devices > 1 for row in found.plans) else []), *offer_notes(options)]
     if options.html:
         _draw(recorded, found, left_out, options, notes)
     document = CompareDocument(command="compare", notes=tuple(notes), workload=recorded, gpus=found.plans, left_out=left_out)

@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> Answer:
     for row in rows:
         if row.status == "refused":
             raise InvalidInputError(row.verdict)
-    recorded, notes = together(row.recorded for row in rows), [*notes, *offer_notes(options, rows)]
+    recorded, notes = together(row.recorded for row in rows), [*notes, *offer_notes(options)]
     if options.html:
         _draw(recorded, zip(rows, gpus, tapes, strict=True), options, notes)
     notes += emitting.written(files, rows[0], gpus[0]) if files and rows[0].fits else []

@@ -10,7 +10,7 @@ from pathlib import Path
 from bsmodel.command.terminal import Cell
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
-from bsmodel.prices import SPOT, Offers, Price, among, kept, load, undercut
+from bsmodel.prices import SPOT, Offers, Price, among, kept, load, price_line, undercut
 from bsmodel.studies import Row, require_asked_about
 from bsmodel.units import finite
 
@@ -27,8 +27,11 @@ def price(text: str) -> tuple[str, float]:
 
 
 def names(text: str) -> list[str]:
-    """Names with commas between."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    """Names with commas between, of which there is one at least."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} names none; expected e.g. aws,gcp")
+    return found
 
 
 def add_price(parser: argparse.ArgumentParser) -> None:
@@ -55,16 +58,11 @@ def offers_asked(options: argparse.Namespace) -> Offers:
 
 
 def prices(options: argparse.Namespace, given: Sequence[tuple[str, float]], gpus: Sequence[Gpu]) -> tuple[tuple[str, Price | None], ...]:
-    """Prices by the ids of the cards that are asked about: the user's own, else the cheapest offers by count; none, where offers are asked about."""
+    """Prices by the ids of the cards that are asked about: the user's own, else the cheapest offers by count and cloud; none, where offers are asked about."""
     own, ids = _own(given, gpus), [gpu.id for gpu in gpus]
     found = undercut([(card, each) for card, each in offers_asked(options) if card in ids and card not in own])
-    unoffered = [card for card in ids if card not in own and card not in dict(found)] if _asked(options) else []
-    return (*own.items(), *found, *((card, None) for card in unoffered))
-
-
-def own_prices(given: Sequence[tuple[str, float]], gpus: Sequence[Gpu]) -> tuple[tuple[str, Price | None], ...]:
-    """The user's own prices by the ids of the cards that are asked about."""
-    return tuple(_own(given, gpus).items())
+    unoffered = set(ids) - {*own, *dict(found)} if _asked(options) else ()
+    return (*own.items(), *found, *((card, None) for card in ids if card in unoffered))
 
 
 def _own(given: Sequence[tuple[str, float]], gpus: Sequence[Gpu]) -> dict[str, Price]:
@@ -89,52 +87,32 @@ def _asked(options: argparse.Namespace) -> str:
 # -- what is said of them ------------------------------------------------------------------------------------------------------------------
 
 
-def offer_notes(options: argparse.Namespace, rows: Sequence[Row]) -> list[str]:
+def offer_notes(options: argparse.Namespace) -> list[str]:
     """Notes of what was asked of offers, and of what spot prices are."""
     asked = _asked(options)
-    spot = any(row.timing and row.timing.price and row.timing.price.spot for row in rows)
-    return [*([f"offers are those {asked}"] if asked else []), *([SPOT] if spot else [])]
+    return [*([f"offers are those {asked}"] if asked else []), *([SPOT] if options.spot else [])]
 
 
 def with_offers(rows: Sequence[Row]) -> bool:
     """Whether a table has a column for what is rented."""
-    return any(_is_offer(row.timing.price) for row in rows if row.timing)
-
-
-def _is_offer(price: Price | None) -> bool:
-    return price is not None and (price.count is not None or price.cloud is not None)
+    return any(row.timing.price.is_offer for row in rows if row.timing and row.timing.price)
 
 
 def rented(row: Row) -> Cell:
     """What is rented for a plan, where and at whose price of which day: `2 x 8 aws us-east-1, 2026-11-20`."""
     timing = row.timing
-    if timing is None or timing.price is None or not _is_offer(timing.price):
+    if timing is None or timing.price is None or not timing.price.is_offer:
         return "-"
     count, left = timing.price.count, timing.rented - row.devices
     cards = f"{timing.rented}" if count is None else f"{timing.rented // count} x {count}"
-    return f"{cards} {place(timing.price)}, {timing.price.day}{', spot' if timing.price.spot else ''}{f', {left} unused' if left else ''}"
-
-
-def place(price: Price) -> str:
-    """Cloud and region, or whose figure it is where they are not known."""
-    return price.place or price.source
+    return f"{cards} {timing.price.place or timing.price.source}, {timing.price.day}{', spot' if timing.price.spot else ''}{f', {left} unused' if left else ''}"
 
 
 def price_lines(rows: Sequence[Row]) -> list[str]:
     """A sentence for each card: whose price, of what, and of which day; or why there is none."""
-    found = {_sentence(row.gpu, row.timing.price) for row in rows if row.timing and row.timing.price}
-    return sorted(found | {f"No price of {row.gpu}: {row.timing.unpriced}." for row in rows if row.timing and row.timing.unpriced})
+    return sorted({price_line(row.gpu, row.timing.price, row.timing.unpriced) for row in rows if row.timing} - {""})
 
 
 def offer_lines(rows: Sequence[Row]) -> list[str]:
     """Those of `price_lines` that are of offers."""
-    return price_lines([row for row in rows if row.timing and (row.timing.unpriced or _is_offer(row.timing.price))])
-
-
-def _sentence(gpu: str, price: Price) -> str:
-    if not _is_offer(price):
-        return f"Price of {gpu}: {price.source}."
-    cards = "a card" if price.count is None else f"{price.instance or 'an instance'} with {price.count} card{'s' if price.count > 1 else ''}"
-    spot, note = " at spot price" if price.spot else "", f"; {price.note}" if price.note else ""
-    figure = f"{price.instance_usd_per_hour:,.4g} USD an hour{spot} on {price.day}"
-    return f"Price of {gpu}: {cards}{f', {price.place}' if price.place else ''}, {figure} ({price.source}){note}."
+    return price_lines([row for row in rows if row.timing and (row.timing.unpriced or (row.timing.price and row.timing.price.is_offer))])

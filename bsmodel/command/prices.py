@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections import Counter
 from collections.abc import Sequence
 from datetime import date
@@ -16,7 +15,7 @@ from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Part, render, table
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
-from bsmodel.prices import SPOT, Account, Offers, Price, keep, kept, load, read_catalogue
+from bsmodel.prices import SPOT, Account, Offers, Price, keep, kept_path, load, read_catalogue
 
 _MOST = 8  # reasons of a file that are written out
 
@@ -45,7 +44,7 @@ def run(options: argparse.Namespace) -> Answer:
         return _update(options)
     if options.sources or options.day:
         raise InvalidInputError("--from and --day are for `bsmodel prices update`; it lists what is kept")
-    if not options.prices and not kept():
+    if not options.prices and not kept_path().exists():
         raise InvalidInputError(f"no offers are kept: {HOW}; or give --prices FILE")
     asked = {Gpu.named(name).id for name in options.gpu or ()}
     found = sorted(
@@ -95,8 +94,7 @@ def _update(options: argparse.Namespace) -> Answer:
         raise InvalidInputError("none of these rows is an offer of a card that is known here; nothing was kept")
     files = tuple(account for _, accounts in read for account in accounts)
     path = keep(offers)
-    shown = str(path).replace(os.path.expanduser("~"), "~", 1)
-    return Answer(UpdateDocument(command="prices", kept=str(path), offers=len(offers), files=files), _accounted(files, len(offers), shown))
+    return Answer(UpdateDocument(command="prices", kept=str(path), offers=len(offers), files=files), _accounted(files, len(offers), path))
 
 
 def _read(path: Path, of: date | None) -> tuple[Offers, list[FileAccount]]:
@@ -114,7 +112,7 @@ def _of_account(account: Account) -> FileAccount:
     return FileAccount(file=f"{account.cloud}/vms.csv", day=account.day, rows=account.rows, offers=account.offers, **counts)
 
 
-def _accounted(files: Sequence[FileAccount], offers: int, path: str) -> str:
+def _accounted(files: Sequence[FileAccount], offers: int, path: Path) -> str:
     parts: list[Part] = []
     for each in files:
         used, out = sum(each.used.values()), sum(each.left_out.values())

@@ -112,7 +112,7 @@ def run(options: argparse.Namespace) -> Answer:
             watch=watch,
         )
     said = [note for subject in workloads for note in of_other_versions(subject)]
-    notes = tuple(dict.fromkeys([*arguments.room_asked(options), *said, *offer_notes(options, found.rows)]))
+    notes = tuple(dict.fromkeys([*arguments.room_asked(options), *said, *offer_notes(options)]))
     if options.html:
         _draw(found, asked, options.html, notes)
     text = found.to_csv() if options.csv else _text(found, notes)

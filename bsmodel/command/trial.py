@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from bsmodel.command import arguments
 from bsmodel.command.documents import TrialDocument
 from bsmodel.command.drawn import PAGE, PICTURE, require_drawable
-from bsmodel.command.priced import add_price, own_prices
+from bsmodel.command.priced import add_offers, add_price, offer_notes, prices
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, Part, render, table
 from bsmodel.command.training import training
@@ -19,7 +19,8 @@ from bsmodel.errors import InvalidInputError
 from bsmodel.files import write_whole
 from bsmodel.hardware import Gpu
 from bsmodel.planning import NoiseScale
-from bsmodel.studies import tapes
+from bsmodel.prices import price_line
+from bsmodel.studies import Goal, tapes
 from bsmodel.training import Training
 from bsmodel.trials import TRACKERS, Recommendation, Spread, Trial, TrialRow
 from bsmodel.units import format_bytes
@@ -87,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--picture", metavar="FILE", help="write its main chart as SVG (default: none)")
     parser.add_argument("--html", metavar="FILE", help="write the trial as a page with charts (default: none)")
     add_price(parser)
+    add_offers(parser)
     arguments.add_cache(parser)
 
 
@@ -95,6 +97,7 @@ def run(options: argparse.Namespace) -> Answer:
     if (options.model is None) == (options.report is None):
         raise InvalidInputError("give a model to try, or --report DIR for a trial that was run" if options.model is None else _BOTH)
     gpus = arguments.with_room(options, [Gpu.named(name) for name in options.gpu or () if name != HERE])
+    goal = Goal(prices=prices(options, options.price, gpus) if gpus else ())
     require_drawable(options.html)
     require_drawable(options.picture, PICTURE)
     if options.model is None:
@@ -107,11 +110,12 @@ def run(options: argparse.Namespace) -> Answer:
 
             return answer(asked.workload, asked.recipe, asked.data, options)
         found = _run(asked, options)
-    elsewhere = {gpu.id: _elsewhere(found, source, gpu, options) for gpu in gpus}
+    elsewhere = {gpu.id: _elsewhere(found, source, gpu, options, goal) for gpu in gpus}
     _draw(found, [choice for choice in elsewhere.values() if choice], options)
+    notes = (*found.remarks, *offer_notes(options))
     document = TrialDocument(
         command="trial",
-        notes=found.remarks,
+        notes=notes,
         question=dict(found.question),
         rows=found.rows,
         noise_scale=found.noise_scale,
@@ -120,7 +124,7 @@ def run(options: argparse.Namespace) -> Answer:
         recommended=found.recommended,
         elsewhere={name: choice for name, choice in elsewhere.items() if choice},
     )
-    return Answer(document, _text(found, elsewhere))
+    return Answer(document, _text(found, elsewhere, notes))
 
 
 def _draw(found: Trial, elsewhere: Sequence[Recommendation], options: argparse.Namespace) -> None:
@@ -160,21 +164,20 @@ def _run(asked: _Asked, options: argparse.Namespace) -> Trial:
         return trial(asked.workload, asked.recipe, data=asked.data, validation=asked.validation, out=options.out, watch=watch, **given)
 
 
-def _elsewhere(found: Trial, source: Source | None, gpu: Gpu, options: argparse.Namespace) -> Recommendation | None:
+def _elsewhere(found: Trial, source: Source | None, gpu: Gpu, options: argparse.Namespace, goal: Goal) -> Recommendation | None:
     """What is recommended for a card that one might rent, by prediction."""
     from bsmodel.memory import fit
 
     if source is None:
         raise InvalidInputError(f"a trial's folder does not hold its model; give it and --out {options.report} instead of --report, to predict for {gpu.id}")
     tape = tapes(source, arguments.changes(options), [gpu], options.cache)[0]
-    price = dict(own_prices(options.price, [gpu])).get(gpu.id)
-    return found.recommended_on(fit(tape, gpu), options.devices, price)
+    return found.recommended_on(fit(tape, gpu), options.devices, goal.offers(gpu.id))
 
 
 # -- as text -----------------------------------------------------------------------------------------------------------------------------
 
 
-def _text(found: Trial, elsewhere: dict[str, Recommendation | None]) -> str:
+def _text(found: Trial, elsewhere: dict[str, Recommendation | None], notes: Sequence[str]) -> str:
     question, rows = found.question, found.rows
     recipe = question["recipe"]
     seeds = f"{len(question['seeds'])} seed" + ("s" if len(question["seeds"]) > 1 else "")
@@ -183,7 +186,8 @@ def _text(found: Trial, elsewhere: dict[str, Recommendation | None]) -> str:
     parts += _conclusions(found)
     for name, choice in elsewhere.items():
         parts.append(f"On {name}: {_recommended(choice, found.law is not None)}")
-    return render(*parts, *(f"Note: {remark.removesuffix('.')}." for remark in found.remarks))
+        parts += [price_line(name, choice.price, choice.unpriced)] if choice else []
+    return render(*parts, *(f"Note: {remark.removesuffix('.')}." for remark in notes))
 
 
 def _losses(found: Trial, rows: Sequence[TrialRow]) -> Part:

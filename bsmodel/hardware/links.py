@@ -112,6 +112,8 @@ class Network(HardwareRow):
     """Name."""
     name: str
     """What it is called where it is rented."""
+    cloud: Annotated[str, Field(pattern=r"^[^A-Z]+$")] | None = None
+    """Whose nodes they are, lower case, as offers name it; none where they are of several, or bought."""
     kind: str
     """Such as InfiniBand, EFA, RoCE or TCP."""
     gpus_per_node: Count

@@ -89,17 +89,22 @@ def timing_of(fit: Fit, chosen: Split, per_epoch: int | None, total: int | None,
 def price_among(prices: Sequence[Price] | None, tape: Tape, gpu: Gpu, devices: int) -> tuple[Price | None, str]:
     """Of these the cheapest for so many devices of this step, or why there is none.
 
-    An instance has to hold a whole node of the step, and of the network that its nodes are rented with: seconds are those of devices that stand together.
+    An instance has to hold a whole node of the step, and of the network that its nodes are rented with, and be of the network's cloud: seconds are those
+    of devices that stand together there. A price that says no cloud is of any.
     """
     if prices is None:
         return None, ""
     if not prices:
         return None, "there is no such offer"
-    found = cheapest((rented(tape, gpu, devices, price), price) for price in prices)
+    own = gpu.network.cloud if gpu.network else None
+    there = [price for price in prices if own in (None, price.cloud) or price.cloud is None]
+    if not there:
+        return None, f"the offers are of {', '.join(sorted({price.cloud or '' for price in prices}))}, and the network is {own}'s"
+    found = cheapest((rented(tape, gpu, devices, price), price) for price in there)
     if found is not None:
         return found, ""
-    counts = ", ".join(f"{count}" for count in sorted({price.count or 1 for price in prices}))
-    return None, f"the instances on offer have {counts} cards, and the plan has {_together(tape, gpu, devices)} in a node"
+    counts = ", ".join(f"{count}" for count in sorted({price.count or 1 for price in there}))
+    return None, f"the instances on offer have {counts} card{'' if counts == '1' else 's'}, and the plan has {_together(tape, gpu, devices)} in a node"
 
 
 def _together(tape: Tape, gpu: Gpu, devices: int) -> int:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -68,11 +69,13 @@ MACHINES: dict[tuple[str, int], tuple[str, ...]] = {
 _FORMS = {"SXM": re.compile(r"SXM|HBM3\b", re.IGNORECASE), "PCIe": re.compile(r"PCI", re.IGNORECASE), "NVL": re.compile(r"NVL(?!INK)", re.IGNORECASE)}
 
 
-def forms_in(text: str) -> set[str]:
+@functools.lru_cache(4096)  # a cloud has few instances, each in many regions and zones
+def forms_in(text: str) -> frozenset[str]:
     """The forms of card that a text names: SXM, PCIe, NVL."""
-    return {form for form, pattern in _FORMS.items() if pattern.search(text)}
+    return frozenset(form for form, pattern in _FORMS.items() if pattern.search(text))
 
 
+@functools.lru_cache(4096)
 def family_form(cloud: str, instance: str) -> str | None:
     """The form of the cards of an instance whose name does not say it, where that is known."""
     return next((family.form for family in FAMILIES if family.cloud == cloud and instance.startswith(family.begins)), None)

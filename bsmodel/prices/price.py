@@ -41,9 +41,26 @@ class Price:
         return " ".join(part for part in (self.cloud, self.region) if part)
 
     @property
+    def is_offer(self) -> bool:
+        """Whether it is of what a cloud has, or of a whole instance, and not of any card anywhere."""
+        return self.count is not None or self.cloud is not None
+
+    @property
     def instance_usd_per_hour(self) -> float:
         """US dollars an hour for all that is rented together."""
         return self.usd_per_hour * (self.count or 1)
+
+
+def price_line(gpu: str, price: Price | None, unpriced: str = "") -> str:
+    """A sentence: whose price of a card, of what, and of which day; or why there is none, and nothing where nobody knows."""
+    if price is None:
+        return f"No price of {gpu}: {unpriced}." if unpriced else ""
+    if not price.is_offer:
+        return f"Price of {gpu}: {price.source}."
+    cards = "a card" if price.count is None else f"{price.instance or 'an instance'} with {price.count} card{'s' if price.count > 1 else ''}"
+    spot, note = " at spot price" if price.spot else "", f"; {price.note}" if price.note else ""
+    figure = f"{price.instance_usd_per_hour:,.4g} USD an hour{spot} on {price.day}"
+    return f"Price of {gpu}: {cards}{f', {price.place}' if price.place else ''}, {figure} ({price.source}){note}."
 
 
 Offers = tuple[tuple[str, Price], ...]  # by the id of a card, which may have several
@@ -70,10 +87,11 @@ def _name(price: Price) -> tuple[int, str, str, str]:
 
 
 def undercut(offers: Sequence[tuple[str, Price]]) -> Offers:
-    """The cheapest offer of each card and count, in their order: no plan pays another."""
-    best: dict[tuple[str, int | None], Price] = {}
+    """The cheapest offer of each card, count and cloud, of which a network is of one, in their order: no plan pays another."""
+    best: dict[tuple[str, int | None, str | None], Price] = {}
     for gpu, price in offers:
-        known = best.setdefault((gpu, price.count), price)
+        key = gpu, price.count, price.cloud
+        known = best.setdefault(key, price)
         if (price.usd_per_hour, *_name(price)) < (known.usd_per_hour, *_name(known)):
-            best[gpu, price.count] = price
-    return tuple((gpu, price) for (gpu, _), price in best.items())
+            best[key] = price
+    return tuple((gpu, price) for (gpu, *_), price in best.items())

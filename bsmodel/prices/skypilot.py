@@ -83,7 +83,7 @@ def _read_file(path: Path, day: date | None, known: Mapping[str, Sequence[Gpu]])
     machines = {
         (row["InstanceType"], row.get("AvailabilityZone") or row["Region"]): row for _, row in rows if row["InstanceType"] and not row["AcceleratorName"]
     }
-    offers: list[tuple[str, Price]] = []
+    there: dict[tuple[str | None, bool], list[tuple[str, Price]]] = {}
     for line, row in rows:
         account.rows += 1
         try:
@@ -93,11 +93,9 @@ def _read_file(path: Path, day: date | None, known: Mapping[str, Sequence[Gpu]])
             continue
         account.used[gpu.id] += 1
         account.assumed.update([note] if note else [])
-        offers += [(gpu.id, price) for price in made]
-    kept: dict[tuple[str | None, bool], list[tuple[str, Price]]] = {}
-    for gpu_id, price in offers:
-        kept.setdefault((price.region, price.spot), []).append((gpu_id, price))
-    cheapest = tuple(offer for same in kept.values() for offer in undercut(same))
+        for price in made:
+            there.setdefault((price.region, price.spot), []).append((gpu.id, price))
+    cheapest = tuple(offer for same in there.values() for offer in undercut(same))
     account.offers = len(cheapest)
     return cheapest, account
 
@@ -105,7 +103,7 @@ def _read_file(path: Path, day: date | None, known: Mapping[str, Sequence[Gpu]])
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     """The rows of a file, each with the line it ends on; one with too many or too few fields has none of them but its instance."""
     try:
-        reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
+        reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
         heading = next(reader, [])
         if missing := [name for name in NEEDED if name not in heading]:
             raise InvalidInputError(f"{str(path)!r} has no column {missing[0]}; expected {EXAMPLE}")
@@ -148,11 +146,14 @@ def _offered(
     if figures == (None, None):
         raise _LeftOutError("no price")
     source, region = f"SkyPilot's catalogue, {cloud}/vms.csv", row["Region"].strip()
-    made = [
-        Price(usd / count, source, cloud, region, instance, count, spot, account.day, note)
-        for spot, usd in zip((False, True), figures, strict=True)
-        if usd is not None
-    ]
+    try:
+        made = [
+            Price(usd / count, source, cloud, region, instance, count, spot, account.day, note)
+            for spot, usd in zip((False, True), figures, strict=True)
+            if usd is not None
+        ]
+    except InvalidInputError as error:  # figures beyond what a double holds
+        raise _LeftOutError(f"unreadable: line {line}: {error}") from None
     return gpu, note, made
 
 
@@ -197,11 +198,11 @@ def _card(row: Mapping[str, str], name: str, count: int, cloud: str, known: Mapp
     said = forms_in(" ".join((name, row["InstanceType"], row.get("UpstreamCloudId") or "", told[1] if told else "")))
     if len(said) > 1:
         raise _LeftOutError(f"{name} is called both {' and '.join(sorted(said))}")
-    form = said.pop() if said else family_form(cloud, row["InstanceType"] or next(iter(MACHINES.get((name, count), ())), ""))
+    form = next(iter(said), None) or family_form(cloud, row["InstanceType"] or next(iter(MACHINES.get((name, count), ())), ""))
     if form is None:
         usual = "".join(forms_in(candidates[0].name))
         return candidates[0], f"its form is not said: counted as {usual}" if usual else ""
-    fitting = [gpu for gpu in candidates if form in (forms_in(gpu.name) or {form})]
+    fitting = [gpu for gpu in candidates if form in (forms_in(gpu.name) or (form,))]
     if not fitting:
         raise _LeftOutError(f"{name} as {form} is not among the cards known here")
     return fitting[0], ""

@@ -86,13 +86,12 @@ def load(path: str | Path, day: date | None = None) -> Offers:
     ids: dict[str, str] = {}
     found = []
     for line, values in rows:
-        where = f"{str(path)!r}, line {line}"
-        row = _validated(values, where)
         try:
+            row = _validated(values)
             name = ids.get(row.gpu) or ids.setdefault(row.gpu, Gpu.named(row.gpu).id)
+            found.append((name, row.price(path.name, day)))
         except BsmodelError as error:
-            raise InvalidInputError(f"{where}: {error}") from None
-        found.append((name, row.price(path.name, day)))
+            raise InvalidInputError(f"{str(path)!r}, line {line}: {error}") from None
     if not found:
         raise InvalidInputError(f"{str(path)!r} has no offers; expected rows with gpu and usd_per_hour")
     return tuple(found)
@@ -111,7 +110,7 @@ def _of_csv(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             if len(row) != len(heading):
                 raise InvalidInputError(f"{str(path)!r}, line {reader.line_num}: {len(row)} fields; expected {len(heading)}: {', '.join(heading)}")
-            yield reader.line_num, {name: value.strip() for name, value in zip(heading, row, strict=True) if value.strip()}
+            yield reader.line_num, {name: text for name, value in zip(heading, row, strict=True) if (text := value.strip())}
     except csv.Error as error:
         raise InvalidInputError(f"{str(path)!r}, line {reader.line_num}: {error}") from None
 
@@ -142,18 +141,18 @@ def _of_toml(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     yield from zip(lines if len(lines) == len(offers) else [1] * len(offers), offers, strict=True)
 
 
-def _validated(values: Mapping[str, Any], where: str) -> OfferRow:
+def _validated(values: Mapping[str, Any]) -> OfferRow:
     try:
         return OfferRow.model_validate(values)
     except ValidationError as error:
         first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         field = str(first["loc"][0]) if first["loc"] else ""
         if first["type"] == "extra_forbidden":
-            raise InvalidInputError(f"{where}: {UnknownNameError('key', field, OfferRow.model_fields)}") from None
+            raise UnknownNameError("key", field, OfferRow.model_fields) from None
         if first["type"] == "missing":
-            raise InvalidInputError(f"{where}: no {field}; expected gpu and usd_per_hour in every row") from None
+            raise InvalidInputError(f"no {field}; expected gpu and usd_per_hour in every row") from None
         said = first["msg"].removeprefix("Value error, ")
-        raise InvalidInputError(f"{where}: {field} is {first['input']!r}; {said[0].lower()}{said[1:]}") from None
+        raise InvalidInputError(f"{field} is {first['input']!r}; {said[0].lower()}{said[1:]}") from None
 
 
 # -- the one that is kept ------------------------------------------------------------------------------------------------------------------
@@ -167,7 +166,7 @@ def kept_path() -> Path:
 def kept() -> Offers:
     """The offers that are kept, or none; raises `InvalidInputError` where their file cannot be read."""
     path = kept_path()
-    return load(path) if path.is_file() else ()
+    return load(path) if path.exists() else ()
 
 
 def keep(offers: Iterable[tuple[str, Price]]) -> Path:

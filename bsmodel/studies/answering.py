@@ -76,10 +76,9 @@ def refused(label: str, recipe: Recipe, gpu: Gpu, ask: Ask, reason: BaseExceptio
 def _row(empty: Row, found: Fit, goal: Goal) -> Row:
     if found.batch == 0:
         return replace(empty, status="does not fit", verdict=found.verdict)
-    given, (rate, at) = [price for gpu, price in goal.prices if gpu == found.gpu.id], _rate(found.tape, goal)
-    offers = [price for price in given if price is not None] if given else None  # without any, the catalogue's
+    rate, at = _rate(found.tape, goal)
     try:
-        made = plan(found, goal.target_batch, empty.devices, goal.samples, goal.epochs, rate, at, offers)
+        made = plan(found, goal.target_batch, empty.devices, goal.samples, goal.epochs, rate, at, goal.offers(found.gpu.id))
     except UnreachableTargetError as error:
         return replace(empty, status="does not fit", verdict=f"does not fit on {found.gpu.id}: {error}")
     except BsmodelError as error:

@@ -56,6 +56,11 @@ class Goal:
             if price is not None:
                 finite(f"the price of {gpu}", price.usd_per_hour, above=0)
 
+    def offers(self, gpu: str) -> list[Price] | None:
+        """The prices of a card, by its id; None where nothing is said of it, and the catalogue's is meant."""
+        given = [price for name, price in self.prices if name == gpu]
+        return [price for price in given if price is not None] if given else None
+
 
 @dataclass(frozen=True)
 class Recipe:

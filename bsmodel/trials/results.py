@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 
 from bsmodel.errors import InvalidInputError, UnreachableTargetError
 from bsmodel.memory import Fit
-from bsmodel.planning import NoiseScale, Plan, plan
+from bsmodel.planning import NoiseScale, Plan, Timing, plan
 from bsmodel.prices import Price
 from bsmodel.shown import Charted
 from bsmodel.trials import folder as files
@@ -80,12 +80,16 @@ class Choice:
 class Recommendation:
     """The smallest batch that takes at most a tenth more than the least time, or money where there is a price, and what all that were tried take.
 
-    Without a target, steps are in units of the fewest, those of an endless batch, and so are seconds and dollars.
+    Without a target, steps are in units of the fewest, those of an endless batch, and so are seconds and dollars. For another card, `gpu` is its id and
+    `price` what it costs there, or `unpriced` why nothing on offer holds its devices.
     """
 
     batch: int
     by: str
     choices: tuple[Choice, ...]
+    gpu: str | None = None
+    price: Price | None = None
+    unpriced: str = ""
 
 
 @dataclass(frozen=True)
@@ -196,15 +200,17 @@ class Trial(Charted):
 
         Raises `InvalidInputError` where no time can be predicted on it.
         """
-        found, reasons = dict[int, tuple[float, float | None]](), ["no batch was tried yet"]
+        found, reasons = dict[int, Timing](), ["no batch was tried yet"]
         for rung in self.by_rung:
             try:
-                found[rung.batch] = _figures(plan(fit, rung.batch, devices, price=price))
+                found[rung.batch] = _timing(plan(fit, rung.batch, devices, price=price))
             except (InvalidInputError, UnreachableTargetError) as error:  # larger ones may be split
                 reasons.append(str(error))
         if not found:
             raise InvalidInputError(reasons[-1])
-        return self._recommended(found, f"seconds a step predicted for {fit.gpu.id}")
+        steps = {batch: (timing.step.seconds, _usd(timing)) for batch, timing in found.items()}
+        made = self._recommended(steps, f"seconds a step predicted for {fit.gpu.id}")
+        return made and replace(made, gpu=fit.gpu.id, price=found[made.batch].price, unpriced=found[made.batch].unpriced)
 
     def _recommended(self, seconds: Mapping[int, tuple[float | None, float | None]], by: str) -> Recommendation | None:
         steps = {row.rung.batch: count for row in self.rows if (count := self._steps(row)) is not None}
@@ -236,13 +242,16 @@ class Trial(Charted):
         return None if given_up and not row.seeds_at_target else steps
 
 
-def _figures(made: Plan) -> tuple[float, float | None]:
-    """Seconds of an optimizer step and what it costs; raises `InvalidInputError` where the batch is not hit, or no time is known."""
-    timing = made.timing
-    if timing is None or not made.exact:
+def _timing(made: Plan) -> Timing:
+    """The times of a plan; raises `InvalidInputError` where the batch is not hit, or no time is known."""
+    if made.timing is None or not made.exact:
         raise InvalidInputError(made.untimed or f"batch {made.target_batch} cannot be split over {made.split.devices} devices of {made.fit.gpu.id}")
-    usd = None if timing.price is None else timing.step.seconds / 3600 * timing.price.usd_per_hour * timing.rented
-    return timing.step.seconds, usd
+    return made.timing
+
+
+def _usd(timing: Timing) -> float | None:
+    """What an optimizer step costs."""
+    return None if timing.price is None else timing.step.seconds / 3600 * timing.price.usd_per_hour * timing.rented
 
 
 def _noise(runs: Sequence[Run]) -> NoiseScale | None:

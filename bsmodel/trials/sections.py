@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from bsmodel.pages import KINDS, Drawing, Look, Section, number
+from bsmodel.prices import price_line
 from bsmodel.trials import charts, drawn, tables
 from bsmodel.trials.results import NEARLY, Recommendation, Trial
 
@@ -79,6 +80,7 @@ def _costs(trial: Trial, costs: Sequence[Recommendation], look: Look) -> Section
         said.append("Diamonds are seconds that were measured up to the target, from the least of the seeds to the most.")
     if len(costs) > KINDS:
         said.append(f"The first {KINDS} of {len(costs)} are drawn; the table has all.")
+    said += [line for each in costs if each.gpu and (line := price_line(each.gpu, each.price, each.unpriced))]
     shown, drawings = costs[:KINDS], []
     for of, named in (("seconds", "Time"), ("usd", "Money")):
         if rows := drawn.costs(shown, of):
