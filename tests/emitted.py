@@ -37,6 +37,7 @@ RECIPES = {
     "qlora": Training(precision="bf16-mixed", optimizer="adamw-paged-8bit", weights="nf4", double_quant=True, adapter="dora", **LORA),
     "lora-tune": Training(precision="bf16", adapter_dtype="weights", **LORA),
 }
+TOKENS = 512  # of a sample, where it is a text
 TARGETS = (64, 8192, 200_000)  # on one card of them all, the last is accumulated
 
 
@@ -56,13 +57,17 @@ def on(devices, target, **goal):
     return bsmodel.plan(bsmodel.fit(recorded(), card()), target, devices=devices, **goal)
 
 
-def planned(recipe, target=8192, optimizer=None, own_step=False, **goal):
-    """A plan of one recording, whose recipe is said to be another: a configuration is made from what a plan says alone."""
+def planned(recipe, target=8192, framework="", optimizer=None, own_step=False, **goal):
+    """A plan of one recording, whose recipe is said to be another: a configuration is made from what a plan says alone.
+
+    Samples are texts, but for a framework that trains on images.
+    """
     parallel = recipe.parallel
     found = on(parallel.devices if parallel else 1, target, **goal)
     split = replace(found.split, tensor=parallel.tensor if parallel else 1)
     fields = recipe.model_dump(mode="json", exclude={"optimizer"})
-    tape = replace(found.fit.tape, recipe=fields, optimizer=optimizer or recipe.optimizer_name, precision=recipe.precision, own_step=own_step)
+    said = {"optimizer": optimizer or recipe.optimizer_name, "own_step": own_step, "tokens_per_sample": 1 if framework == "timm" else TOKENS}
+    tape = replace(found.fit.tape, recipe=fields, precision=recipe.precision, **said)
     return replace(found, fit=replace(found.fit, tape=tape), split=split)
 
 
@@ -74,7 +79,7 @@ def accepted(framework, **goal):
     found = []
     for name, recipe in RECIPES.items():
         for target in TARGETS:
-            plan = planned(recipe, target, **(goal or GOAL))
+            plan = planned(recipe, target, framework, **(goal or GOAL))
             try:
                 found.append((name, plan, emit(plan, framework)))
             except InvalidInputError:

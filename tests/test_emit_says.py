@@ -47,7 +47,7 @@ def test_everything_is_a_setting_or_said_or_refused(framework):
     }
     for part, recipe in odd.items():
         parallel = ZERO2 if framework == "deepspeed" else None
-        plan = planned(recipe.model_copy(update={"parallel": parallel}))
+        plan = planned(recipe.model_copy(update={"parallel": parallel}), framework=framework)
         sentence = sentences(Run.of(plan))[part]
         if framework == "timm" and part in ("ema", "channels_last"):  # which it has settings for
             assert yaml.safe_load(emit(plan, framework).text)[part if part == "channels_last" else "model_ema"] is True
@@ -63,7 +63,7 @@ def test_what_a_file_says_comes_first_in_it():
     for framework in FRAMEWORKS:
         if framework in ("deepspeed", "axolotl", "torchtune"):
             continue
-        emitted = emit(plan, framework)
+        emitted = emit(planned(RECIPES["mixed"], 200_000, framework, **GOAL), framework)
         head = "\n".join(emitted.text.splitlines()[:3])
         split = plan.split
         assert f"small on a100-80gb, bf16-mixed, adamw: micro-batch {split.micro_batch} x accumulation {split.accumulation} x devices 1" in head
@@ -96,7 +96,7 @@ def test_a_file_without_comments_has_them_beside():
 )
 def test_what_a_framework_cannot_do_is_refused_in_one_line(framework, recipe, line):
     with pytest.raises(InvalidInputError, match=re.escape(line)) as refused:
-        emit(planned(recipe), framework)
+        emit(planned(recipe, framework=framework), framework)
     assert "\n" not in str(refused.value)
 
 

@@ -26,6 +26,7 @@ class Recorded:
     uncounted: tuple[str, ...]
     remarks: tuple[str, ...]
     own_step: bool = False  # whether the step is the workload's own
+    tokens_per_sample: int = 1  # 1 where a sample is no text
 
     @property
     def torch_version(self) -> str:
@@ -36,7 +37,8 @@ class Recorded:
     def of(tape: Tape) -> Recorded:
         """The head of a tape."""
         counts = (tape.parameter_count, tape.trained_parameter_count)
-        return Recorded(tape.name, *counts, tape.precision, tape.optimizer, dict(tape.recipe), dict(tape.versions), tape.uncounted, tape.remarks, tape.own_step)
+        how = (tape.precision, tape.optimizer, dict(tape.recipe), dict(tape.versions), tape.uncounted, tape.remarks)
+        return Recorded(tape.name, *counts, *how, tape.own_step, tape.tokens_per_sample)
 
 
 @dataclass(frozen=True)
