@@ -180,6 +180,8 @@ def _gathered(run: Run, framework: str) -> Says:
         says |= covered("reduce_dtype")
     if not run.parallel.wrap:
         says["blocks"] = "Blocks are those that the model names in _no_split_modules: plan with --wrap where it is none of transformers'"
+    if run.mixed and run.recipe.weights == run.mixed and not run.recipe.adapts:
+        says["whole"] = f"Planned with weights in {run.mixed}, which {framework} has in float32 again where they are sharded; plan without --weights for that"
     return says | in_halves(run, framework)
 
 
@@ -264,6 +266,8 @@ def _axolotl_weights(run: Run) -> dict[str, Any]:
     recipe, computed = run.recipe, run.recipe.compute_dtype or run.mixed or run.held
     if recipe.packs("torchao"):
         raise InvalidInputError(f"axolotl quantizes by bitsandbytes and not in {recipe.weights}; plan with weights nf4, fp4 or int8")
+    if recipe.weights in WEIGHTS and recipe.weights != (loaded := run.half or "fp32"):
+        raise InvalidInputError(f"axolotl loads weights in the {loaded} that it computes in, and not in {recipe.weights}; plan with --weights {loaded}")
     if recipe.weights in ("nf4", "fp4"):
         own = {"bnb_4bit_quant_type": recipe.weights, "bnb_4bit_use_double_quant": recipe.double_quant, "bnb_4bit_compute_dtype": WEIGHTS[computed]}
         return {"load_in_4bit": True, "bnb_config_kwargs": own}

@@ -26,6 +26,7 @@ def torchtitan(run: Run) -> Says:
             "--parallelism.data_parallel_shard_degree": split.replicas // replicate,
             "--parallelism.tensor_parallel_degree": split.tensor,
         },
+        "launched": run.launched,
         "tensor": {"--parallelism.no-enable-sequence-parallel": None} if split.tensor > 1 else {},
         "precision": _titan_precision(run),
         "gradient_clipping": {"--training.max_norm": recipe.gradient_clipping or "inf"},
@@ -112,10 +113,9 @@ def _recipe(run: Run) -> str:
 
 
 def _tune_precision(run: Run) -> dict[str, Any]:
-    dtype = run.recipe.weights if run.recipe.weights in ("fp32", "bf16") else run.held
-    if run.mixed or run.recipe.precision == "tf32" or dtype == "fp16":
+    if run.mixed or run.recipe.precision == "tf32" or run.held == "fp16":
         raise InvalidInputError(f"torchtune trains in fp32 or bf16 throughout, and not in {run.recipe.precision}; plan with precision bf16")
-    return {"dtype": dtype}
+    return {"dtype": run.held}
 
 
 def _tune_steps(total: int, per_epoch: int) -> dict[str, Any]:
