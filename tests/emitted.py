@@ -59,7 +59,7 @@ def on(devices, target, **goal):
     return bsmodel.plan(bsmodel.fit(recorded(), card()), target, devices=devices, **goal)
 
 
-def planned(recipe, target=8192, framework="", optimizer=None, own_step=False, **goal):
+def planned(recipe, target=8192, framework="", optimizer=None, own_step=False, options=None, **goal):
     """A plan of one recording, whose recipe is said to be another: a configuration is made from what a plan says alone.
 
     Samples are texts, but for a framework that trains on images.
@@ -68,7 +68,12 @@ def planned(recipe, target=8192, framework="", optimizer=None, own_step=False, *
     found = on(parallel.devices if parallel else 1, target, **goal)
     split = replace(found.split, tensor=parallel.tensor if parallel else 1)
     fields = recipe.model_dump(mode="json", exclude={"optimizer"})
-    said = {"optimizer": optimizer or recipe.optimizer_name, "own_step": own_step, "tokens_per_sample": 1 if framework == "timm" else TOKENS}
+    said = {
+        "optimizer": optimizer or recipe.optimizer_name,
+        "own_step": own_step,
+        "options": options or {},
+        "tokens_per_sample": 1 if framework == "timm" else TOKENS,
+    }
     tape = replace(found.fit.tape, recipe=fields, precision=recipe.precision, **said)
     return replace(found, fit=replace(found.fit, tape=tape), split=split)
 

@@ -2,6 +2,7 @@
 """What a configuration cannot say is said beside it or refused; its text, and the command that writes it."""
 
 import ast
+import functools
 import json
 import re
 from dataclasses import replace
@@ -206,6 +207,8 @@ def test_buckets_are_of_the_size_that_is_planned():
         ("accelerate", Training(precision="bf16-mixed", parallel=shared("fsdp1")), "in fp32, and accelerate does both in bf16; plan with --param-dtype bf16"),
         ("accelerate", Training(precision="bf16-mixed", weights="bf16", parallel=shared("fsdp2")), "accelerate has in float32 again where they are sharded"),
         ("accelerate", Training(parallel=shared("ddp", 16)), "Yours to add on each of the 2 machines: machine_rank, main_process_ip"),
+        ("accelerate", Training(parallel=shared("tp")), "Layers are put in parts where the model is loaded: by tp_plan='auto'"),
+        ("trainer", Training(), "Run with one card in CUDA_VISIBLE_DEVICES"),
         ("lightning", Training(precision="bf16-mixed", parallel=shared("fsdp1")), "in fp32, and lightning does both in bf16; plan with --param-dtype bf16"),
         ("lightning", Training(parallel=shared("fsdp1", wrap=("Block",))), "FSDPStrategy shards Block one by one where it has an auto_wrap_policy"),
         ("lightning", Training(gradient_clipping=1.0, parallel=shared("fsdp1")), "- gradients clipped to a norm of 1.0"),
@@ -246,6 +249,17 @@ def test_texts_and_images_are_not_mixed_up():
             emit(image, framework)
     with pytest.raises(InvalidInputError, match="timm trains on images, and samples of small are texts of 512 tokens"):
         emit(text, "timm")
+
+
+def test_options_of_the_model_are_not_dropped():
+    of = functools.partial(planned, Training(), 8192)
+    text = of(options={"seq_len": 512, "attention": "eager"})
+
+    assert emit(text, "accelerate").said.count("- the model and its samples with attention eager") == 1 and "seq_len" not in emit(text, "accelerate").text
+    assert all("attn_implementation: eager" in emit(text, framework).text for framework in ("trl", "axolotl"))
+    assert "img_size: 160" in emit(of("timm", options={"image_size": 160}), "timm").text
+    with pytest.raises(InvalidInputError, match="torchtitan has no setting for the model and its samples with attention eager; plan without"):
+        emit(text, "torchtitan")
 
 
 # -- names of cards --------------------------------------------------------------------------------------------------------------------------

@@ -161,6 +161,8 @@ def timm(run: Run) -> Says:
     }
     if recipe.precision == "fp32" and run.gpu.capability >= (8, 0):
         says["tf32"] = f"train.py multiplies in TF32 where the card can, as {run.gpu.id} does: its time is that of --precision tf32"
+    if "image_size" in run.options:
+        says["image_size"] = {"img_size": run.options["image_size"]}
     if run.optimizer in TIMM:
         says["optimizer"] = {**TIMM[run.optimizer], "weight_decay": run.weight_decay}  # of 2e-5 unless it is told
     if run.learning_rate is not None:

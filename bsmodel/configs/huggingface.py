@@ -36,7 +36,7 @@ def accelerate(run: Run) -> Says:
             "num_processes": run.per_node * run.nodes,
             **_mesh(run),
         },
-        "tensor": {},
+        "tensor": "Layers are put in parts where the model is loaded: by tp_plan='auto'" if run.split.tensor > 1 else {},
     }
     says["precision" if (run.stage or run.held == "fp32") and run.recipe.precision != "tf32" else "mixed"] = {"mixed_precision": _computed(run) or "no"}
     if run.nodes > 1:
@@ -60,7 +60,7 @@ def trainer(run: Run) -> Says:
     says: Says = {
         "micro_batch": {"per_device_train_batch_size": split.micro_batch},
         "accumulation": {"gradient_accumulation_steps": split.accumulation},
-        "devices": run.launched,
+        "devices": run.launched or "Run with one card in CUDA_VISIBLE_DEVICES: all that are seen are taken, each with such a micro-batch",
         "gradient_clipping": {"max_grad_norm": recipe.gradient_clipping or 0.0},
     }
     says["precision" if run.stage or run.held == "fp32" else "mixed"] = _arithmetic(run)
@@ -102,7 +102,7 @@ def trl(run: Run) -> Says:
         says["tokens"] = {"max_length": run.tokens}
     if recipe.weights is not None:
         says["weights"] = _quantized(run)
-    says |= _upcast(run, "trl")
+    says |= _upcast(run, "trl") | _attention(run)
     if recipe.adapts:
         says |= {"adapter": {"use_peft": True, **_lora(run, "trl")}, **_trl_adapters(run)}
     return says
@@ -144,7 +144,7 @@ def axolotl(run: Run) -> Says:
         says["weights"] = _axolotl_weights(run)
     if recipe.adapts:
         says["adapter"] = _axolotl_lora(run)
-    return says | _upcast(run, "axolotl")
+    return says | _upcast(run, "axolotl") | _attention(run)
 
 
 def _axolotl_lora(run: Run) -> dict[str, Any]:
@@ -218,6 +218,11 @@ def _synced(run: Run) -> Says:
 def _require_own_buckets(run: Run, framework: str) -> None:
     if run.parallel and run.parallel.preset == "hf-auto":
         raise InvalidInputError(f"{framework} leaves the sizes of buckets to DeepSpeed, and preset hf-auto is the Trainer's; emit trainer, or plan without")
+
+
+def _attention(run: Run) -> Says:
+    """Whose attention it is, as transformers names it."""
+    return {"attention": {"attn_implementation": run.options["attention"]}} if "attention" in run.options else {}
 
 
 def _upcast(run: Run, framework: str) -> Says:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bsmodel.errors import InvalidInputError
@@ -41,6 +41,7 @@ class Run:
     total_steps: int | None
     steps_per_epoch: int | None
     tokens: int | None  # of a sample, where it is a text
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the workload, as they were given, but for what `tokens` says
 
     @staticmethod
     def of(found: Plan | Row, gpu: Gpu | None = None) -> Run:
@@ -57,7 +58,8 @@ class Run:
         same = ("timing", "learning_rate", "warmup_steps", "total_steps", "steps_per_epoch")
         how = (_recipe(recorded.recipe), recorded.optimizer, split, peak)
         tokens = recorded.tokens_per_sample if recorded.tokens_per_sample > 1 else None
-        return Run(recorded.name, recorded.own_step, card, *how, **{name: getattr(found, name) for name in same}, tokens=tokens)
+        options = {name: value for name, value in recorded.options.items() if name != "seq_len" or tokens is None}
+        return Run(recorded.name, recorded.own_step, card, *how, **{name: getattr(found, name) for name in same}, tokens=tokens, options=options)
 
     @property
     def parallel(self) -> Parallel | None:
@@ -192,6 +194,7 @@ def sentences(run: Run) -> dict[str, str]:
         "float8": f"linear layers in float8 by torchao, recipe {recipe.float8}",
         "frozen": f"parameters that are not trained: {', '.join(recipe.frozen)}",
         "keep_outputs": "outputs of the model that live through backward",
+        **{name: f"the model and its samples with {name} {value}" for name, value in run.options.items()},
         **_shared(run),
     }
     absent = {

@@ -27,6 +27,7 @@ class Recorded:
     remarks: tuple[str, ...]
     own_step: bool = False  # whether the step is the workload's own
     tokens_per_sample: int = 1  # 1 where a sample is no text
+    options: dict[str, Any] = field(default_factory=dict)  # of the workload, as they were given
 
     @property
     def torch_version(self) -> str:
@@ -38,7 +39,7 @@ class Recorded:
         """The head of a tape."""
         counts = (tape.parameter_count, tape.trained_parameter_count)
         how = (tape.precision, tape.optimizer, dict(tape.recipe), dict(tape.versions), tape.uncounted, tape.remarks)
-        return Recorded(tape.name, *counts, *how, tape.own_step, tape.tokens_per_sample)
+        return Recorded(tape.name, *counts, *how, tape.own_step, tape.tokens_per_sample, dict(tape.options))
 
 
 @dataclass(frozen=True)
