@@ -55,17 +55,20 @@ def recorded():
 
 
 @functools.cache
-def on(devices, target, **goal):
-    return bsmodel.plan(bsmodel.fit(recorded(), card()), target, devices=devices, **goal)
+def on(devices, target):
+    return bsmodel.plan(bsmodel.fit(recorded(), card()), target, devices=devices, samples=1_000_000, epochs=3.0, base_lr=1e-3)
 
 
-def planned(recipe, target=8192, framework="", optimizer=None, own_step=False, options=None, **goal):
+UNKNOWN = dict.fromkeys(("learning_rate", "warmup_steps", "total_steps", "steps_per_epoch"))  # of a plan that is asked for without a goal
+
+
+def planned(recipe, target=8192, framework="", goal=False, optimizer=None, own_step=False, options=None):
     """A plan of one recording, whose recipe is said to be another: a configuration is made from what a plan says alone.
 
-    Samples are texts, but for a framework that trains on images.
+    Samples are texts, but for a framework that trains on images. With a `goal` it says rate, warm-up and steps.
     """
     parallel = recipe.parallel
-    found = on(parallel.devices if parallel else 1, target, **goal)
+    found = on(parallel.devices if parallel else 1, target)
     split = replace(found.split, tensor=parallel.tensor if parallel else 1)
     fields = recipe.model_dump(mode="json", exclude={"optimizer"})
     said = {
@@ -75,18 +78,16 @@ def planned(recipe, target=8192, framework="", optimizer=None, own_step=False, o
         "tokens_per_sample": 1 if framework == "timm" else TOKENS,
     }
     tape = replace(found.fit.tape, recipe=fields, precision=recipe.precision, **said)
-    return replace(found, fit=replace(found.fit, tape=tape), split=split)
+    return replace(found, fit=replace(found.fit, tape=tape), split=split, **({} if goal else UNKNOWN))
 
 
-GOAL = {"samples": 1_000_000, "epochs": 3.0, "base_lr": 1e-3}
-
-
-def accepted(framework, **goal):
+@functools.cache
+def accepted(framework, goal=True):
     """Plans that a framework can follow, and what it reads."""
     found = []
     for name, recipe in RECIPES.items():
         for target in TARGETS:
-            plan = planned(recipe, target, framework, **(goal or GOAL))
+            plan = planned(recipe, target, framework, goal)
             try:
                 found.append((name, plan, emit(plan, framework)))
             except InvalidInputError:

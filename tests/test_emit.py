@@ -6,16 +6,17 @@ import importlib.util
 import inspect
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import bsmodel
 from bsmodel import Training, emit
 from bsmodel.configs.run import Run
-from tests.emitted import GOAL, RECIPES, accepted, arguments, parallel_of, planned, written
+from tests.emitted import RECIPES, accepted, arguments, parallel_of, planned, written
 
 yaml = pytest.importorskip("yaml")
 
@@ -89,7 +90,7 @@ def test_the_trainer_makes_the_optimizer_that_is_planned(name, tmp_path):
     import torch
 
     transformers = pytest.importorskip("transformers")
-    emitted = emit(planned(Training(optimizer=name), **GOAL), "trainer")
+    emitted = emit(planned(Training(optimizer=name), goal=True), "trainer")
     (read,) = transformers.HfArgumentParser(transformers.TrainingArguments).parse_yaml_file(written(emitted, tmp_path, "use_cpu: true\n"))
     kind, arguments = transformers.Trainer.get_optimizer_cls_and_kwargs(read)
     rule = bsmodel.OPTIMIZERS[name]
@@ -121,15 +122,19 @@ def test_deepspeed_counts_the_batch_that_is_planned(tmp_path, monkeypatch):
         assert read.scheduler_params["warmup_num_steps"] == plan.warmup_steps
 
 
-@settings(max_examples=20)
-@given(recipe=st.sampled_from([name for name, recipe in RECIPES.items() if "deepspeed" in str(recipe.parallel)]), target=st.integers(16, 10**6))
-def test_the_batches_of_deepspeed_are_products(recipe, target):
-    plan = planned(RECIPES[recipe], target)
-    read = json.loads(emit(plan, "deepspeed").text)
+@given(
+    recipe=st.sampled_from([name for name, recipe in RECIPES.items() if "deepspeed" in str(recipe.parallel)]),
+    **dict.fromkeys(("micro_batch", "accumulation"), st.integers(1, 10**6)),
+)
+def test_the_batches_of_deepspeed_are_products(recipe, micro_batch, accumulation):
+    plan = planned(RECIPES[recipe])
+    split = replace(plan.split, micro_batch=micro_batch, accumulation=accumulation)
+    text = emit(replace(plan, split=split), "deepspeed").text
+    read = json.loads(text)
 
-    product = read["train_micro_batch_size_per_gpu"] * read["gradient_accumulation_steps"] * plan.split.devices
-    assert read["train_batch_size"] == product == plan.split.effective_batch
-    assert ("auto" in emit(plan, "deepspeed").text) == (recipe == "zero3-auto")  # whose sizes of buckets are of the model's width
+    product = read["train_micro_batch_size_per_gpu"] * read["gradient_accumulation_steps"] * split.devices
+    assert read["train_batch_size"] == product == split.effective_batch
+    assert ("auto" in text) == (recipe == "zero3-auto")  # whose sizes of buckets are of the model's width
 
 
 def test_lightning_makes_the_trainer_that_is_planned(tmp_path):

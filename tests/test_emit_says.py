@@ -17,7 +17,7 @@ from bsmodel import Gpu, InvalidInputError, Training, UnknownNameError, emit
 from bsmodel.command import main
 from bsmodel.configs import FRAMEWORKS, require_settings, texts
 from bsmodel.configs.run import Run, sentences
-from tests.emitted import GOAL, RECIPES, ZERO2, accepted, card, planned, recorded, shared
+from tests.emitted import RECIPES, ZERO2, accepted, card, planned, recorded, shared
 from tests.models import of_size
 from tests.test_surface import MINE, run
 
@@ -29,7 +29,7 @@ yaml = pytest.importorskip("yaml")
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_what_a_plan_does_not_say_is_not_written(framework):
-    for _, _, emitted in accepted(framework, base_lr=None):
+    for _, _, emitted in accepted(framework, goal=False):
         settings = "\n".join(line for line in emitted.text.splitlines() if not line.startswith("#"))
         assert not re.search(r"\blr\b|learning_rate|warmup|max_steps|epochs|training\.steps", settings)
 
@@ -60,11 +60,11 @@ def test_everything_is_a_setting_or_said_or_refused(framework):
 
 
 def test_what_a_file_says_comes_first_in_it():
-    plan = planned(RECIPES["mixed"], 200_000, **GOAL)
     for framework in FRAMEWORKS:
         if framework in ("deepspeed", "axolotl", "torchtune"):
             continue
-        emitted = emit(planned(RECIPES["mixed"], 200_000, framework, **GOAL), framework)
+        plan = planned(RECIPES["mixed"], 200_000, framework, goal=True)
+        emitted = emit(plan, framework)
         head = "\n".join(emitted.text.splitlines()[:3])
         split = plan.split
         assert f"small on a100-80gb, bf16-mixed, adamw: micro-batch {split.micro_batch} x accumulation {split.accumulation} x devices 1" in head
@@ -148,9 +148,9 @@ def test_a_row_says_what_its_plan_says():
         assert emit(row, framework, card()) == emit(plan, framework)
 
 
-def settings_of(framework, recipe, **goal):
+def settings_of(framework, recipe):
     """The settings of a file of YAML, or the words of a command line."""
-    text = emit(planned(recipe, 8192, framework, **goal), framework).text
+    text = emit(planned(recipe, framework=framework), framework).text
     return yaml.safe_load(text) if FRAMEWORKS[framework].file.endswith("yaml") else [line for line in text.splitlines() if not line.startswith("#")]
 
 
@@ -291,11 +291,15 @@ def test_every_card_with_the_memory_asked_for_holds_the_peak(size):
 
 # -- texts -----------------------------------------------------------------------------------------------------------------------------------
 
-values = st.booleans() | st.none() | st.integers(-(10**18), 10**18) | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+scalars = st.booleans() | st.none() | st.integers(-(10**18), 10**18) | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 names = st.text(min_size=1)
 
 
-@given(fields=st.dictionaries(names, st.recursive(values | st.lists(values), lambda inner: st.dictionaries(names, inner, min_size=1), max_leaves=8)))
+values = scalars | st.lists(scalars, max_size=3)
+groups = st.dictionaries(names, values, min_size=1, max_size=3)
+
+
+@given(fields=st.dictionaries(names, values | groups | st.lists(groups, max_size=2) | st.dictionaries(names, groups, min_size=1, max_size=2), max_size=4))
 def test_yaml_is_read_back_as_it_was(fields):
     assert (yaml.safe_load(texts.as_yaml(fields, ["what\nit: says #"])) or {}) == fields
 
