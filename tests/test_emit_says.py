@@ -220,6 +220,10 @@ def test_buckets_are_of_the_size_that_is_planned():
         ("torchtitan", Training(precision="bf16-mixed"), "Planned without fully_shard, by which torchtitan"),
         ("torchtune", Training(precision="bf16", parallel=shared("fsdp2", tensor=2)), "Yours to add: tensor_parallel_plan"),
         ("trl", Training(precision="bf16-mixed", weights="nf4", lora_rank=8), "Planned with adapters in float32, which trl has in bf16 over quantized"),
+        (
+            *("trl", Training(precision="bf16", checkpointing=True, adapter_dtype="weights", lora_rank=8, parallel=shared("deepspeed-zero3"))),
+            "Planned with checkpoints that are not reentrant",
+        ),
         ("axolotl", Training(precision="bf16-mixed", weights="nf4", lora_rank=8), "embeddings, head and norms in float32, which axolotl has in half precision"),
         ("ray", Training(parallel=shared("ddp", nodes=2)), "Planned on 2 nodes of 4 workers"),
         ("kubernetes", Training(parallel=shared("deepspeed-zero3", preset="hf-auto")), 'as by hf-auto: as "auto" in a configuration'),

@@ -22,7 +22,7 @@ TIMM: dict[str, dict[str, Any]] = {
     "adagrad": {"opt": "adagrad"},
     "adamw-8bit": {"opt": "bnbadamw8bit"},
 }
-_LIGHTNING = {"fp32": "32-true", "tf32": "32-true", "fp16-mixed": "16-mixed", "bf16-mixed": "bf16-mixed", "fp16": "16-true", "bf16": "bf16-true"}
+_LIGHTNING = {"fp32": "32", "fp16": "16", "bf16": "bf16"}  # with -true where weights are held in it, and -mixed where they are in float32
 
 
 def zero(run: Run) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _precise(run: Run) -> Says:
     """Lightning's name of a precision. Where `configure_model` shards it is to gather in half precision, too, and Lightning's own would be autocast."""
     by_policy = run.kind in _OWN_SHARDS and run.recipe.numerics.autocast is None
     mixed = None if by_policy else run.mixed
-    name = f"{'16' if mixed == 'fp16' else 'bf16'}-mixed" if mixed else "32-true" if run.held == "fp32" else _LIGHTNING[run.recipe.precision]
+    name = f"{_LIGHTNING[mixed]}-mixed" if mixed else f"{_LIGHTNING[run.held]}-true"
     said = run.recipe.precision == "tf32" or (by_policy and run.mixed is not None)
     return {"mixed" if said else "precision": {"trainer": {"precision": name}}}
 

@@ -94,7 +94,7 @@ def trl(run: Run) -> Says:
     published = recipe.adapts and recipe.weights is None and run.mixed is not None
     says["precision"] = {
         **_arithmetic(run),
-        "dtype": "auto" if published else WEIGHTS[computed if recipe.packs("bitsandbytes") else held or "fp32"],
+        "dtype": "auto" if published else WEIGHTS[computed if recipe.packs("bitsandbytes") else held],
     }
     if not says.get("checkpointing"):  # which it does unless it is told otherwise
         says["checkpointing"] = {"gradient_checkpointing": False}
@@ -116,6 +116,8 @@ def _trl_adapters(run: Run) -> Says:
     if run.recipe.adapter_dtype != usual and (run.recipe.weights or run.half or "fp32") != "fp32":
         by = " by deepspeed-zero3" if run.stage == 3 else ""
         raise InvalidInputError(f"trl has adapters{by} in {'float32' if usual == 'fp32' else 'the dtype of the weights'}; plan with --adapter-dtype {usual}")
+    if run.stage == 3 and run.recipe.checkpointing:
+        return {"reentrant": "Planned with checkpoints that are not reentrant, and trl has reentrant ones of adapters by deepspeed-zero3"}
     return {}
 
 
@@ -123,7 +125,7 @@ def axolotl(run: Run) -> Says:
     """The file of `axolotl train` (axolotl/utils/schemas)."""
     recipe = run.recipe
     says = trainer(run)
-    renamed = {"per_device_train_batch_size": "micro_batch_size", "optim": "optimizer", "fsdp": "", "ddp_find_unused_parameters": ""}
+    renamed = {"per_device_train_batch_size": "micro_batch_size", "optim": "optimizer", "fsdp": ""}
     for name, settings in says.items():
         if isinstance(settings, dict):
             says[name] = {renamed.get(field, field): value for field, value in settings.items() if renamed.get(field, field)}
@@ -176,8 +178,6 @@ def _gathered(run: Run, framework: str) -> Says:
     """What the settings of FSDP say, and where accelerate gathers and sums otherwise than is planned: in what a mixed precision computes in."""
     assert run.parallel is not None
     says = covered("reshard_after_forward", "wrap", "checkpointing", *run.gathers)
-    if run.parallel.reduce_dtype in (None, run.mixed):
-        says |= covered("reduce_dtype")
     if not run.parallel.wrap:
         says["blocks"] = "Blocks are those that the model names in _no_split_modules: plan with --wrap where it is none of transformers'"
     if run.mixed and run.recipe.weights == run.mixed and not run.recipe.adapts:

@@ -155,12 +155,14 @@ def covered(*parts: str) -> Says:
 
 
 def in_halves(run: Run, framework: str) -> Says:
-    """That a framework has the older FSDP gather and sum in what a mixed precision computes in, where that is not planned."""
+    """What is said by a framework that has FSDP sum in what a mixed precision computes in, and gather, too: by the older FSDP that may not be planned."""
     half, parallel = run.mixed, run.parallel
-    if run.kind != "fsdp1" or half is None or parallel is None or (parallel.param_dtype == half and parallel.reduce_dtype in (None, half)):
-        return {}
+    assert parallel is not None
+    summed = covered("reduce_dtype") if parallel.reduce_dtype in (None, half) else {}
+    if run.kind != "fsdp1" or half is None or (parallel.param_dtype == half and summed):
+        return summed
     planned = f"parameters gathered in {parallel.param_dtype or run.held} and gradients summed in {parallel.reduce_dtype or parallel.param_dtype or run.held}"
-    return {"halves": f"Planned with {planned}, and {framework} does both in {half}; plan with --param-dtype {half} for that"}
+    return {**summed, "halves": f"Planned with {planned}, and {framework} does both in {half}; plan with --param-dtype {half} for that"}
 
 
 def _recipe(fields: Mapping[str, Any]) -> Training:

@@ -37,9 +37,10 @@ class Recorded:
     @staticmethod
     def of(tape: Tape) -> Recorded:
         """The head of a tape."""
-        counts = (tape.parameter_count, tape.trained_parameter_count)
-        how = (tape.precision, tape.optimizer, dict(tape.recipe), dict(tape.versions), tape.uncounted, tape.remarks)
-        return Recorded(tape.name, *counts, *how, tape.own_step, tape.tokens_per_sample, dict(tape.options))
+        same = ("name", "precision", "optimizer", "uncounted", "remarks", "own_step", "tokens_per_sample")
+        counts = {"parameters": tape.parameter_count, "trained_parameters": tape.trained_parameter_count}
+        fields = {"recipe": dict(tape.recipe), "versions": dict(tape.versions), "options": dict(tape.options)}
+        return Recorded(**{name: getattr(tape, name) for name in same}, **counts, **fields)
 
 
 @dataclass(frozen=True)
