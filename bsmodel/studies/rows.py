@@ -38,9 +38,9 @@ class Recorded:
     def of(tape: Tape) -> Recorded:
         """The head of a tape."""
         same = ("name", "precision", "optimizer", "uncounted", "remarks", "own_step", "tokens_per_sample")
-        counts = {"parameters": tape.parameter_count, "trained_parameters": tape.trained_parameter_count}
-        fields = {"recipe": dict(tape.recipe), "versions": dict(tape.versions), "options": dict(tape.options)}
-        return Recorded(**{name: getattr(tape, name) for name in same}, **counts, **fields)
+        fields: dict[str, Any] = {name: getattr(tape, name) for name in same}
+        fields |= {name: dict(getattr(tape, name)) for name in ("recipe", "versions", "options")}
+        return Recorded(parameters=tape.parameter_count, trained_parameters=tape.trained_parameter_count, **fields)
 
 
 @dataclass(frozen=True)
