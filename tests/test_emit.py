@@ -24,7 +24,8 @@ yaml = pytest.importorskip("yaml")
 OLD_NAME = pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")  # which all of transformers 5 and TRL know
 
 
-def test_accelerate_launches_what_is_planned(tmp_path):
+def test_accelerate_launches_what_is_planned(tmp_path, monkeypatch):
+    accelerate = pytest.importorskip("accelerate")
     launch = pytest.importorskip("accelerate.commands.launch")
     parser = launch.launch_command_parser()
     for name, plan, emitted in accepted("accelerate"):
@@ -49,7 +50,9 @@ def test_accelerate_launches_what_is_planned(tmp_path):
         assert read.parallelism_config_tp_size == plan.split.tensor
         if read.use_deepspeed:
             assert (read.zero_stage, read.gradient_accumulation_steps) == (int(kind[-1]), plan.split.accumulation)
-            assert read.gradient_clipping == run.recipe.gradient_clipping
+        if read.use_deepspeed and importlib.util.find_spec("deepspeed"):
+            monkeypatch.setenv("ACCELERATE_GRADIENT_CLIPPING", str(read.gradient_clipping))  # as launched
+            assert accelerate.DeepSpeedPlugin().deepspeed_config["gradient_clipping"] == (run.recipe.gradient_clipping or math.inf)
 
 
 @OLD_NAME

@@ -46,11 +46,9 @@ def accelerate(run: Run) -> Says:
         says |= {"fsdp": {"fsdp_config": {f"fsdp_{name}": value for name, value in fields.items()}}, **_gathered(run, "accelerate")}
     if run.stage:
         _require_own_buckets(run, "accelerate")
-        clipping = {} if run.recipe.gradient_clipping is None else {"gradient_clipping": run.recipe.gradient_clipping}
-        engine = {"zero_stage": run.stage, "gradient_accumulation_steps": run.split.accumulation, **clipping}
+        clipping = run.recipe.gradient_clipping or "inf"  # 0 is not handed on, and DeepSpeed clips to a norm of 1 where it is told none
+        engine = {"zero_stage": run.stage, "gradient_accumulation_steps": run.split.accumulation, "gradient_clipping": clipping}
         says |= {"accumulation": {"deepspeed_config": engine}, **covered("gradient_clipping", *run.gathers)}
-        if not clipping:
-            says["unclipped"] = "Planned without clipping: DeepSpeed clips to a norm of 1 where this file says nothing; emit deepspeed for one that says 0"
     return says | _synced(run)
 
 
