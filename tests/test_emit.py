@@ -3,18 +3,20 @@
 
 import functools
 import importlib.util
+import inspect
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import bsmodel
 from bsmodel import Training, emit
 from bsmodel.configs.run import Run
-from tests.emitted import GOAL, RECIPES, accepted, arguments, parallel_of, planned, written
+from tests.emitted import RECIPES, accepted, arguments, parallel_of, planned, written
 
 yaml = pytest.importorskip("yaml")
 
@@ -22,16 +24,18 @@ yaml = pytest.importorskip("yaml")
 OLD_NAME = pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")  # which all of transformers 5 and TRL know
 
 
-def test_accelerate_launches_what_is_planned(tmp_path):
+def test_accelerate_launches_what_is_planned(tmp_path, monkeypatch):
+    accelerate = pytest.importorskip("accelerate")
     launch = pytest.importorskip("accelerate.commands.launch")
+    parser = launch.launch_command_parser()
     for name, plan, emitted in accepted("accelerate"):
-        asked = launch.launch_command_parser().parse_args(["--config_file", written(emitted, tmp_path), "train.py"])
+        asked = parser.parse_args(["--config_file", written(emitted, tmp_path), "train.py"])
         read, _, _ = launch._validate_launch_command(asked)
         run, parallel = Run.of(plan), parallel_of(plan)
         kind = parallel.kind if parallel else ""
 
         assert (read.num_processes, read.num_machines) == (plan.split.devices, run.nodes), name
-        assert read.mixed_precision == (run.mixed or "no")
+        assert read.mixed_precision == ((run.half if run.stage else run.mixed) or "no")
         assert read.use_fsdp == (kind in ("fsdp1", "fsdp2", "hsdp")) and read.use_deepspeed == kind.startswith("deepspeed")
         assert read.multi_gpu == (kind in ("ddp", "tp"))
         if read.use_fsdp:
@@ -39,22 +43,26 @@ def test_accelerate_launches_what_is_planned(tmp_path):
             assert read.fsdp_transformer_layer_cls_to_wrap == (",".join(parallel.wrap) or None)
             assert int(read.fsdp_version) == (1 if kind == "fsdp1" else 2)
             assert reshard == str(parallel.reshard_after_forward is not False).lower()
+            assert read.fsdp_backward_prefetch == ("BACKWARD_PRE" if kind == "fsdp1" else None)
             assert str(read.fsdp_activation_checkpointing).lower() == str(run.recipe.checkpointing).lower()
         if kind == "hsdp":
             assert (read.parallelism_config_dp_replicate_size, read.parallelism_config_dp_shard_size) == (parallel.nodes, parallel.devices // parallel.nodes)
         assert read.parallelism_config_tp_size == plan.split.tensor
         if read.use_deepspeed:
             assert (read.zero_stage, read.gradient_accumulation_steps) == (int(kind[-1]), plan.split.accumulation)
-            assert read.gradient_clipping == run.recipe.gradient_clipping
+        if read.use_deepspeed and importlib.util.find_spec("deepspeed"):
+            monkeypatch.setenv("ACCELERATE_GRADIENT_CLIPPING", str(read.gradient_clipping))  # as launched
+            assert accelerate.DeepSpeedPlugin().deepspeed_config["gradient_clipping"] == (run.recipe.gradient_clipping or math.inf)
 
 
 @OLD_NAME
 def test_the_trainer_reads_what_is_planned(tmp_path):
     transformers = pytest.importorskip("transformers")
+    parser = transformers.HfArgumentParser(transformers.TrainingArguments)
     for name, plan, emitted in accepted("trainer"):
         if "deepspeed" in emitted.text and importlib.util.find_spec("deepspeed") is None:
             continue
-        (read,) = transformers.HfArgumentParser(transformers.TrainingArguments).parse_yaml_file(written(emitted, tmp_path, "use_cpu: true\n"))
+        (read,) = parser.parse_yaml_file(written(emitted, tmp_path, "use_cpu: true\n"))
         agrees_with_the_trainer(name, plan, read)
 
 
@@ -63,7 +71,10 @@ def agrees_with_the_trainer(name, plan, read):
     sharded = parallel is not None and parallel.shards and not parallel.kind.startswith("deepspeed")
     assert (read.per_device_train_batch_size, read.gradient_accumulation_steps) == (plan.split.micro_batch, plan.split.accumulation), name
     assert (read.learning_rate, read.warmup_steps, read.max_steps) == (plan.learning_rate, plan.warmup_steps, plan.total_steps)
-    assert (read.bf16, read.fp16) == (run.mixed == "bf16", run.mixed == "fp16")
+    half = run.half if run.stage else run.mixed
+    assert (read.bf16, read.fp16) == (half == "bf16", half == "fp16")
+    if run.stage:  # of devices there is one here, and all else is to be the same in both
+        assert all("train_batch_size" in one for one in read.hf_deepspeed_config.mismatches), name
     assert read.max_grad_norm == (run.recipe.gradient_clipping or 0.0)
     assert bool(read.fsdp) == sharded
     if sharded:
@@ -71,6 +82,7 @@ def agrees_with_the_trainer(name, plan, read):
         assert read.fsdp_config["version"] == (1 if parallel.kind == "fsdp1" else 2)
         assert reshard == (parallel.reshard_after_forward is not False)
         assert read.fsdp_config["activation_checkpointing"] == run.recipe.checkpointing
+        assert read.fsdp_plugin_args.get("backward_prefetch") == ("BACKWARD_PRE" if parallel.kind == "fsdp1" else None)
         assert read.fsdp_config.get("transformer_layer_cls_to_wrap", []) == list(parallel.wrap)
     else:
         assert bool(read.gradient_checkpointing) == run.recipe.checkpointing
@@ -81,12 +93,15 @@ def test_the_trainer_makes_the_optimizer_that_is_planned(name, tmp_path):
     import torch
 
     transformers = pytest.importorskip("transformers")
-    emitted = emit(planned(Training(optimizer=name), **GOAL), "trainer")
+    emitted = emit(planned(Training(optimizer=name), goal=True), "trainer")
     (read,) = transformers.HfArgumentParser(transformers.TrainingArguments).parse_yaml_file(written(emitted, tmp_path, "use_cpu: true\n"))
     kind, arguments = transformers.Trainer.get_optimizer_cls_and_kwargs(read)
     rule = bsmodel.OPTIMIZERS[name]
 
+    defaults = {field: one.default for field, one in inspect.signature(kind).parameters.items()}
     assert kind is getattr(torch.optim, rule.path.partition(":")[2])
+    assert read.weight_decay == defaults["weight_decay"]
+    assert all(value == defaults[field] for field, value in arguments.items() if field not in ("lr", *rule.arguments))
     assert {field: arguments.get(field) for field in rule.arguments if field != "lr"} == {field: v for field, v in rule.arguments.items() if field != "lr"}
 
 
@@ -105,20 +120,24 @@ def test_deepspeed_counts_the_batch_that_is_planned(tmp_path, monkeypatch):
         assert (read.train_micro_batch_size_per_gpu, read.gradient_accumulation_steps) == (plan.split.micro_batch, plan.split.accumulation)
         assert read.zero_optimization_stage == run.stage
         assert read.gradient_clipping == (run.recipe.gradient_clipping or 0.0)
-        assert read.bfloat16_config.enabled == (run.mixed == "bf16")
+        assert read.bfloat16_config.enabled == (run.half == "bf16")
         assert read.optimizer_params["lr"] == plan.learning_rate
         assert read.scheduler_params["warmup_num_steps"] == plan.warmup_steps
 
 
-@settings(max_examples=20)
-@given(recipe=st.sampled_from([name for name, recipe in RECIPES.items() if "deepspeed" in str(recipe.parallel)]), target=st.integers(16, 10**6))
-def test_the_batches_of_deepspeed_are_products(recipe, target):
-    plan = planned(RECIPES[recipe], target)
-    read = json.loads(emit(plan, "deepspeed").text)
+@given(
+    recipe=st.sampled_from([name for name, recipe in RECIPES.items() if "deepspeed" in str(recipe.parallel)]),
+    **dict.fromkeys(("micro_batch", "accumulation"), st.integers(1, 10**6)),
+)
+def test_the_batches_of_deepspeed_are_products(recipe, micro_batch, accumulation):
+    plan = planned(RECIPES[recipe])
+    split = replace(plan.split, micro_batch=micro_batch, accumulation=accumulation)
+    text = emit(replace(plan, split=split), "deepspeed").text
+    read = json.loads(text)
 
-    product = read["train_micro_batch_size_per_gpu"] * read["gradient_accumulation_steps"] * plan.split.devices
-    assert read["train_batch_size"] == product == plan.split.effective_batch
-    assert ("auto" in emit(plan, "deepspeed").text) == (recipe == "zero3-auto")  # whose sizes of buckets are of the model's width
+    product = read["train_micro_batch_size_per_gpu"] * read["gradient_accumulation_steps"] * split.devices
+    assert read["train_batch_size"] == product == split.effective_batch
+    assert ("auto" in text) == (recipe == "zero3-auto")  # whose sizes of buckets are of the model's width
 
 
 def test_lightning_makes_the_trainer_that_is_planned(tmp_path):
@@ -129,7 +148,8 @@ def test_lightning_makes_the_trainer_that_is_planned(tmp_path):
         read = yaml.safe_load(Path(written(emitted, tmp_path)).read_text())["trainer"]
         run, strategy = Run.of(plan), read.pop("strategy", "auto")
         if isinstance(strategy, dict):
-            if "DeepSpeed" in strategy["class_path"]:
+            if run.stage:
+                assert strategy["init_args"]["config"]["zero_allow_untested_optimizer"], name
                 continue
             module, _, kind = strategy["class_path"].rpartition(".")
             strategy = getattr(importlib.import_module(module), kind)(**strategy["init_args"])
@@ -141,6 +161,7 @@ def test_lightning_makes_the_trainer_that_is_planned(tmp_path):
             assert (made.num_devices * made.num_nodes, made.num_nodes) == (plan.split.devices, run.nodes)
             assert (made.gradient_clip_val, made.max_steps) == (run.recipe.gradient_clipping, plan.total_steps)
         assert read["devices"] * read["num_nodes"] == plan.split.devices
+        assert read.get("gradient_clip_val") == (None if run.kind == "fsdp1" else run.recipe.gradient_clipping)
 
 
 def lightning_trainer(**arguments):
@@ -150,6 +171,8 @@ def lightning_trainer(**arguments):
 
 
 def test_lightnings_command_line_reads_what_is_planned(tmp_path):
+    import torch
+
     pytest.importorskip("jsonargparse")
     cli = pytest.importorskip("lightning.pytorch.cli")
     demos = pytest.importorskip("lightning.pytorch.demos.boring_classes")
@@ -157,21 +180,15 @@ def test_lightnings_command_line_reads_what_is_planned(tmp_path):
     class Plain(demos.BoringModel):
         configure_optimizers = cli.LightningModule.configure_optimizers
 
+    parser = cli.LightningArgumentParser()
+    parser.add_lightning_class_args(cli.Trainer, "trainer")
+    parser.add_optimizer_args((torch.optim.Optimizer,))
     for name, plan, emitted in accepted("lightning"):
         if "DeepSpeed" in emitted.text:
             continue
-        parser = cli.LightningArgumentParser()
-        parser.add_lightning_class_args(cli.Trainer, "trainer")
-        parser.add_optimizer_args((bsmodel_torch().optim.Optimizer,))
         read = parser.parse_path(written(emitted, tmp_path))
         assert read.trainer.accumulate_grad_batches == plan.split.accumulation, name
         assert read.optimizer.init_args.lr == plan.learning_rate
-
-
-def bsmodel_torch():
-    import torch
-
-    return torch
 
 
 def test_timm_reads_what_is_planned(tmp_path):
@@ -194,7 +211,7 @@ def test_timms_script_knows_every_flag():
     """The names of `train.py` (huggingface/pytorch-image-models), which is not in timm's package, as of 1.0.31."""
     known = set(
         "batch_size grad_accum_steps amp amp_dtype model_dtype grad_checkpointing channels_last model_ema clip_grad clip_mode opt momentum opt_kwargs lr "
-        "epochs warmup_epochs".split()
+        "epochs warmup_epochs weight_decay".split()
     )
     for _, _, emitted in accepted("timm"):
         assert set(yaml.safe_load(emitted.text)) <= known

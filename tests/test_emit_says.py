@@ -2,6 +2,7 @@
 """What a configuration cannot say is said beside it or refused; its text, and the command that writes it."""
 
 import ast
+import functools
 import json
 import re
 from dataclasses import replace
@@ -16,7 +17,7 @@ from bsmodel import Gpu, InvalidInputError, Training, UnknownNameError, emit
 from bsmodel.command import main
 from bsmodel.configs import FRAMEWORKS, require_settings, texts
 from bsmodel.configs.run import Run, sentences
-from tests.emitted import GOAL, RECIPES, ZERO2, accepted, card, planned, recorded, shared
+from tests.emitted import RECIPES, ZERO2, accepted, card, planned, recorded, shared
 from tests.models import of_size
 from tests.test_surface import MINE, run
 
@@ -28,7 +29,7 @@ yaml = pytest.importorskip("yaml")
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_what_a_plan_does_not_say_is_not_written(framework):
-    for _, _, emitted in accepted(framework, base_lr=None):
+    for _, _, emitted in accepted(framework, goal=False):
         settings = "\n".join(line for line in emitted.text.splitlines() if not line.startswith("#"))
         assert not re.search(r"\blr\b|learning_rate|warmup|max_steps|epochs|training\.steps", settings)
 
@@ -47,7 +48,7 @@ def test_everything_is_a_setting_or_said_or_refused(framework):
     }
     for part, recipe in odd.items():
         parallel = ZERO2 if framework == "deepspeed" else None
-        plan = planned(recipe.model_copy(update={"parallel": parallel}))
+        plan = planned(recipe.model_copy(update={"parallel": parallel}), framework=framework)
         sentence = sentences(Run.of(plan))[part]
         if framework == "timm" and part in ("ema", "channels_last"):  # which it has settings for
             assert yaml.safe_load(emit(plan, framework).text)[part if part == "channels_last" else "model_ema"] is True
@@ -59,10 +60,10 @@ def test_everything_is_a_setting_or_said_or_refused(framework):
 
 
 def test_what_a_file_says_comes_first_in_it():
-    plan = planned(RECIPES["mixed"], 200_000, **GOAL)
     for framework in FRAMEWORKS:
         if framework in ("deepspeed", "axolotl", "torchtune"):
             continue
+        plan = planned(RECIPES["mixed"], 200_000, framework, goal=True)
         emitted = emit(plan, framework)
         head = "\n".join(emitted.text.splitlines()[:3])
         split = plan.split
@@ -87,6 +88,11 @@ def test_a_file_without_comments_has_them_beside():
         ("torchtitan", Training(precision="fp16-mixed"), "torchtitan trains in fp32, bf16 or bf16-mixed"),
         ("torchtitan", Training(precision="bf16", parallel=shared("fsdp2")), "torchtitan sums gradients in fp32, and the plan in bf16"),
         ("axolotl", Training(precision="bf16-mixed"), "plan with --weights bf16"),
+        ("axolotl", Training(precision="fp16-mixed"), "axolotl loads weights in the fp16 that it computes in, of which no gradients are scaled"),
+        ("axolotl", Training(precision="fp16"), "axolotl scales the loss where it computes in fp16, and precision fp16 does not"),
+        ("axolotl", Training(weights="bf16"), "axolotl loads weights in the fp32 that it computes in, and not in bf16; plan with --weights fp32"),
+        ("trl", Training(precision="bf16", lora_rank=8, adapter_dtype="weights"), "trl has adapters in float32; plan with --adapter-dtype fp32"),
+        ("trl", Training(precision="bf16-mixed", lora_rank=8, parallel=shared("deepspeed-zero3")), "by deepspeed-zero3 in the dtype of the weights"),
         ("trl", Training(precision="bf16", weights="nf4-torchao", lora_rank=8), "trl quantizes by bitsandbytes"),
         ("trl", Training(parallel=shared("fsdp2", tensor=2)), "trl has no setting for layers in parts over 2 devices each"),
         ("timm", Training(optimizer="lion"), "timm has no setting for optimizer lion"),
@@ -96,7 +102,7 @@ def test_a_file_without_comments_has_them_beside():
 )
 def test_what_a_framework_cannot_do_is_refused_in_one_line(framework, recipe, line):
     with pytest.raises(InvalidInputError, match=re.escape(line)) as refused:
-        emit(planned(recipe), framework)
+        emit(planned(recipe, framework=framework), framework)
     assert "\n" not in str(refused.value)
 
 
@@ -142,6 +148,124 @@ def test_a_row_says_what_its_plan_says():
         assert emit(row, framework, card()) == emit(plan, framework)
 
 
+def settings_of(framework, recipe):
+    """The settings of a file of YAML, or the words of a command line."""
+    text = emit(planned(recipe, framework=framework), framework).text
+    return yaml.safe_load(text) if FRAMEWORKS[framework].file.endswith("yaml") else [line for line in text.splitlines() if not line.startswith("#")]
+
+
+# -- no default of a framework stands where the plan is otherwise ----------------------------------------------------------------------------
+
+
+def test_weights_decay_as_the_optimizers_of_a_plan_do():
+    import importlib
+    import inspect
+
+    for name in bsmodel.OPTIMIZERS:
+        run = Run.of(planned(Training(optimizer=name)))
+        if run.optimizer_path is None:
+            continue
+        home, _, kind = run.optimizer_path.rpartition(".")
+        if home.startswith("bitsandbytes"):
+            pytest.importorskip("bitsandbytes")
+        made = getattr(importlib.import_module(home), kind)
+        assert run.weight_decay == inspect.signature(made).parameters["weight_decay"].default, name
+    for framework in ("trainer", "trl", "axolotl", "timm"):
+        assert settings_of(framework, Training())["weight_decay"] == 0.01 and settings_of(framework, Training(optimizer="sgd"))["weight_decay"] == 0.0
+
+
+def test_axolotl_takes_nothing_that_it_finds_by_itself():
+    """It multiplies in TF32 where a card can, has kernels of its own for adapters, and recomputes by the older way, unless it is told otherwise."""
+    lora = Training(precision="bf16-mixed", checkpointing=True, lora_rank=8)
+    told = settings_of("axolotl", lora)
+
+    assert told["tf32"] is False and settings_of("axolotl", Training(precision="tf32"))["tf32"] is True
+    assert [told[f"lora_{part}_kernel"] for part in ("mlp", "qkv", "o", "embedding")] == [False] * 4
+    assert told["gradient_checkpointing_kwargs"] == {"use_reentrant": False}
+
+
+def test_torchtitan_and_torchtune_run_the_plain_step_of_a_plan():
+    titan, tune = settings_of("torchtitan", Training()), settings_of("torchtune", Training(precision="bf16", parallel=shared("fsdp2", tensor=2)))
+
+    assert {"--training.disable_cuda_graphs", "--compile.no-enable", "--optimizer.param_groups.0.optimizer_kwargs.weight_decay 0.01"} <= set(titan)
+    assert {"compile=false", "optimizer_in_bwd=false", "fsdp_cpu_offload=false", "optimizer.weight_decay=0.01"} <= set(tune)
+    assert "optimizer_in_bwd" not in "\n".join(settings_of("torchtune", RECIPES["lora-tune"]))  # which its recipes of LoRA do not know
+
+
+def test_buckets_are_of_the_size_that_is_planned():
+    odd = Training(parallel=shared("ddp", bucket_mb=10.5))
+
+    assert settings_of("lightning", odd)["trainer"]["strategy"]["init_args"]["bucket_cap_mb"] == 10.5
+    assert "- bucket_cap_mb=10.5" in emit(planned(odd), "trainer").said  # whose field is whole
+    with pytest.raises(InvalidInputError, match=r"trl has no setting for bucket_cap_mb=10\.5"):
+        emit(planned(odd), "trl")
+
+
+@pytest.mark.parametrize(
+    ("framework", "recipe", "line"),
+    [
+        ("accelerate", Training(precision="bf16-mixed", parallel=shared("fsdp1")), "in fp32, and accelerate does both in bf16; plan with --param-dtype bf16"),
+        ("accelerate", Training(precision="bf16-mixed", weights="bf16", parallel=shared("fsdp2")), "accelerate has in float32 again where they are sharded"),
+        ("accelerate", Training(parallel=shared("ddp", 16)), "Yours to add on each of the 2 machines: machine_rank, main_process_ip"),
+        ("accelerate", Training(parallel=shared("tp")), "Layers are put in parts where the model is loaded: by tp_plan='auto'"),
+        ("trainer", Training(), "Run with one card in CUDA_VISIBLE_DEVICES"),
+        ("lightning", Training(precision="bf16-mixed", parallel=shared("fsdp1")), "in fp32, and lightning does both in bf16; plan with --param-dtype bf16"),
+        ("lightning", Training(parallel=shared("fsdp1", wrap=("Block",))), "FSDPStrategy shards Block one by one where it has an auto_wrap_policy"),
+        ("lightning", Training(gradient_clipping=1.0, parallel=shared("fsdp1")), "- gradients clipped to a norm of 1.0"),
+        ("lightning", Training(parallel=shared("fsdp2")), "Of your module's configure_model, which shards: fsdp2: parameters"),
+        ("lightning", Training(parallel=shared("fsdp2", preset="torchtitan")), "as by torchtitan: fsdp2 has embedding and head beside the blocks, gathers and"),
+        ("lightning", Training(parallel=shared("ddp", 16)), "Launched by torchrun --nnodes=2 --nproc-per-node=8"),
+        ("lightning", Training(parallel=shared("ddp", preset="accelerate")), "Planned as by accelerate, which lightning is not"),
+        ("deepspeed", Training(precision="tf32", parallel=ZERO2), 'torch.set_float32_matmul_precision("high")'),
+        ("torchtitan", Training(precision="bf16-mixed"), "Planned without fully_shard, by which torchtitan"),
+        ("torchtune", Training(precision="bf16", parallel=shared("fsdp2", tensor=2)), "Yours to add: tensor_parallel_plan"),
+        ("trl", Training(precision="bf16-mixed", weights="nf4", lora_rank=8), "Planned with adapters in float32, which trl has in bf16 over quantized"),
+        (
+            *("trl", Training(precision="bf16", checkpointing=True, adapter_dtype="weights", lora_rank=8, parallel=shared("deepspeed-zero3"))),
+            "Planned with checkpoints that are not reentrant",
+        ),
+        ("axolotl", Training(precision="bf16-mixed", weights="nf4", lora_rank=8), "embeddings, head and norms in float32, which axolotl has in half precision"),
+        ("ray", Training(parallel=shared("ddp", nodes=2)), "Planned on 2 nodes of 4 workers"),
+        ("kubernetes", Training(parallel=shared("deepspeed-zero3", preset="hf-auto")), 'as by hf-auto: as "auto" in a configuration'),
+        ("trainer", Training(), "trainer's own, of which no plan speaks: rates that fall to 0 as a line"),
+    ],
+)
+def test_where_a_framework_does_otherwise_is_said(framework, recipe, line):
+    assert line in "\n".join(emit(planned(recipe, framework=framework), framework).said)
+
+
+def test_lightning_computes_in_half_precision_once():
+    """Autocast beside parameters that `fully_shard` gathers in bf16 would be another step than that of trainers who gather so."""
+    gathered = Training(precision="bf16-mixed", parallel=shared("fsdp2", preset="accelerate"))
+
+    assert settings_of("lightning", gathered)["trainer"]["precision"] == "32-true"
+    assert settings_of("lightning", Training(precision="bf16-mixed", parallel=shared("fsdp2")))["trainer"]["precision"] == "bf16-mixed"
+
+
+def test_texts_and_images_are_not_mixed_up():
+    text, image = planned(Training()), planned(Training(), framework="timm")
+    untimed = replace(text, timing=None)
+
+    assert "max_length: 512" in emit(untimed, "trl").text and "--training.seq_len 512" in emit(untimed, "torchtitan").text
+    assert "- samples of 512 tokens" in emit(text, "accelerate").said and "tokens" not in "".join(emit(image, "accelerate").said)
+    for framework in ("trl", "axolotl", "torchtitan", "torchtune"):
+        with pytest.raises(InvalidInputError, match=f"{framework} trains on texts, and samples of small have no tokens_per_sample"):
+            emit(image, framework)
+    with pytest.raises(InvalidInputError, match="timm trains on images, and samples of small are texts of 512 tokens"):
+        emit(text, "timm")
+
+
+def test_options_of_the_model_are_not_dropped():
+    of = functools.partial(planned, Training(), 8192)
+    text = of(options={"seq_len": 512, "attention": "eager"})
+
+    assert emit(text, "accelerate").said.count("- the model and its samples with attention eager") == 1 and "seq_len" not in emit(text, "accelerate").text
+    assert all("attn_implementation: eager" in emit(text, framework).text for framework in ("trl", "axolotl"))
+    assert "img_size: 160" in emit(of("timm", options={"image_size": 160}), "timm").text
+    with pytest.raises(InvalidInputError, match="torchtitan has no setting for the model and its samples with attention eager; plan without"):
+        emit(text, "torchtitan")
+
+
 # -- names of cards --------------------------------------------------------------------------------------------------------------------------
 
 
@@ -171,11 +295,15 @@ def test_every_card_with_the_memory_asked_for_holds_the_peak(size):
 
 # -- texts -----------------------------------------------------------------------------------------------------------------------------------
 
-values = st.booleans() | st.none() | st.integers(-(10**18), 10**18) | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+scalars = st.booleans() | st.none() | st.integers(-(10**18), 10**18) | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 names = st.text(min_size=1)
 
 
-@given(fields=st.dictionaries(names, st.recursive(values | st.lists(values), lambda inner: st.dictionaries(names, inner, min_size=1), max_leaves=8)))
+values = scalars | st.lists(scalars, max_size=3)
+groups = st.dictionaries(names, values, min_size=1, max_size=3)
+
+
+@given(fields=st.dictionaries(names, values | groups | st.lists(groups, max_size=2) | st.dictionaries(names, groups, min_size=1, max_size=2), max_size=4))
 def test_yaml_is_read_back_as_it_was(fields):
     assert (yaml.safe_load(texts.as_yaml(fields, ["what\nit: says #"])) or {}) == fields
 
@@ -250,11 +378,14 @@ def test_the_flag_is_refused_before_the_model_is_made(capsys):
 
 
 def test_no_framework_is_imported_to_write_for_it(saved):
+    replace(recorded(), optimizer="adamw", tokens_per_sample=512).save("texts.gz")
     check = (
-        "import sys; from bsmodel.command import main; code = main(sys.argv[1:]);"
+        "import sys; from bsmodel.command import main; end = sys.argv.index('end');"
+        "code = main(sys.argv[1:end]) or main(sys.argv[end + 1:]);"
         "sys.exit(code or any(name in sys.modules for name in ('torch', 'transformers', 'accelerate', 'lightning', 'yaml')))"
     )
-    every = [flag for name in FRAMEWORKS if name not in ("deepspeed", "torchtitan") for flag in ("--emit", name)]
-    found = run("-c", check, "plan", saved, "--gpu", "a100-80gb", *every)
+    on = ("--gpu", "a100-80gb", "--emit")
+    every = [flag for name in FRAMEWORKS if name not in ("deepspeed", "timm") for flag in ("--emit", name)]
+    found = run("-c", check, "plan", saved, *on, "timm", "end", "plan", "texts.gz", *on, "ray=again.py", *every)
 
     assert (found.returncode, found.stderr) == (0, "")

@@ -98,6 +98,8 @@ def ray(run: Run) -> Says:
         "micro_batch": {"train_loop_config": repr(loop)},
         **covered("accumulation", "learning_rate", "warmup_steps", "total_steps"),
     }
+    if run.nodes > 1:
+        says["nodes"] = f"Planned on {run.nodes} nodes of {run.per_node} workers, and Ray packs workers where there is room: give it nodes of so many cards"
     if name and smaller:
         says["label"] = f"Ray's {name} is {' or '.join(smaller)} as well, which does not hold this peak: see that its nodes have {run.gpu.id}"
     elif name is None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from bsmodel.configs.run import Run, Says, covered
+from bsmodel.configs.run import Run, Says, covered, in_halves, sentences
 from bsmodel.errors import InvalidInputError
+from bsmodel.parallel import BUCKET_MB
+from bsmodel.training import WEIGHTS
 
 # timm 1.0, optim/_optim_factory.py: those that are torch's or bitsandbytes' own, with what they need to be called as here
 TIMM: dict[str, dict[str, Any]] = {
@@ -20,14 +22,13 @@ TIMM: dict[str, dict[str, Any]] = {
     "adagrad": {"opt": "adagrad"},
     "adamw-8bit": {"opt": "bnbadamw8bit"},
 }
-_LIGHTNING = {"fp32": "32-true", "tf32": "32-true", "fp16-mixed": "16-mixed", "bf16-mixed": "bf16-mixed", "fp16": "16-true", "bf16": "bf16-true"}
+_LIGHTNING = {"fp32": "32", "fp16": "16", "bf16": "bf16"}  # with -true where weights are held in it, and -mixed where they are in float32
 
 
 def zero(run: Run) -> dict[str, Any]:
     """A configuration of DeepSpeed (deepspeed/runtime/config.py); `auto` stands only for sizes of buckets that the Trainer is left to choose."""
     split, recipe = run.split, run.recipe
     per_step = split.micro_batch * split.accumulation * split.replicas
-    half = run.mixed or (run.held if run.held != "fp32" else None)
     config: dict[str, Any] = {
         "train_batch_size": per_step,
         "train_micro_batch_size_per_gpu": split.micro_batch,
@@ -35,7 +36,7 @@ def zero(run: Run) -> dict[str, Any]:
         "zero_optimization": {"stage": run.stage, **_buckets(run)},
         "gradient_clipping": recipe.gradient_clipping or 0.0,  # it clips to a norm of 1 unless it is told otherwise
     }
-    config |= {half: {"enabled": True}} if half else {}
+    config |= {run.half: {"enabled": True}} if run.half else {}
     tested = run.optimizer in ("adam", "adamw", "adamw-fused", "adamw-forloop")
     return config if tested else {**config, "zero_allow_untested_optimizer": True}
 
@@ -44,7 +45,7 @@ def deepspeed(run: Run) -> Says:
     """The file of `deepspeed.initialize(config=...)`, with the optimizer and the warm-up."""
     optimizer = _engine_optimizer(run)
     says: Says = {"engine": zero(run)}
-    says |= covered("micro_batch", "accumulation", "gradient_clipping", "precision", *run.gathers)
+    says |= covered("micro_batch", "accumulation", "gradient_clipping", *run.gathers, *(("precision",) if run.recipe.precision != "tf32" else ()))
     if optimizer:
         says |= {"optimizer": {"optimizer": optimizer}, "learning_rate": {}}
     if optimizer and run.warmup_steps:
@@ -78,12 +79,13 @@ def lightning(run: Run) -> Says:
         "devices": {
             "trainer": {"accelerator": "gpu", "devices": run.per_node, "num_nodes": run.nodes, **({"strategy": _strategy(run)} if run.kind else {})},
         },
-        "tensor": {},
-        "precision" if recipe.precision != "tf32" else "mixed": {"trainer": {"precision": _precision(run)}},
+        **_precise(run),
         "accumulation": {"trainer": {"accumulate_grad_batches": split.accumulation}},
-        **(covered("reshard_after_forward", *run.gathers) if run.stage or run.kind == "fsdp1" else {}),
+        **_sharded(run),
     }
-    if recipe.gradient_clipping is not None:
+    if run.nodes > 1:
+        says["launched"] = run.launched
+    if recipe.gradient_clipping is not None and run.kind != "fsdp1":  # where it clips by no norm
         says["gradient_clipping"] = {"trainer": {"gradient_clip_val": recipe.gradient_clipping, "gradient_clip_algorithm": "norm"}}
     if run.total_steps is not None:
         says["total_steps"] = {"trainer": {"max_steps": run.total_steps}}
@@ -97,15 +99,36 @@ def lightning(run: Run) -> Says:
     return says
 
 
-def _precision(run: Run) -> str:
-    return f"{'16' if run.mixed == 'fp16' else 'bf16'}-mixed" if run.mixed else _LIGHTNING[run.recipe.precision]
+def _precise(run: Run) -> Says:
+    """Lightning's name of a precision. Where `configure_model` shards it is to gather in half precision, too, and Lightning's own would be autocast."""
+    by_policy = run.kind in _OWN_SHARDS and run.recipe.numerics.autocast is None
+    mixed = None if by_policy else run.mixed
+    name = f"{_LIGHTNING[mixed]}-mixed" if mixed else f"{_LIGHTNING[run.held]}-true"
+    said = run.recipe.precision == "tf32" or (by_policy and run.mixed is not None)
+    return {"mixed" if said else "precision": {"trainer": {"precision": name}}}
+
+
+_OWN_SHARDS = ("fsdp2", "tp")
+
+
+def _sharded(run: Run) -> Says:
+    """What Lightning's strategies do of how parameters are sharded, and what they leave to the module."""
+    if run.kind in _OWN_SHARDS:
+        return {"sharing": f"Of your module's configure_model, which shards: {sentences(run)['sharing']}"}
+    if run.stage:
+        return covered(*run.gathers)
+    if run.kind != "fsdp1" or run.parallel is None:
+        return {}
+    blocks = " and ".join(run.parallel.wrap) or "the model's blocks"
+    wrap = f"FSDPStrategy shards {blocks} one by one where it has an auto_wrap_policy of them, and all as one where it has none: yours to give"
+    return {"wrap": wrap, **covered("reshard_after_forward", *run.gathers), **in_halves(run, "lightning")}
 
 
 def _strategy(run: Run) -> str | dict[str, Any]:
     """How Lightning shares the work, as `LightningCLI` makes it; refused for buckets that it would have the Trainer's sizes of."""
     parallel, home = run.parallel, "lightning.pytorch.strategies"
     if run.kind == "ddp":
-        own = {"bucket_cap_mb": int(parallel.bucket_mb)} if parallel and parallel.bucket_mb != 25 else {}
+        own: dict[str, Any] = {"bucket_cap_mb": run.bucket_mb} if run.bucket_mb != BUCKET_MB else {}
         own |= {"gradient_as_bucket_view": True} if parallel and parallel.gradient_as_bucket_view else {}
         return {"class_path": f"{home}.DDPStrategy", "init_args": own} if own else "ddp"
     if run.kind == "fsdp1":
@@ -114,7 +137,8 @@ def _strategy(run: Run) -> str | dict[str, Any]:
     if run.stage:
         if parallel and parallel.preset == "hf-auto":
             raise InvalidInputError("preset hf-auto has the Trainer choose the sizes of buckets, which lightning does not; plan without it")
-        engine = {name: value for name, value in zero(run).items() if name in ("train_micro_batch_size_per_gpu", "zero_optimization")}
+        config, named = zero(run), ("train_micro_batch_size_per_gpu", "zero_optimization")  # all else it sets from its own arguments
+        engine = {**{name: config[name] for name in named}, "zero_allow_untested_optimizer": True}
         return {"class_path": f"{home}.DeepSpeedStrategy", "init_args": {"config": engine}}
     sizes = {"data_parallel_size": run.split.replicas, "tensor_parallel_size": run.split.tensor}
     return {"class_path": f"{home}.ModelParallelStrategy", "init_args": sizes}
@@ -123,8 +147,8 @@ def _strategy(run: Run) -> str | dict[str, Any]:
 def timm(run: Run) -> Says:
     """The file of `train.py --config` in huggingface/pytorch-image-models, whose names are those of its flags."""
     split, recipe = run.split, run.recipe
-    amp = {"amp": True, "amp_dtype": {"fp16": "float16", "bf16": "bfloat16"}[run.mixed]} if run.mixed else {"amp": False}
-    held = {} if run.held == "fp32" else {"model_dtype": {"fp16": "float16", "bf16": "bfloat16"}[run.held]}
+    amp = {"amp": True, "amp_dtype": WEIGHTS[run.mixed]} if run.mixed else {"amp": False}
+    held = {} if run.held == "fp32" else {"model_dtype": WEIGHTS[run.held]}
     says: Says = {
         "micro_batch": {"batch_size": split.micro_batch},
         "accumulation": {"grad_accum_steps": split.accumulation},
@@ -137,8 +161,10 @@ def timm(run: Run) -> Says:
     }
     if recipe.precision == "fp32" and run.gpu.capability >= (8, 0):
         says["tf32"] = f"train.py multiplies in TF32 where the card can, as {run.gpu.id} does: its time is that of --precision tf32"
+    if "image_size" in run.options:
+        says["image_size"] = {"img_size": run.options["image_size"]}
     if run.optimizer in TIMM:
-        says["optimizer"] = TIMM[run.optimizer]
+        says["optimizer"] = {**TIMM[run.optimizer], "weight_decay": run.weight_decay}  # of 2e-5 unless it is told
     if run.learning_rate is not None:
         says["learning_rate"] = {"lr": run.learning_rate}
     if run.warmup_steps is not None and run.steps_per_epoch is not None:

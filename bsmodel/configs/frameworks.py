@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from bsmodel.configs import clusters, engines, huggingface, texts, titans
 from bsmodel.configs.run import Run, Says, covered, sentences
@@ -20,6 +20,7 @@ from bsmodel.units import format_bytes
 ONE = ""  # the kind of sharing of one device
 _ZERO = ("deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3")
 _EVERY = (ONE, *KINDS)
+_LINEAR = "rates that fall to 0 as a line after warm-up (lr_scheduler_type)"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class FrameworkRule:
     """What is written for a framework: under which name, by which function, as what text, and for which kinds of sharing.
 
     `script`: whether it runs a script of the user's own, to which can be left what its file has no setting for; that is refused elsewhere.
-    `preset` is that of `bsmodel.parallel.PRESETS` that does as it does, `adds` what its file needs beside, and no plan knows.
+    `preset` is that of `bsmodel.parallel.PRESETS` that does as it does, `adds` what its file needs beside, and no plan knows; `own` is what it does by itself
+    of what no plan says, `trains` whether it is texts or images alone that it trains on.
     """
 
     file: str
@@ -38,6 +40,8 @@ class FrameworkRule:
     script: bool = True
     preset: str = ""
     adds: str = ""
+    own: str = ""
+    trains: Literal["", "texts", "images"] = ""
     shares: bool = True  # whether it is told how devices share the work, or only how many there are
 
 
@@ -50,6 +54,7 @@ FRAMEWORKS: dict[str, FrameworkRule] = {
         *("trainer.yaml", "HfArgumentParser(TrainingArguments).parse_yaml_file", huggingface.trainer, texts.as_yaml),
         kinds=(ONE, "ddp", "fsdp1", "fsdp2", *_ZERO),
         preset="accelerate",
+        own=_LINEAR,
     ),
     "lightning": FrameworkRule(
         *("lightning.yaml", "LightningCLI --config", engines.lightning, texts.as_yaml), kinds=(ONE, "ddp", "fsdp1", "fsdp2", "tp", *_ZERO)
@@ -60,26 +65,38 @@ FRAMEWORKS: dict[str, FrameworkRule] = {
         kinds=(ONE, "ddp", "fsdp2", "hsdp", "tp"),
         script=False,
         preset="torchtitan",
+        own="how rates fall after warm-up, betas and the loss, as CONFIG has them",
+        trains="texts",
     ),
     "torchtune": FrameworkRule(
         *("torchtune.args", "tune run RECIPE --config CONFIG $(grep -v '^#' FILE)", titans.torchtune, texts.as_arguments),
         kinds=(ONE, "fsdp2"),
         script=False,
+        own="how rates fall after warm-up and the loss, as CONFIG has them",
+        trains="texts",
     ),
     "axolotl": FrameworkRule(
         *("axolotl.yaml", "axolotl train", huggingface.axolotl, texts.as_yaml, (ONE, "ddp", "fsdp2", "hsdp", *_ZERO)),
         script=False,
         preset="accelerate",
         adds="base_model and datasets",
+        own="rates that fall as a cosine after warm-up (lr_scheduler)",
+        trains="texts",
     ),
     "trl": FrameworkRule(
         *("trl.yaml", "trl sft --config", huggingface.trl, texts.as_yaml, (ONE, "ddp", "fsdp1", "fsdp2", *_ZERO)),
         script=False,
         preset="accelerate",
         adds="model_name_or_path and dataset_name",
+        own=_LINEAR,
+        trains="texts",
     ),
     "timm": FrameworkRule(
-        *("timm.yaml", "train.py --config", engines.timm, texts.as_yaml, (ONE, "ddp")), script=False, adds="model and data_dir, which are arguments as well"
+        *("timm.yaml", "train.py --config", engines.timm, texts.as_yaml, (ONE, "ddp")),
+        script=False,
+        adds="model and data_dir, which are arguments as well",
+        own="rates that fall as a cosine (sched) after 5 epochs of warm-up, over 300 epochs, where no number of them is below",
+        trains="images",
     ),
     "skypilot": FrameworkRule("skypilot.yaml", "sky launch", clusters.skypilot, texts.as_yaml, _EVERY, adds="setup and run", shares=False),
     "kubernetes": FrameworkRule(
@@ -122,7 +139,7 @@ def require_settings(framework: str, given: Mapping[str, Any], gpu: Gpu, devices
     if rule.script:
         return
     split = Split(1, 1, devices, recipe.parallel.tensor if recipe.parallel is not None else 1)
-    run = Run("", False, gpu, recipe, recipe.optimizer_name, split, *(None,) * 6)
+    run = Run("", False, gpu, recipe, recipe.optimizer_name, split, *(None,) * 7)
     try:
         says = rule.says(run)
     except InvalidInputError:  # which what else the recipe says may change
@@ -136,6 +153,15 @@ def _require_kind(framework: str, kind: str) -> None:
     if kind not in kinds:
         known = ", ".join(name for name in kinds if name)
         raise InvalidInputError(f"{framework} does not train by {kind or 'one device alone'}; it takes {'one device or ' * (ONE in kinds)}--parallel {known}")
+
+
+def _require_samples(framework: str, run: Run) -> None:
+    """Raises `InvalidInputError` where a framework trains on texts alone and the plan is of none, or on images and it is of texts."""
+    trains = FRAMEWORKS[framework].trains
+    if trains == "texts" and run.tokens is None:
+        raise InvalidInputError(f"{framework} trains on texts, and samples of {run.model} have no tokens_per_sample")
+    if trains == "images" and run.tokens is not None:
+        raise InvalidInputError(f"{framework} trains on images, and samples of {run.model} are texts of {run.tokens} tokens")
 
 
 def _require_said(framework: str, parts: Mapping[str, str], says: Says) -> None:
@@ -156,7 +182,10 @@ def emit(found: Plan | Row, framework: str, gpu: Gpu | None = None) -> Emitted:
     _require_kind(framework, run.kind)
     if run.own_step and rule.shares:
         raise InvalidInputError(f"{run.model} has a step of its own, which {framework} does not run; emit skypilot, kubernetes or ray")
-    says = rule.says(run) | (covered("sharing") if rule.shares else {})
+    _require_samples(framework, run)
+    says = (covered("sharing") if rule.shares else {}) | rule.says(run)
+    if rule.trains:
+        says = covered("tokens") | says
     if not rule.script:
         _require_said(framework, sentences(run), says)
     left = [sentence for part, sentence in sentences(run).items() if part not in says]
@@ -164,7 +193,7 @@ def emit(found: Plan | Row, framework: str, gpu: Gpu | None = None) -> Emitted:
     for part in says.values():
         if isinstance(part, dict):
             _merge(settings, part)
-    said = (*_head(run, rule, framework), *(part for part in says.values() if isinstance(part, str)), *_left(left), *_otherwise(run, rule, framework))
+    said = (*_head(run, rule, framework), *(part for part in says.values() if isinstance(part, str)), *_left(left), *_otherwise(run, framework, says))
     return Emitted(framework, rule.file, rule.text(settings, said), said)
 
 
@@ -189,7 +218,9 @@ def _head(run: Run, rule: FrameworkRule, framework: str) -> list[str]:
         f"Predicted by bsmodel {bsmodel.__version__}: {_memory(run)}, {_time(run)}",
         f"For {rule.what.replace('FILE', rule.file)}",
     ]
-    return [*lines, *([f"Yours to add: {rule.adds}"] if rule.adds else [])]
+    adds = [f"Yours to add: {rule.adds}"] if rule.adds else []
+    own = [f"{framework}'s own, of which no plan speaks: {rule.own}"] if rule.own else []
+    return [*lines, *adds, *own]
 
 
 def _memory(run: Run) -> str:
@@ -211,8 +242,14 @@ def _left(sentences: Sequence[str]) -> list[str]:
     return ["Left to your script:", *(f"- {sentence}" for sentence in sentences)] if sentences else []
 
 
-def _otherwise(run: Run, rule: FrameworkRule, framework: str) -> list[str]:
+def _otherwise(run: Run, framework: str, says: Says) -> list[str]:
     """Where a framework shares work in a way of its own, and the plan is of another."""
-    if not rule.preset or run.parallel is None or not run.kind.startswith(PRESETS[rule.preset].kinds) or run.parallel.preset == rule.preset:
+    rule, parallel = FRAMEWORKS[framework], run.parallel
+    if parallel is None or says.get("sharing") != {}:
         return []
-    return [f"Planned as by {run.parallel.preset}, and {framework} does otherwise: {PRESETS[rule.preset].what}; plan with --preset {rule.preset} for that"]
+    if rule.preset and run.kind.startswith(PRESETS[rule.preset].kinds):
+        own = f"and {framework} does otherwise: {PRESETS[rule.preset].what}; plan with --preset {rule.preset} for that"
+        return [] if parallel.preset == rule.preset else [f"Planned as by {parallel.preset}, {own}"]
+    if parallel.preset == "torch" or run.stage:
+        return []
+    return [f"Planned as by {parallel.preset}, which {framework} is not: {PRESETS[parallel.preset].what}; plan with --preset torch"]

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Peak
-from bsmodel.parallel import KINDS, PRESETS, Parallel, nodes_of
+from bsmodel.parallel import BUCKET_MB, KINDS, PRESETS, Parallel, nodes_of
 from bsmodel.planning import Plan, Split, Timing
 from bsmodel.studies import Recorded, Row
 from bsmodel.training import ADAPTERS, OPTIMIZERS, PRECISIONS, WEIGHTS, Training
@@ -40,6 +40,8 @@ class Run:
     warmup_steps: int | None
     total_steps: int | None
     steps_per_epoch: int | None
+    tokens: int | None  # of a sample, where it is a text
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the workload, as they were given, but for what `tokens` says
 
     @staticmethod
     def of(found: Plan | Row, gpu: Gpu | None = None) -> Run:
@@ -55,7 +57,9 @@ class Run:
             recorded, card, split, peak = found.recorded, Gpu.named(found.gpu) if gpu is None else gpu, found.split, found.peak
         same = ("timing", "learning_rate", "warmup_steps", "total_steps", "steps_per_epoch")
         how = (_recipe(recorded.recipe), recorded.optimizer, split, peak)
-        return Run(recorded.name, recorded.own_step, card, *how, **{name: getattr(found, name) for name in same})
+        tokens = recorded.tokens_per_sample if recorded.tokens_per_sample > 1 else None
+        options = {name: value for name, value in recorded.options.items() if name != "seq_len" or tokens is None}
+        return Run(recorded.name, recorded.own_step, card, *how, **{name: getattr(found, name) for name in same}, tokens=tokens, options=options)
 
     @property
     def parallel(self) -> Parallel | None:
@@ -88,6 +92,11 @@ class Run:
         return self.parallel.param_dtype if self.parallel and self.held == "fp32" else None
 
     @property
+    def half(self) -> str | None:
+        """What is computed in, `fp16` or `bf16`, whatever weights are held in; None for float32."""
+        return self.mixed or (None if self.held == "fp32" else self.held)
+
+    @property
     def gathers(self) -> tuple[str, ...]:
         """The part of a plan that says what parameters are gathered in, where the precision says the same of what is computed in."""
         return ("param_dtype",) if self.parallel is None or self.parallel.param_dtype in (None, self.mixed or self.held) else ()
@@ -98,6 +107,12 @@ class Run:
         return next(name for name, dtype in WEIGHTS.items() if dtype == PRECISIONS[self.recipe.precision].weights)
 
     @property
+    def bucket_mb(self) -> float | int:
+        """MiB of gradients that ddp sums together, as the whole number that some readers want where it is one."""
+        size = self.parallel.bucket_mb if self.parallel else BUCKET_MB
+        return int(size) if size == int(size) else size
+
+    @property
     def launched(self) -> str | dict[str, Any]:
         """How several devices are started, where that is torchrun's to do; nothing for one."""
         return f"Launched by torchrun --nnodes={self.nodes} --nproc-per-node={self.per_node}" if self.split.devices > 1 else {}
@@ -106,11 +121,6 @@ class Run:
     def stage(self) -> int | None:
         """DeepSpeed's stage of ZeRO, where it is DeepSpeed that shares."""
         return int(self.kind[-1]) if self.kind.startswith("deepspeed-") else None
-
-    @property
-    def tokens(self) -> int | None:
-        """Tokens of a sample, where they are known."""
-        return self.timing.step.tokens_per_sample or None if self.timing is not None else None
 
     @property
     def lora_alpha(self) -> float | int:
@@ -133,10 +143,26 @@ class Run:
         rate = {} if self.learning_rate is None else {"lr": self.learning_rate}
         return {**rate, **{name: value for name, value in fixed.items() if name != "lr"}}
 
+    @property
+    def weight_decay(self) -> float:
+        """What the optimizer decays weights by where it is called as planned: the default of torch's and bitsandbytes' AdamW, none of all others."""
+        return 0.01 if (self.optimizer_path or "").partition("AdamW")[1] else 0.0
+
 
 def covered(*parts: str) -> Says:
     """Parts of a plan that the settings of others say, or that a framework does by itself."""
     return {part: {} for part in parts}
+
+
+def in_halves(run: Run, framework: str) -> Says:
+    """What is said by a framework that has FSDP sum in what a mixed precision computes in, and gather, too: by the older FSDP that may not be planned."""
+    half, parallel = run.mixed, run.parallel
+    assert parallel is not None
+    summed = covered("reduce_dtype") if parallel.reduce_dtype in (None, half) else {}
+    if run.kind != "fsdp1" or half is None or (parallel.param_dtype == half and summed):
+        return summed
+    planned = f"parameters gathered in {parallel.param_dtype or run.held} and gradients summed in {parallel.reduce_dtype or parallel.param_dtype or run.held}"
+    return {**summed, "halves": f"Planned with {planned}, and {framework} does both in {half}; plan with --param-dtype {half} for that"}
 
 
 def _recipe(fields: Mapping[str, Any]) -> Training:
@@ -153,7 +179,8 @@ def sentences(run: Run) -> dict[str, str]:
         "accumulation": f"{split.accumulation} micro-steps for each optimizer step",
         "devices": f"{split.devices} devices in {run.nodes} nodes",
         "tensor": f"layers in parts over {split.tensor} devices each",
-        "sharing": f"{run.kind}: {KINDS[run.kind].what}" if run.kind else "",
+        "sharing": _sharing(run),
+        "tokens": f"samples of {run.tokens} tokens",
         "precision": _precision(run),
         "optimizer": _optimizer(run),
         "learning_rate": f"a learning rate of {run.learning_rate}",
@@ -169,6 +196,7 @@ def sentences(run: Run) -> dict[str, str]:
         "float8": f"linear layers in float8 by torchao, recipe {recipe.float8}",
         "frozen": f"parameters that are not trained: {', '.join(recipe.frozen)}",
         "keep_outputs": "outputs of the model that live through backward",
+        **{name: f"the model and its samples with {name} {value}" for name, value in run.options.items()},
         **_shared(run),
     }
     absent = {
@@ -176,7 +204,7 @@ def sentences(run: Run) -> dict[str, str]:
         "devices": split.devices == 1,
         "sharing": split.devices == 1,
         "tensor": split.tensor == 1,
-        **{name: getattr(run, name) is None for name in ("learning_rate", "warmup_steps", "total_steps")},
+        **{name: getattr(run, name) is None for name in ("learning_rate", "warmup_steps", "total_steps", "tokens")},
         "weights": recipe.weights is None,
         "adapter": not recipe.adapts,
         **{name: getattr(recipe, name) == Training.model_fields[name].default for name in ("checkpointing", "gradient_clipping", *_REST)},
@@ -185,6 +213,13 @@ def sentences(run: Run) -> dict[str, str]:
 
 
 _REST = ("channels_last", "zero_grad", "ema", "float8", "frozen", "keep_outputs")
+
+
+def _sharing(run: Run) -> str:
+    """The kind of sharing, and what a trainer does of its own where it was planned as by one."""
+    preset = run.parallel.preset if run.parallel else "torch"
+    planned = "" if preset in ("torch", "deepspeed") else f", as by {preset}: {PRESETS[preset].what}"
+    return f"{run.kind}: {KINDS[run.kind].what}{planned}" if run.kind else ""
 
 
 def _precision(run: Run) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 from bsmodel.configs.run import Run, Says, covered
 from bsmodel.errors import InvalidInputError
+from bsmodel.training import WEIGHTS
 
-_FULL = {"fp32": "float32", "bf16": "bfloat16"}
 # torchtitan 0.3, components/optimizer/optimizer.py: the optimizers that it makes, and their implementations
 TORCHTITAN = {"adam": ("Adam", "foreach"), "adamw": ("AdamW", "foreach"), "adamw-fused": ("AdamW", "fused"), "adamw-forloop": ("AdamW", "for-loop")}
 _GROUP = "--optimizer.param_groups.0"
@@ -26,15 +26,20 @@ def torchtitan(run: Run) -> Says:
             "--parallelism.data_parallel_shard_degree": split.replicas // replicate,
             "--parallelism.tensor_parallel_degree": split.tensor,
         },
+        "launched": run.launched,
         "tensor": {"--parallelism.no-enable-sequence-parallel": None} if split.tensor > 1 else {},
         "precision": _titan_precision(run),
         "gradient_clipping": {"--training.max_norm": recipe.gradient_clipping or "inf"},
+        "eager": {"--training.disable_cuda_graphs": None, "--compile.no-enable": None},  # graphs are captured unless it is told otherwise
     }
+    if run.kind not in ("fsdp2", "hsdp"):
+        says["wrapped"] = "Planned without fully_shard, by which torchtitan gathers and computes in half precision on one device and on replicas, too"
     if run.tokens:
         says["tokens"] = {"--training.seq_len": run.tokens}
     if run.optimizer in TORCHTITAN:
         name, implementation = TORCHTITAN[run.optimizer]
-        says["optimizer"] = {f"{_GROUP}.optimizer_name": name, "--optimizer.implementation": implementation}
+        decay = {f"{_GROUP}.optimizer_kwargs.weight_decay": run.weight_decay}
+        says["optimizer"] = {f"{_GROUP}.optimizer_name": name, "--optimizer.implementation": implementation, **decay}
     if run.learning_rate is not None:
         says["learning_rate"] = {f"{_GROUP}.optimizer_kwargs.lr": run.learning_rate}
     if run.warmup_steps is not None:
@@ -50,7 +55,7 @@ def torchtitan(run: Run) -> Says:
 def _titan_precision(run: Run) -> dict[str, Any]:
     if run.recipe.precision == "tf32" or "fp16" in (run.mixed, run.held):
         raise InvalidInputError(f"torchtitan trains in fp32, bf16 or bf16-mixed, and not in {run.recipe.precision}; plan with one of these")
-    return {"--training.dtype": _FULL[run.held], "--training.mixed_precision_param": _FULL[run.mixed or run.held]}
+    return {"--training.dtype": WEIGHTS[run.held], "--training.mixed_precision_param": WEIGHTS[run.mixed or run.held]}
 
 
 def _titan_sums(run: Run) -> Says:
@@ -73,13 +78,16 @@ def torchtune(run: Run) -> Says:
         "precision": _tune_precision(run),
         "checkpointing": {"enable_activation_checkpointing": recipe.checkpointing, "enable_activation_offloading": False},
         "gradient_clipping": {"clip_grad_norm": recipe.gradient_clipping or "null"},
-        "devices": {},
+        "devices": {"fsdp_cpu_offload": False} if split.devices > 1 else {},
         "tensor": {"tensor_parallel_dim": split.tensor} if split.tensor > 1 else {},
+        "eager": {"compile": False, **({} if recipe.adapts else {"optimizer_in_bwd": False})},
     }
+    if split.tensor > 1:
+        says["layers"] = "Yours to add: tensor_parallel_plan, of the model"
     if path is not None:
         fused = {"optimizer.fused": False} if path in ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD") else {}
         own = {f"optimizer.{name}": value for name, value in run.optimizer_arguments.items()}
-        says["optimizer"] = {"optimizer._component_": path, **fused, **own}
+        says["optimizer"] = {"optimizer._component_": path, "optimizer.weight_decay": run.weight_decay, **fused, **own}
         says["learning_rate"] = {}
         if not fused:
             says["fused"] = f"{path} is not called with fused: where the configuration has optimizer.fused, give ~optimizer.fused as well"
@@ -105,10 +113,9 @@ def _recipe(run: Run) -> str:
 
 
 def _tune_precision(run: Run) -> dict[str, Any]:
-    dtype = run.recipe.weights if run.recipe.weights in ("fp32", "bf16") else run.held
-    if run.mixed or run.recipe.precision == "tf32" or dtype == "fp16":
+    if run.mixed or run.recipe.precision == "tf32" or run.held == "fp16":
         raise InvalidInputError(f"torchtune trains in fp32 or bf16 throughout, and not in {run.recipe.precision}; plan with precision bf16")
-    return {"dtype": dtype}
+    return {"dtype": run.held}
 
 
 def _tune_steps(total: int, per_epoch: int) -> dict[str, Any]:

@@ -91,4 +91,4 @@ def _rate(tape: Tape, goal: Goal) -> tuple[float | None, int | None]:
     """The learning rate that is known at some batch: the one that is given, else the published one, where that is for what is trained."""
     if goal.base_lr is not None:
         return goal.base_lr, goal.base_batch
-    return (None, None) if trains_in_part(tape) else (tape.base_lr, tape.base_batch)
+    return (None, None) if trains_in_part(tape) or tape.base_lr is None else (tape.base_lr, tape.base_batch)

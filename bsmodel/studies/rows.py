@@ -26,6 +26,8 @@ class Recorded:
     uncounted: tuple[str, ...]
     remarks: tuple[str, ...]
     own_step: bool = False  # whether the step is the workload's own
+    tokens_per_sample: int = 1  # 1 where a sample is no text
+    options: dict[str, Any] = field(default_factory=dict)  # of the workload, as they were given
 
     @property
     def torch_version(self) -> str:
@@ -35,8 +37,10 @@ class Recorded:
     @staticmethod
     def of(tape: Tape) -> Recorded:
         """The head of a tape."""
-        counts = (tape.parameter_count, tape.trained_parameter_count)
-        return Recorded(tape.name, *counts, tape.precision, tape.optimizer, dict(tape.recipe), dict(tape.versions), tape.uncounted, tape.remarks, tape.own_step)
+        same = ("name", "precision", "optimizer", "uncounted", "remarks", "own_step", "tokens_per_sample")
+        fields: dict[str, Any] = {name: getattr(tape, name) for name in same}
+        fields |= {name: dict(getattr(tape, name)) for name in ("recipe", "versions", "options")}
+        return Recorded(parameters=tape.parameter_count, trained_parameters=tape.trained_parameter_count, **fields)
 
 
 @dataclass(frozen=True)
