@@ -146,7 +146,7 @@ class Run:
     @property
     def weight_decay(self) -> float:
         """What the optimizer decays weights by where it is called as planned: the default of torch's and bitsandbytes' AdamW, none of all others."""
-        return 0.01 if (self.optimizer_path or "").partition("AdamW")[1] else 0.0
+        return 0.01 if "AdamW" in (self.optimizer_path or "") else 0.0
 
 
 def covered(*parts: str) -> Says:
