@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from bsmodel.command import arguments
 from bsmodel.command.documents import TrialDocument
+from bsmodel.command.given import all_but, leave_out
 from bsmodel.command.priced import add_price, own_prices
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, Part, render, table
@@ -19,6 +20,7 @@ from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu
 from bsmodel.pages import require_charts
 from bsmodel.planning import NoiseScale
+from bsmodel.prices import Price
 from bsmodel.studies import tapes
 from bsmodel.training import Training
 from bsmodel.trials import TRACKERS, Recommendation, Spread, Trial, TrialRow
@@ -79,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr-range", type=rates, metavar="LOW:HIGH", help=text)
     parser.add_argument("--warmup", type=arguments.natural, metavar="N", help="steps in which the rate rises (default: five epochs, at most a tenth of a run)")
     parser.add_argument("--target-loss", type=float, metavar="LOSS", help="a run is over once its loss is there (default: after its steps)")
-    parser.add_argument("--evaluate-every", type=arguments.positive, default=10, metavar="N", help="steps between two validations (default: 10)")
+    parser.add_argument("--evaluate-every", type=arguments.positive, metavar="N", help="steps between two validations (default: 10)")
     parser.add_argument("--patience", type=arguments.positive, metavar="N", help="validations without a lower loss that end a run (default: none do)")
     parser.add_argument("--track", action="append", default=[], metavar="NAME", help=f"{', '.join(TRACKERS)}, repeatable (default: jsonl, always written)")
     parser.add_argument("--offline", action="store_true", help="trackers send nothing (default: as they are set up)")
@@ -96,6 +98,8 @@ def run(options: argparse.Namespace) -> Answer:
     if (options.model is None) == (options.report is None):
         raise InvalidInputError("give a model to try, or --report DIR for a trial that was run" if options.model is None else _BOTH)
     gpus = arguments.with_room(options, [Gpu.named(name) for name in options.gpu or () if name != HERE])
+    _require_effect(options, bool(gpus))
+    prices = dict(own_prices(options.price, gpus))
     _require_drawn(options)
     if options.model is None:
         source, found = None, Trial.load(options.report)
@@ -107,7 +111,7 @@ def run(options: argparse.Namespace) -> Answer:
 
             return answer(asked.workload, asked.recipe, asked.data, options)
         found = _run(asked, options)
-    elsewhere = {gpu.id: _elsewhere(found, source, gpu, options) for gpu in gpus}
+    elsewhere = {gpu.id: _elsewhere(found, source, gpu, prices.get(gpu.id), options) for gpu in gpus}
     _draw(found, [choice for choice in elsewhere.values() if choice], options)
     document = TrialDocument(
         command="trial",
@@ -121,6 +125,25 @@ def run(options: argparse.Namespace) -> Answer:
         elsewhere={name: choice for name, choice in elsewhere.items() if choice},
     )
     return Answer(document, _text(found, elsewhere))
+
+
+_SHOWN = ("html", "picture")
+# Of a learning rate range test: what is trained, on which samples and how, and the one batch.
+_OF_RATES = ("lr_range", "model", *arguments.SHAPE, *Training.model_fields, "data", "batches", "effective_batches", "micro_batch", "steps", *_SHOWN)
+
+
+def _require_effect(options: argparse.Namespace, elsewhere: bool) -> None:
+    """Raises `InvalidInputError` for an option that has no effect in what is asked: a report, a range of learning rates or a trial."""
+    if options.report is not None:
+        kept = ("report", *_SHOWN, *(("gpu",) if elsewhere else ()))  # a card has a line of its own
+        leave_out(options, "--report says what a trial has found, and runs nothing", all_but(options, *kept))
+    elif options.lr_range is not None:
+        kept = (*_OF_RATES, *(() if elsewhere else ("gpu",)))
+        leave_out(options, "--lr-range is one run at one batch on the device here, whose rate rises", all_but(options, *kept))
+        if options.effective_batches:
+            leave_out(options, "--effective-batches says the one batch", ("batches",))
+    elif not elsewhere:
+        leave_out(options, "these are for cards elsewhere, and --gpu names none", ("price", "devices", "context", "headroom"))
 
 
 def _require_drawn(options: argparse.Namespace) -> None:
@@ -168,14 +191,13 @@ def _run(asked: _Asked, options: argparse.Namespace) -> Trial:
         return trial(asked.workload, asked.recipe, data=asked.data, validation=asked.validation, out=options.out, watch=watch, **given)
 
 
-def _elsewhere(found: Trial, source: Source | None, gpu: Gpu, options: argparse.Namespace) -> Recommendation | None:
+def _elsewhere(found: Trial, source: Source | None, gpu: Gpu, price: Price | None, options: argparse.Namespace) -> Recommendation | None:
     """What is recommended for a card that one might rent, by prediction."""
     from bsmodel.memory import fit
 
     if source is None:
         raise InvalidInputError(f"a trial's folder does not hold its model; give it and --out {options.report} instead of --report, to predict for {gpu.id}")
     tape = tapes(source, arguments.changes(options), [gpu], options.cache)[0]
-    price = dict(own_prices(options.price, [gpu])).get(gpu.id)
     return found.recommended_on(fit(tape, gpu), options.devices, price)
 
 
