@@ -53,8 +53,14 @@ class _Given(_Parser):
 
     def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
         action = super().add_argument(*args, **kwargs)
-        action.default = argparse.SUPPRESS
+        action.default = argparse.SUPPRESS if action.option_strings else None
         return action
+
+
+def _given(words: Sequence[str]) -> tuple[str, ...]:
+    """The names of what is given, also where it is what stands for nothing, as in `--seeds 1`."""
+    found = vars(_parser(_Given).parse_args(words))
+    return tuple(name for name, value in found.items() if name != "run" and value not in (None, []))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # libtorch warns of devices that it does not know, which is nothing to whoever asks
     try:
         options = _parser().parse_args(given)
-        options.given = tuple(name for name in vars(_parser(_Given).parse_args(given)) if name != "run")
+        options.given = _given(given)
         code = _answered(options.run(options), options)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the answer has left
