@@ -144,7 +144,7 @@ def test_a_table_by_length_says_where_positions_and_the_formula_end(config, caps
     assert main(["plan", folder, "--seq-len", "1000:2048", "--gpu", "rtx-3070-8gb"]) == 2
     assert "seq-len begins at 1000; expected a multiple of 128, such as 1024" in capsys.readouterr().err
     assert main(["plan", folder, "--seq-len", "256:1024", "--target-batch", "64"]) == 2
-    assert "--target-batch goes with one length" in capsys.readouterr().err
+    assert "samples of one length, by --seq-len N; leave out --target-batch" in capsys.readouterr().err
 
 
 def test_a_table_by_side_of_images_is_of_recordings_at_each(config, capsys, tmp_path):

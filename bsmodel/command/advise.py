@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from bsmodel.command import arguments
 from bsmodel.command.asked import foot, together
 from bsmodel.command.documents import Advised, AdviseDocument
-from bsmodel.command.priced import offer_lines, offer_notes, rented, with_offers
+from bsmodel.command.priced import hours_notes, offer_lines, offer_notes, rented, with_offers
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Part, render, table
 from bsmodel.command.watching import watching
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> Answer:
         Advised(recipe=written(each.change) or "as asked", change=each.change, mildest=each is _mildest(made, each.row.gpu), row=each.row) for each in made
     )
     recorded = together(each.row.recorded for each in made)
-    notes = [*notes, *offer_notes(options)]
+    notes = [*notes, *offer_notes(options), *hours_notes([each.row for each in made])]
     document = AdviseDocument(command="advise", notes=tuple(notes), workload=recorded, recipes=rows)
     parts: list[Part] = [title(together([made[0].row.recorded])), ""]
     for gpu in gpus:

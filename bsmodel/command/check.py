@@ -83,6 +83,7 @@ def _baseline(options: argparse.Namespace) -> Baseline | None:
         "--against reads a baseline and --save-baseline writes one; give one of them": against and saved,
         "--allow is for --against FILE": options.allow is not None and not against,
         "--batch is for --against and --save-baseline; what has to train is --require-batch": options.batch and not (against or saved),
+        "--network is for --against and --save-baseline, which time a step; leave it out": options.network is not None and not (against or saved),
         "--save-baseline needs a micro-batch; give --batch N": saved and not (options.batch or required),
     }
     for problem, found in problems.items():

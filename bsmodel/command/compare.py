@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from bsmodel.command import arguments
 from bsmodel.command.asked import Asked, foot, of_other_versions, together
 from bsmodel.command.documents import CompareDocument, Notes
-from bsmodel.command.priced import offer_lines, offer_notes, rented, with_offers
+from bsmodel.command.priced import hours_notes, offer_lines, offer_notes, rented, with_offers
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Part, render, table
 from bsmodel.command.watching import until_a_defect, watching
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> Answer:
         verdicts = {row.verdict for row in found.rows}  # one for all is about the model, not about cards
         raise InvalidInputError(verdicts.pop() if len(verdicts) == 1 else _together(left_out))
     recorded = together(answered)
-    notes = [*notes, *([EVENLY] if any(row.devices > 1 for row in found.plans) else []), *offer_notes(options)]
+    notes = [*notes, *([EVENLY] if any(row.devices > 1 for row in found.plans) else []), *offer_notes(options), *hours_notes(found.plans)]
     if options.html:
         _draw(recorded, found, left_out, options, notes)
     document = CompareDocument(command="compare", notes=tuple(notes), workload=recorded, gpus=found.plans, left_out=left_out)

@@ -12,6 +12,7 @@ from typing import Any
 from bsmodel.command import arguments
 from bsmodel.command.asked import foot, of_other_versions, together
 from bsmodel.command.documents import CountedForm, ExplainDocument, Explained, Said
+from bsmodel.command.given import leave_out
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Part, render, table
 from bsmodel.command.wording import title, uncounted
@@ -27,6 +28,7 @@ from bsmodel.units import format_bytes
 
 DEFAULT_GPU = "a100-40gb"
 _MOST_MODULES = 30
+_DEPTH = 3  # of modules, as text
 _COUNTS = "FLOPs and activations as fvcore counts them, a multiply-add as two"
 
 
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_recording(parser)
     parser.add_argument("--batch", type=arguments.positive, required=True, metavar="N", help="micro-batch (needed)")
     parser.add_argument("--by", choices=("category", "module", "operator"), default="category", help="bytes, or FLOPs and activations (default: category)")
-    parser.add_argument("--depth", type=arguments.positive, default=3, metavar="N", help="how deep to show modules (default: 3)")
+    parser.add_argument("--depth", type=arguments.positive, metavar="N", help="with --by module: how deep (default: 3, and in JSON every depth)")
     text = "write when what of a step runs, for ui.perfetto.dev or chrome://tracing; gzipped where the name ends in .gz (default: nowhere)"
     parser.add_argument("--trace", metavar="FILE", help=text)
     text = "write what the allocator of one GPU will do, for PyTorch's memory visualiser (default: nowhere)"
@@ -49,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Answer:
     """Bytes by category and module on each GPU, or the counts of the first one's recording."""
+    _require_effect(options)
     _require_page(options)
     asked = arguments.asked(options)
     gpus, notes = arguments.gpus_asked(options, asked, (Gpu.named(DEFAULT_GPU),))
@@ -63,8 +66,8 @@ def run(options: argparse.Namespace) -> Answer:
     known = {"command": "explain", "notes": tuple(notes), "workload": recorded, "batch": options.batch}
     head = title(recorded, f", batch {options.batch}")
     if options.by == "module":
-        modules = by_module(tapes[0], options.batch)
-        return Answer(ExplainDocument(**known, modules=modules), _modules_text(head, tapes[0], modules, options.depth, foot(recorded, notes)))
+        modules = tuple(row for row in by_module(tapes[0], options.batch) if options.depth is None or row.depth <= options.depth)
+        return Answer(ExplainDocument(**known, modules=modules), _modules_text(head, tapes[0], modules, options.depth or _DEPTH, foot(recorded, notes)))
     if options.by == "operator":
         operators = by_operator(tapes[0], options.batch)
         return Answer(ExplainDocument(**known, operators=operators), _operators_text(head, operators, foot(recorded, notes)))
@@ -76,6 +79,18 @@ def run(options: argparse.Namespace) -> Answer:
     said = spoken(tapes[0], options.batch)
     document = ExplainDocument(**known, gpus=found, collectives=said)
     return Answer(document, render(head, *parts, *_spoken_text(said), uncounted(recorded.uncounted), *foot(recorded, notes)))
+
+
+def _require_effect(options: argparse.Namespace) -> None:
+    """Raises `InvalidInputError` for an option that has no effect on what is asked."""
+    if options.by != "module":
+        leave_out(options, "modules are shown by --by module", ("depth",))
+    if options.by != "category" and len(options.gpu or ()) > 1:
+        raise InvalidInputError(f"--by {options.by} counts one recording, and {', '.join(options.gpu)} are asked about; give one --gpu")
+    if not options.snapshot:
+        leave_out(options, "explain tells the bytes that are requested, whatever room the card has", ("context", "headroom"))
+    if options.devices < 2 or not (options.trace or options.memory_timeline or options.html):
+        leave_out(options, "what connects nodes tells in the times of several devices: in --trace, --memory-timeline and --html", ("network",))
 
 
 def _require_page(options: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from bsmodel.command.arguments import size
 from bsmodel.command.documents import GpusDocument
+from bsmodel.command.given import leave_out
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import render, table
 from bsmodel.hardware import Gpu, schema
@@ -22,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Answer:
     """The cards with enough memory, or the schema of a GPU file."""
+    if options.schema:
+        leave_out(options, "--schema is of a file of any card", ("min_memory",))
     gpus = tuple(gpu for gpu in Gpu.all() if gpu.memory_bytes >= options.min_memory)
     return Answer(GpusDocument(command="gpus", gpus=gpus), schema() if options.schema else _text(gpus), plain=options.schema)
 

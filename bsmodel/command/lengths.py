@@ -13,6 +13,8 @@ from typing import NamedTuple
 from bsmodel.command import arguments
 from bsmodel.command.asked import foot, together
 from bsmodel.command.documents import LengthsDocument, PaddedDocument
+from bsmodel.command.given import leave_out
+from bsmodel.command.priced import OFFERS
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, Part, render, table
 from bsmodel.command.watching import watching
@@ -41,7 +43,7 @@ from bsmodel.units import whole
 from bsmodel.workloads import Source
 
 LONG = ("seq_len", "image_size")  # the options of which a range may be given
-_OF_A_RUN = ("target_batch", "samples", "epochs", "base_lr", "base_batch")
+_OF_A_RUN = ("target_batch", "samples", "epochs", "base_lr", "base_batch", "price", *OFFERS, "network")
 
 
 class _Asked(NamedTuple):
@@ -65,6 +67,7 @@ def answer(options: argparse.Namespace) -> Answer:
     if len(ranges) > 1:
         raise InvalidInputError("--seq-len and --image-size both give a range; give one, and one length of the other")
     (option,) = ranges
+    _require_table(options, option)
     low, high, *steps = getattr(options, option)
     require_range(option, low, high, *steps)
     asked = _Asked(option, [*range(low, high + 1, steps[0])] if steps else doublings(low, high))
@@ -90,6 +93,7 @@ def of_a_file(options: argparse.Namespace) -> Answer:
     """What batches of samples of the lengths in a file take; raises `InvalidInputError` as `answer` does, and for a file that is none."""
     if options.seq_len is not None:
         raise InvalidInputError("--lengths and --seq-len both say how long samples are; give one")
+    _require_table(options, "seq_len")
     known = _mean_and_longest(options.lengths)
     tokens = [] if known else _read(Path(options.lengths))
     with _hands(options) as executor:
@@ -105,6 +109,12 @@ def of_a_file(options: argparse.Namespace) -> Answer:
     columns = (("GPU", ""), *((heading, "right") for heading in right))
     shown = table(*columns, rows=[_padded_cells(row) for row in made.rows])
     return Answer(document, render(title(recorded), "", said, "", shown, "", *foot(recorded, made.notes)), fits=any(row.largest_batch for row in made.rows))
+
+
+def _require_table(options: argparse.Namespace, option: str) -> None:
+    """Raises `InvalidInputError` for an option that is of a run, whose samples have one length."""
+    several = ("devices",) if options.devices > 1 else ()
+    leave_out(options, f"a run is planned of samples of one length, by --{option.replace('_', '-')} N", (*_OF_A_RUN, *several))
 
 
 @contextlib.contextmanager
@@ -123,11 +133,6 @@ def _hands(options: argparse.Namespace) -> Iterator[Executor | None]:
 def _found(options: argparse.Namespace, asked: _Asked, executor: Executor | None) -> _Found:
     """The recordings, of the model that is asked about or in a file, written where `--save` says."""
     setattr(options, asked.option, None)
-    for name in _OF_A_RUN:
-        if getattr(options, name) is not None:
-            raise InvalidInputError(f"--{name.replace('_', '-')} goes with one length; give --{asked.option.replace('_', '-')} N")
-    if options.devices > 1:
-        raise InvalidInputError(f"--devices goes with one length; give --{asked.option.replace('_', '-')} N")
     found = _of_recordings(options, asked) if is_tape(options.model) else _of_model(options, asked, executor)
     if options.save:
         save_lengths({each.first.gpu.kernel_family: each for each in found.lengths}.values(), options.save)

@@ -39,11 +39,28 @@ _COMMANDS: dict[str, tuple[Any, str]] = {
 
 
 class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
     def _print_message(self, message: str, file: Any = None) -> None:
         (file or sys.stderr).write(message)  # argparse's own says nothing where it cannot be written
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_USAGE, f"bsmodel: {escaped(message)}; see {self.prog} --help\n")
+
+
+class _Given(_Parser):
+    """Reads what is given, and nothing for what is not."""
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+        action = super().add_argument(*args, **kwargs)
+        action.default = argparse.SUPPRESS if action.option_strings else None
+        return action
+
+
+def _given(words: Sequence[str]) -> tuple[str, ...]:
+    """The names of what is given, also where it is what stands for nothing, as in `--seeds 1`."""
+    found = vars(_parser(_Given).parse_args(words))
+    return tuple(name for name, value in found.items() if name != "run" and value not in (None, []))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # libtorch warns of devices that it does not know, which is nothing to whoever asks
     try:
         options = _parser().parse_args(given)
+        options.given = _given(given)
         code = _answered(options.run(options), options)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the answer has left
@@ -149,8 +167,8 @@ def _open_standard_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _parser() -> _Parser:
-    parser = _Parser(prog="bsmodel", description="Which batch trains on which GPU, before you rent it.")
+def _parser(kind: type[_Parser] = _Parser) -> _Parser:
+    parser = kind(prog="bsmodel", description="Which batch trains on which GPU, before you rent it.")
     parser.add_argument("--version", action="version", version=f"bsmodel {bsmodel.__version__}")
     parser.add_argument("--debug", action="store_true", help="show where an error comes from (default: one line that says what it is)")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from bsmodel.command import arguments
 from bsmodel.command.asked import foot, of_other_versions, together
 from bsmodel.command.documents import CardPeak, Notes, PredictDocument
+from bsmodel.command.given import leave_out
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, render, table, verdict
 from bsmodel.command.wording import interval, title, uncounted
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Answer:
     """The peak on each GPU."""
+    leave_out(options, "a peak is the same whatever connects the nodes", ("network",))
     found = arguments.asked(options)
     gpus, notes = arguments.gpus_asked(options, found)
     found, notes = arguments.saved(found, options, gpus), [*notes, *of_other_versions(found)]

@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from bsmodel.command.given import leave_out
 from bsmodel.command.terminal import Cell
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
@@ -14,6 +15,7 @@ from bsmodel.prices import SPOT, Offers, Price, among, kept, load, price_line, u
 from bsmodel.studies import Row, require_asked_about
 from bsmodel.units import finite
 
+OFFERS = ("prices", "cloud", "region", "spot")  # the options that ask about offers
 HOW = "bsmodel prices update --from DIR keeps SkyPilot's catalogue (e.g. of ~/.sky/catalogs/v8)"
 
 
@@ -60,6 +62,8 @@ def offers_asked(options: argparse.Namespace) -> Offers:
 def prices(options: argparse.Namespace, given: Sequence[tuple[str, float]], gpus: Sequence[Gpu]) -> tuple[tuple[str, Price | None], ...]:
     """Prices by the ids of the cards that are asked about: the user's own, else the cheapest offers by count and cloud; none, where offers are asked about."""
     own, ids = _own(given, gpus), [gpu.id for gpu in gpus]
+    if own.keys() >= {*ids}:
+        leave_out(options, f"your own price is given for every card, {', '.join(ids)}, and goes before offers", OFFERS)
     found = undercut([(card, each) for card, each in offers_asked(options) if card in ids and card not in own])
     unoffered = set(ids) - {*own, *dict(found)} if _asked(options) else ()
     return (*own.items(), *found, *((card, None) for card in ids if card in unoffered))
@@ -91,6 +95,12 @@ def offer_notes(options: argparse.Namespace) -> list[str]:
     """Notes of what was asked of offers, and of what spot prices are."""
     asked = _asked(options)
     return [*([f"offers are those {asked}"] if asked else []), *([SPOT] if options.spot else [])]
+
+
+def hours_notes(rows: Sequence[Row]) -> list[str]:
+    """A note where samples are given without epochs, and nothing else that is printed says anything of them."""
+    alone = any(row.timing and row.timing.hours_per_epoch is not None and row.timing.hours is None for row in rows)
+    return ["hours and cost are of a whole run: with --samples N give --epochs N, too"] if alone else []
 
 
 def with_offers(rows: Sequence[Row]) -> bool:

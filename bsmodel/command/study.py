@@ -16,7 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from bsmodel.command import arguments
 from bsmodel.command.asked import foot, of_other_versions
 from bsmodel.command.documents import Notes, StudyDocument
-from bsmodel.command.priced import add_offers, add_price, offer_lines, offer_notes, prices, rented, with_offers
+from bsmodel.command.given import leave_out
+from bsmodel.command.priced import add_offers, add_price, hours_notes, offer_lines, offer_notes, prices, rented, with_offers
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, render, table, verdict
 from bsmodel.command.watching import watching
@@ -88,11 +89,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Answer:
     """A row for every cell; 1 where none of them has a plan."""
+    if options.json:
+        leave_out(options, "--json prints JSON", ("csv",))
     if options.html:
         require_charts()
         if require_writable(options.html, "the page") == Path(os.path.realpath(options.out or "")):  # not found out after the work
             raise InvalidInputError(f"--html and --out both name {options.html!r}; give each a file of its own")
     asked = _from_flags(options) if options.file is None else _from_file(options)
+    if max(asked.devices) < 2 and asked.parallel != ["ddp"]:
+        raise InvalidInputError(f"parallel {', '.join(asked.parallel)} is for several devices, and one is asked about; give devices, too")
     workloads = [arguments.subject(**({"name": item} if isinstance(item, str) else item)) for item in asked.workloads]
     gpus = arguments.with_room(options, one_of_each([Gpu.named(name) for name in asked.gpus]) or defaults())
     targets: list[int | None] = [*asked.target_batch] or [None]
@@ -112,7 +117,7 @@ def run(options: argparse.Namespace) -> Answer:
             watch=watch,
         )
     said = [note for subject in workloads for note in of_other_versions(subject)]
-    notes = tuple(dict.fromkeys([*arguments.room_asked(options), *said, *offer_notes(options)]))
+    notes = tuple(dict.fromkeys([*arguments.room_asked(options), *said, *offer_notes(options), *hours_notes(found.rows)]))
     if options.html:
         _draw(found, asked, options.html, notes)
     text = found.to_csv() if options.csv else _text(found, notes)

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from bsmodel.command import arguments
 from bsmodel.command.documents import TrialDocument
 from bsmodel.command.drawn import PAGE, PICTURE, require_drawable
-from bsmodel.command.priced import add_offers, add_price, offer_notes, prices
+from bsmodel.command.given import all_but, leave_out
+from bsmodel.command.priced import OFFERS, add_offers, add_price, offer_notes, prices
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, Part, render, table
 from bsmodel.command.training import training
@@ -79,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr-range", type=rates, metavar="LOW:HIGH", help=text)
     parser.add_argument("--warmup", type=arguments.natural, metavar="N", help="steps in which the rate rises (default: five epochs, at most a tenth of a run)")
     parser.add_argument("--target-loss", type=float, metavar="LOSS", help="a run is over once its loss is there (default: after its steps)")
-    parser.add_argument("--evaluate-every", type=arguments.positive, default=10, metavar="N", help="steps between two validations (default: 10)")
+    parser.add_argument("--evaluate-every", type=arguments.positive, metavar="N", help="steps between two validations (default: 10)")
     parser.add_argument("--patience", type=arguments.positive, metavar="N", help="validations without a lower loss that end a run (default: none do)")
     parser.add_argument("--track", action="append", default=[], metavar="NAME", help=f"{', '.join(TRACKERS)}, repeatable (default: jsonl, always written)")
     parser.add_argument("--offline", action="store_true", help="trackers send nothing (default: as they are set up)")
@@ -97,6 +98,7 @@ def run(options: argparse.Namespace) -> Answer:
     if (options.model is None) == (options.report is None):
         raise InvalidInputError("give a model to try, or --report DIR for a trial that was run" if options.model is None else _BOTH)
     gpus = arguments.with_room(options, [Gpu.named(name) for name in options.gpu or () if name != HERE])
+    _require_effect(options, bool(gpus))
     goal = Goal(prices=prices(options, options.price, gpus) if gpus else ())
     require_drawable(options.html)
     require_drawable(options.picture, PICTURE)
@@ -125,6 +127,25 @@ def run(options: argparse.Namespace) -> Answer:
         elsewhere={name: choice for name, choice in elsewhere.items() if choice},
     )
     return Answer(document, _text(found, elsewhere, notes))
+
+
+_SHOWN = ("html", "picture")
+# Of a learning rate range test: what is trained, on which samples and how, and the one batch.
+_OF_RATES = ("lr_range", "model", *arguments.SHAPE, *Training.model_fields, "data", "batches", "effective_batches", "micro_batch", "steps", *_SHOWN)
+
+
+def _require_effect(options: argparse.Namespace, elsewhere: bool) -> None:
+    """Raises `InvalidInputError` for an option that has no effect in what is asked: a report, a range of learning rates or a trial."""
+    if options.report is not None:
+        kept = ("report", *_SHOWN, *(("gpu",) if elsewhere else ()))  # a card has a line of its own
+        leave_out(options, "--report says what a trial has found, and runs nothing", all_but(options, *kept))
+    elif options.lr_range is not None:
+        kept = (*_OF_RATES, *(() if elsewhere else ("gpu",)))
+        leave_out(options, "--lr-range is one run at one batch on the device here, whose rate rises", all_but(options, *kept))
+        if options.effective_batches:
+            leave_out(options, "--effective-batches says the one batch", ("batches",))
+    elif not elsewhere:
+        leave_out(options, "these are for cards elsewhere, and --gpu names none", ("price", *OFFERS, "devices", "context", "headroom"))
 
 
 def _draw(found: Trial, elsewhere: Sequence[Recommendation], options: argparse.Namespace) -> None:

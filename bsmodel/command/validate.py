@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bsmodel.command.arguments import positive, size
+from bsmodel.command.given import all_but, leave_out
 from bsmodel.errors import InvalidInputError
 from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu, defaults
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from bsmodel.validation.running import Bench, Runner
 
 _PAGE, _TABLE = "the page", "the table"
+_WRITTEN = ("out_dir", "html", "markdown")
 EXAMPLE = "bsmodel validate resnet50 --out rows.jsonl"
 
 
@@ -71,14 +73,20 @@ def run(options: argparse.Namespace) -> int:
     if len(modes) > 1:
         raise InvalidInputError(f"--{modes[0].replace('_', '-')} and --{modes[1].replace('_', '-')} are two questions; ask them one by one")
     if options.report:
+        leave_out(options, "--report says what rows hold, and measures nothing", all_but(options, "report", *_WRITTEN))
         return _report(options)
-    for name in ("out_dir", "html", "markdown"):
+    for name in _WRITTEN:
         if getattr(options, name):
             raise InvalidInputError(f"--{name.replace('_', '-')} is where --report writes; add --report FILE, the rows")
     if options.out is None:
         raise InvalidInputError(f"--out FILE is missing: where to write, e.g. {EXAMPLE}")
     if options.calibrate:
+        leave_out(options, "--calibrate makes a GPU file of rows, and measures nothing", all_but(options, "calibrate", "out", "gpu"))
         return _calibrate(options)
+    if options.largest:
+        leave_out(options, "--largest finds the batch", ("batch",))
+    elif not options.side_by_side:
+        leave_out(options, "capacities are for --largest and --side-by-side", ("capacity",))
     return _measure(options, modes[0] if modes else "step")
 
 
@@ -105,6 +113,8 @@ def _report(options: argparse.Namespace) -> int:
 def _targets(options: argparse.Namespace) -> tuple[Path | None, Path | None]:
     """Where the page and the table go; raises `InvalidInputError`, before the work, for one that cannot be made or written."""
     html, markdown = options.html, options.markdown
+    if html and markdown:
+        leave_out(options, "--html and --markdown say where both go", ("out_dir",))
     if options.out_dir:
         if not options.out_dir.is_dir():
             raise InvalidInputError(f"no such folder: {str(options.out_dir)!r}")

@@ -28,6 +28,8 @@ from bsmodel.workloads import Workload
 
 _VALIDATED = 64  # samples at once, at most
 _STEPS = 200  # of each run, where nothing is asked: the 100 to 200 of a short run
+_EVERY = 10  # steps between two validations
+_OF_VALIDATION = {"patience": "waits for a lower loss in validation", "evaluate_every": "is the steps between two validations"}
 _TRIED = 5  # batches where none are given: the largest that fits in powers of two, and four halvings
 _NOTHING_PREDICTED = "there is no CUDA device here: memory and seconds are not predicted for what it ran on"
 
@@ -58,8 +60,8 @@ class Options:
     """A run is over once its loss is there: that of validation, or the training loss smoothed over as many samples for every batch."""
     split: float = 0.0
     """Share of the data that is kept for validation."""
-    evaluate_every: int = 10
-    """Steps between two validations."""
+    evaluate_every: int | None = None
+    """Steps between two validations, 10 unless said."""
     patience: int | None = None
     """So many validations without a lower loss end a run."""
     track: Sequence[str] = ()
@@ -78,11 +80,13 @@ class Options:
 
     def __post_init__(self) -> None:
         whole("seeds", self.seeds)
-        whole("evaluate_every", self.evaluate_every)
-        if self.patience is not None:
-            whole("patience", self.patience)
+        for name in ("evaluate_every", "patience"):
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name))
         if self.target_loss is not None:
             finite("target loss", self.target_loss)
+        if self.base_batch is not None and self.base_lr is None:
+            raise InvalidInputError("base_batch is given without base_lr, and says nothing alone; give both")
         if self.batches is not None and self.effective_batches is not None:
             raise InvalidInputError("batches and effective_batches are both given; give micro-batches, or samples of an optimizer step")
 
@@ -120,8 +124,9 @@ def _asked(workload: Workload, recipe: Training, given: tuple[Any, Any], options
     devices, card = processes(), card_here() if torch.cuda.is_available() else None
     fitted = None if card is None else fitted_on(card, workload, recipe, devices)
     sample = data_of(workload, given, 0, options.split)
-    if options.patience is not None and sample.validation is None:
-        raise InvalidInputError("patience waits for a lower loss in validation, and there are no samples to validate with; give validation or a split")
+    for name, what in _OF_VALIDATION.items():
+        if getattr(options, name) is not None and sample.validation is None:
+            raise InvalidInputError(f"{name} {what}, and there are no samples to validate with; give validation or a split")
     steps = _STEPS if options.steps is None and options.samples is None else options.steps
     tried, remarks = _batches(options, fitted, devices)
     rate, course = _rate(workload, recipe, options), Course(steps, options.samples, options.warmup, sample.length)
@@ -133,7 +138,7 @@ def _asked(workload: Workload, recipe: Training, given: tuple[Any, Any], options
         ladder.rungs,
         tuple(range(options.seeds)),
         lambda seed: data_of(workload, given, seed, options.split, together),
-        options.evaluate_every,
+        _EVERY if options.evaluate_every is None else options.evaluate_every,
         options.target_loss,
         options.patience,
         tuple(options.track),
