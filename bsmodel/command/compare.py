@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 
-from bsmodel.command import arguments
+from bsmodel.command import arguments, pictures
 from bsmodel.command.asked import Asked, foot, of_other_versions, together
 from bsmodel.command.documents import CompareDocument, Notes
 from bsmodel.command.priced import hours_notes, offer_lines, offer_notes, rented, with_offers
@@ -15,9 +15,7 @@ from bsmodel.command.terminal import Part, render, table
 from bsmodel.command.watching import until_a_defect, watching
 from bsmodel.command.wording import amount, money, split, title, waiting
 from bsmodel.errors import InvalidInputError, UnknownNameError
-from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu
-from bsmodel.pages import require_charts
 from bsmodel.parallel import KINDS
 from bsmodel.planning import EVENLY
 from bsmodel.studies import Recorded, Row, Study, study
@@ -35,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Answer:
     """The GPUs that have a plan, cheapest first, and why the others have none; raises `InvalidInputError` where none can be answered for."""
-    if options.html:
-        require_charts()
-        require_writable(options.html, "the page")  # not found out after the work
+    pictures.require_drawable(options.html)
     ways = _ways(options)
     asked, *_ = map(arguments.asked, ways)  # recordings in a file must be of every way
     gpus, notes = arguments.gpus_asked(options, asked) if options.gpu else _all(options)
@@ -62,7 +58,7 @@ def _draw(recorded: Recorded, found: Study, left_out: Mapping[str, str], options
     from bsmodel.command.page_tables import what_was_asked
 
     said = [*_priced(found.plans), *foot(recorded, tuple(notes))]
-    write_whole(options.html, page(recorded, found.plans, left_out, what_was_asked(options), said).encode(), "the page")
+    pictures.write(options.html, page(recorded, found.plans, left_out, what_was_asked(options), said))
 
 
 def _left_out(found: Study) -> dict[str, str]:

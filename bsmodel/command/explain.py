@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bsmodel.command import arguments
+from bsmodel.command import arguments, pictures
 from bsmodel.command.asked import foot, of_other_versions, together
 from bsmodel.command.documents import CountedForm, ExplainDocument, Explained, Said
 from bsmodel.command.given import leave_out
@@ -20,7 +20,6 @@ from bsmodel.errors import InvalidInputError
 from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu
 from bsmodel.memory import breakdown, footprint, on_devices, pickled, predict, snapshot
-from bsmodel.pages import require_charts
 from bsmodel.studies import Recorded
 from bsmodel.tape import ModuleRow, OperatorRow, Polynomial, Tape, by_module, by_operator, counted
 from bsmodel.timing import memory_timeline, timeline
@@ -98,8 +97,7 @@ def _require_page(options: argparse.Namespace) -> None:
     if options.html:
         if options.by != "category":
             raise InvalidInputError(f"--html draws bytes, not FLOPs; leave out --by {options.by}")
-        require_charts()
-        require_writable(options.html, "the page")
+        pictures.require_drawable(options.html)
 
 
 def _require_one(options: argparse.Namespace, gpus: Sequence[Gpu]) -> None:
@@ -148,7 +146,7 @@ def _draw(recorded: Recorded, found: Sequence[Explained], on: Sequence[tuple[Tap
 
     said = [uncounted(recorded.uncounted), *foot(recorded, tuple(notes))]
     courses = [Course.of(tape, gpu, options.batch) for tape, gpu in on]
-    write_whole(options.html, page(recorded, found, courses, what_was_asked(options), said).encode(), "the page")
+    pictures.write(options.html, page(recorded, found, courses, what_was_asked(options), said))
 
 
 def _explained(tape: Tape, gpu: Gpu, batch: int) -> Explained:

@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import NamedTuple
 
-from bsmodel.command import arguments
+from bsmodel.command import arguments, pictures
 from bsmodel.command.asked import foot, together
 from bsmodel.command.documents import LengthsDocument, PaddedDocument
 from bsmodel.command.given import leave_out
@@ -20,7 +20,7 @@ from bsmodel.command.terminal import Cell, Part, render, table
 from bsmodel.command.watching import watching
 from bsmodel.command.wording import title
 from bsmodel.errors import InvalidInputError
-from bsmodel.files import require_writable, write_whole
+from bsmodel.files import require_writable
 from bsmodel.hardware import Gpu
 from bsmodel.studies import (
     ByLength,
@@ -86,7 +86,7 @@ def _draw(recorded: Recorded, made: ByLength, lengths: Sequence[Lengths], path: 
     """Write the page."""
     from bsmodel.command.lengths_page import page
 
-    write_whole(path, page(recorded, made, lengths, (batch_cells(made), speed_cells(made)), foot(recorded, made.notes)).encode(), "the page")
+    pictures.write(path, page(recorded, made, lengths, (batch_cells(made), speed_cells(made)), foot(recorded, made.notes)))
 
 
 def of_a_file(options: argparse.Namespace) -> Answer:

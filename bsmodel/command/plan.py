@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 
-from bsmodel.command import arguments, emitting, lengths
+from bsmodel.command import arguments, emitting, lengths, pictures
 from bsmodel.command.asked import foot, of_other_versions, together
 from bsmodel.command.bars import memory_bars
 from bsmodel.command.documents import Notes, PlanDocument
@@ -17,10 +17,8 @@ from bsmodel.command.watching import until_a_defect, watching
 from bsmodel.command.wording import closed_form, missing, no_plan, short, split, time_table, title, uncounted
 from bsmodel.configs import FRAMEWORKS
 from bsmodel.errors import InvalidInputError
-from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Footprint, reserved_of
-from bsmodel.pages import require_charts
 from bsmodel.recording import kept_as
 from bsmodel.studies import Recorded, Row, study
 from bsmodel.tape import Tape
@@ -45,11 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Answer:
     """A plan for each GPU; raises `InvalidInputError` where one of them cannot be answered for."""
     of_lengths = options.lengths is not None or any(isinstance(getattr(options, name), tuple) for name in lengths.LONG)
-    if options.html:
-        if options.lengths is not None:
-            raise InvalidInputError("--html draws no batches of mixed lengths; leave out --lengths, or give --seq-len N:M for a chart by length")
-        require_charts()
-        require_writable(options.html, "the page")  # not found out after the work
+    if options.html and options.lengths is not None:
+        raise InvalidInputError("--html draws no batches of mixed lengths; leave out --lengths, or give --seq-len N:M for a chart by length")
+    pictures.require_drawable(options.html)
     files = emitting.asked(options, of_lengths)
     if of_lengths:
         return lengths.of_a_file(options) if options.lengths is not None else lengths.answer(options)
@@ -84,7 +80,7 @@ def _draw(recorded: Recorded, found: Iterable[tuple[Row, Gpu, Tape]], options: a
     fitting = [each.row for each in drawn if each.row.fits]
     said = [*_schedule(fitting[0], _several_rates(fitting)), *(f"Note: {advice}." for advice in fitting[0].advice)] if fitting else []
     said += [uncounted(missing(each.row for each in drawn)), *foot(recorded, tuple(notes))]
-    write_whole(options.html, page(recorded, drawn, what_was_asked(options), said).encode(), "the page")
+    pictures.write(options.html, page(recorded, drawn, what_was_asked(options), said))
 
 
 def _text(recorded: Recorded, rows: Sequence[Row], notes: Notes) -> str:

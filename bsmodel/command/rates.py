@@ -6,12 +6,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from bsmodel.command import pictures
 from bsmodel.command.documents import RatesDocument
-from bsmodel.command.drawn import PAGE, PICTURE
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import render, table
 from bsmodel.errors import InvalidInputError
-from bsmodel.files import write_whole
 from bsmodel.training import Training
 from bsmodel.trials import RateRange, lr_range
 from bsmodel.workloads import Workload
@@ -43,9 +42,9 @@ def _draw(name: str, recipe: Training, found: RateRange, options: argparse.Names
     from bsmodel.trials import rates_page, rates_picture
 
     if options.html:
-        write_whole(options.html, rates_page(name, recipe, found).encode(), PAGE)
+        pictures.write(options.html, rates_page(name, recipe, found))
     if options.picture:
-        write_whole(options.picture, rates_picture(found).encode(), PICTURE)
+        pictures.write(options.picture, rates_picture(found), pictures.PICTURE)
 
 
 def _text(name: str, recipe: Training, found: RateRange) -> str:

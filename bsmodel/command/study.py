@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from bsmodel.command import arguments
+from bsmodel.command import arguments, pictures
 from bsmodel.command.asked import foot, of_other_versions
 from bsmodel.command.documents import Notes, StudyDocument
 from bsmodel.command.given import leave_out
@@ -23,10 +23,8 @@ from bsmodel.command.terminal import Cell, render, table, verdict
 from bsmodel.command.watching import watching
 from bsmodel.command.wording import amount, money, no_plan, split
 from bsmodel.errors import InvalidInputError, UnknownNameError
-from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu, defaults
 from bsmodel.memory import reserved_of
-from bsmodel.pages import require_charts
 from bsmodel.parallel import KINDS
 from bsmodel.studies import Goal, Row, Study, one_of_each, study
 from bsmodel.training import Training
@@ -91,10 +89,9 @@ def run(options: argparse.Namespace) -> Answer:
     """A row for every cell; 1 where none of them has a plan."""
     if options.json:
         leave_out(options, "--json prints JSON", ("csv",))
-    if options.html:
-        require_charts()
-        if require_writable(options.html, "the page") == Path(os.path.realpath(options.out or "")):  # not found out after the work
-            raise InvalidInputError(f"--html and --out both name {options.html!r}; give each a file of its own")
+    if options.html and os.path.realpath(options.html) == os.path.realpath(options.out or ""):
+        raise InvalidInputError(f"--html and --out both name {options.html!r}; give each a file of its own")
+    pictures.require_drawable(options.html)
     asked = _from_flags(options) if options.file is None else _from_file(options)
     if max(asked.devices) < 2 and asked.parallel != ["ddp"]:
         raise InvalidInputError(f"parallel {', '.join(asked.parallel)} is for several devices, and one is asked about; give devices, too")
@@ -183,7 +180,7 @@ def _draw(found: Study, asked: StudyFile, path: str, notes: Notes) -> None:
 
     numbers = (("Target batch", asked.target_batch), ("Samples", [asked.samples]), ("Epochs", [asked.epochs]))
     known = [(name, ", ".join(f"{value:,}".removesuffix(".0") for value in values if value is not None)) for name, values in numbers]
-    write_whole(path, page(found.rows, asked.target_batch, [(name, value) for name, value in known if value], _foot(found, notes)).encode(), "the page")
+    pictures.write(path, page(found.rows, asked.target_batch, [(name, value) for name, value in known if value], _foot(found, notes)))
 
 
 def varied(rows: Sequence[Row]) -> list[str]:

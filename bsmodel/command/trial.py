@@ -8,16 +8,14 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-from bsmodel.command import arguments
+from bsmodel.command import arguments, pictures
 from bsmodel.command.documents import TrialDocument
-from bsmodel.command.drawn import PAGE, PICTURE, require_drawable
 from bsmodel.command.given import all_but, leave_out
 from bsmodel.command.priced import OFFERS, add_offers, add_price, offer_notes, prices
 from bsmodel.command.report import Answer
 from bsmodel.command.terminal import Cell, Part, render, table
 from bsmodel.command.training import training
 from bsmodel.errors import InvalidInputError
-from bsmodel.files import write_whole
 from bsmodel.hardware import Gpu
 from bsmodel.planning import NoiseScale
 from bsmodel.prices import price_line
@@ -100,8 +98,8 @@ def run(options: argparse.Namespace) -> Answer:
     gpus = arguments.with_room(options, [Gpu.named(name) for name in options.gpu or () if name != HERE])
     _require_effect(options, bool(gpus))
     goal = Goal(prices=prices(options, options.price, gpus) if gpus else ())
-    require_drawable(options.html)
-    require_drawable(options.picture, PICTURE)
+    pictures.require_drawable(options.html)
+    pictures.require_drawable(options.picture, pictures.PICTURE)
     if options.model is None:
         source, found = None, Trial.load(options.report)
     else:
@@ -152,9 +150,9 @@ def _draw(found: Trial, elsewhere: Sequence[Recommendation], options: argparse.N
     from bsmodel.trials import page, picture
 
     if options.html:
-        write_whole(options.html, page(found, elsewhere).encode(), PAGE)
+        pictures.write(options.html, page(found, elsewhere))
     if options.picture:
-        write_whole(options.picture, picture(found).encode(), PICTURE)
+        pictures.write(options.picture, picture(found), pictures.PICTURE)
 
 
 _BOTH = "--report says what a trial that was run has found; leave out the model"

@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bsmodel.command import pictures
 from bsmodel.command.arguments import positive, size
 from bsmodel.command.given import all_but, leave_out
 from bsmodel.errors import InvalidInputError
 from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu, defaults
-from bsmodel.pages import require_charts
 from bsmodel.training import Training
 from bsmodel.units import format_bytes
 from bsmodel.workloads import Workload
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bsmodel.validation.cases import Case
     from bsmodel.validation.running import Bench, Runner
 
-_PAGE, _TABLE = "the page", "the table"
+_TABLE = "the table"
 _WRITTEN = ("out_dir", "html", "markdown")
 EXAMPLE = "bsmodel validate resnet50 --out rows.jsonl"
 
@@ -99,7 +99,7 @@ def _report(options: argparse.Namespace) -> int:
     if html:
         from bsmodel.validation.page import page
 
-        write_whole(html, page(found).encode(), _PAGE)
+        pictures.write(html, page(found))
     if markdown:
         write_whole(markdown, text.encode(), _TABLE)
     written = [str(path) for path in (html, markdown) if path]
@@ -119,9 +119,7 @@ def _targets(options: argparse.Namespace) -> tuple[Path | None, Path | None]:
         if not options.out_dir.is_dir():
             raise InvalidInputError(f"no such folder: {str(options.out_dir)!r}")
         html, markdown = html or options.out_dir / "report.html", markdown or options.out_dir / "report.md"
-    if html:
-        require_charts()
-        require_writable(html, _PAGE)
+    pictures.require_drawable(html)
     if markdown:
         require_writable(markdown, _TABLE)
     return html, markdown
