@@ -4,11 +4,13 @@
 import functools
 import json
 import os
+from multiprocessing import forkserver
 
 import pytest
 from hypothesis import settings
 
 import bsmodel
+from bsmodel.studies.executors import forking
 from tests.models import SGD, workload
 
 collect_ignore = ["projects"]  # of users, run as theirs by the tests
@@ -21,13 +23,16 @@ settings.load_profile("bsmodel")
 def own_surroundings(tmp_path_factory):
     """What is recorded is kept in folders of these tests, what others kept is not seen, and nobody's window decides how wide a table is.
 
-    Processes that share the tests share what they record.
+    Processes that share the tests share what they record, and those that record for them have imported the models' libraries once.
     """
-    run = tmp_path_factory.getbasetemp()
+    run, shared = tmp_path_factory.getbasetemp(), "PYTEST_XDIST_WORKER" in os.environ
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("COLUMNS", raising=False)
-        patch.setenv("BSMODEL_CACHE_DIR", str((run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / "cache"))
+        patch.setenv("BSMODEL_CACHE_DIR", str((run.parent if shared else run) / "cache"))
         patch.setenv("BSMODEL_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+        if shared:
+            forking(("transformers", "diffusers"))
+            forkserver.ensure_running()
         yield
 
 

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
 
 from bsmodel.errors import UntraceableError
@@ -81,12 +82,17 @@ def pool(libraries: Iterable[str] = (), workers: int | None = None) -> Processes
 
 
 def _forked(libraries: Iterable[str], workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, forking(libraries), initializer=_settle, initargs=(dict(os.environ),))
+
+
+def forking(libraries: Iterable[str]) -> BaseContext:
+    """How processes are started: from a server that has imported torch and these libraries, where the system has such servers."""
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     if method == "forkserver":  # no effect on a server that is running: its processes then import what is missing themselves
         preloaded = [module for name in libraries for module in _PRELOADED.get(name, ())]
         context.set_forkserver_preload(["bsmodel.studies.preload", "bsmodel.recording.tracing", *preloaded])
-    return ProcessPoolExecutor(workers, context, initializer=_settle, initargs=(dict(os.environ),))
+    return context
 
 
 def _apart(work: Callable[..., _Result], /, *args: Any, **kwargs: Any) -> _Result:
