@@ -100,16 +100,19 @@ def _text(recorded: Recorded, rows: Sequence[Row], notes: Notes) -> str:
 
 def _forms(rows: Sequence[Row]) -> list[tuple[Footprint, list[Row]]]:
     """Each closed form once, with the rows it holds for."""
-    groups: dict[str, list[Row]] = {}
+    groups: dict[tuple[str, bool], list[Row]] = {}
     for row in rows:
-        groups.setdefault(str(row.closed_form), []).append(row)
+        groups.setdefault((str(row.closed_form), _accumulates(row)), []).append(row)
     return [(same[0].closed_form, same) for same in groups.values() if same[0].closed_form]
 
 
 def _label(rows: Sequence[Row]) -> str:
     """What a closed form holds for."""
-    kept = any((row.accumulation or 1) > 1 for row in rows)
-    return ", ".join(row.gpu for row in rows) + ("; gradients are kept between micro-batches" if kept else "")
+    return ", ".join(row.gpu for row in rows) + ("; gradients are kept between micro-batches" if _accumulates(rows[0]) else "")
+
+
+def _accumulates(row: Row) -> bool:
+    return (row.accumulation or 1) > 1
 
 
 def plan_cells(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list[Cell]]]:

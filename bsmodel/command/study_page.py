@@ -129,20 +129,8 @@ def _grid(figure: _Figure, rows: Sequence[Row], shown: _Lines) -> Section:
     look, title = of_page(0), f"{figure.title}: {figure.unit}"
     spec = grid(shown.named, columns, tiles, look.kinds[figure.colour], f"{title}; a line for each way to train, a column for each GPU", look)
     least = least_width([name for _, name in shown.named], columns)
-    return Section(
-        figure.title,
-        (),
-        (
-            Drawing(
-                figure.name,
-                title,
-                _caption(figure, tiles, several, " among those of its model" if any(part for part, _ in shown.named) else ""),
-                spec,
-                least=least,
-                table=_ROWS,
-            ),
-        ),
-    )
+    caption = _caption(figure, tiles, several, " among those of its model" if any(part for part, _ in shown.named) else "")
+    return Section(figure.title, (), (Drawing(figure.name, title, caption, spec, least=least, table=_ROWS),))
 
 
 def _tile(figure: _Figure, row: Row, shown: _Lines, place: int, best: bool) -> Tile:
