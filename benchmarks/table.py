@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the tables of benchmarks/README.md, made from the rows in results/, and of hardware/README.md, made from the schema.
+"""Write the tables of benchmarks/README.md, made from the rows in results/, and of hardware/README.md and docs/capacity.md, made from schemas.
 
 python benchmarks/table.py            # rewrites what stands between the markers
 """
@@ -18,6 +18,7 @@ from links import errors as link_errors
 from links import table as links_table
 from pydantic import BaseModel
 
+from bsmodel.command.study import StudyFile
 from bsmodel.hardware import Communicator, Gpu, Kernels, Network, Runtime, Source, WorkspaceRule
 from bsmodel.validation import rows as validated
 from bsmodel.validation import summary
@@ -149,7 +150,7 @@ def fields(row: type[BaseModel]) -> str:
     schema = row.model_json_schema()
     lines = ["| name | meaning | required |", "| --- | --- | --- |"]
     for name, field in schema["properties"].items():
-        lines.append(f"| `{name}` | {_unit(name, field)}: {field['description']} | {'yes' if name in schema['required'] else ''} |")
+        lines.append(f"| `{name}` | {_unit(name, field)}: {field['description']} | {'yes' if name in schema.get('required', ()) else ''} |")
     return "\n".join(lines) + "\n"
 
 
@@ -163,8 +164,14 @@ def _unit(name: str, field: dict[str, Any]) -> str:
     if "enum" in kind:
         return "one of " + ", ".join(f"`{value}`" for value in kind["enum"])
     if kind["type"] == "array":
-        return "list of tables" if "$ref" in kind["items"] else "list of text"
-    return {"string": kind.get("format", "text"), "boolean": "true or false", "number": "fraction", "integer": "count", "object": "table"}[kind["type"]]
+        return _items(kind["items"])
+    return {"string": kind.get("format", "text"), "boolean": "true or false", "number": "fraction" if name.endswith("efficiency") else "number", "integer": "count", "object": "table"}[kind["type"]]
+
+
+def _items(kind: dict[str, Any]) -> str:
+    """What a list is of."""
+    words = {"string": "text", "integer": "numbers", "object": "tables"}
+    return "list of " + " or ".join(words[choice.get("type", "object")] for choice in kind.get("anyOf", [kind]))
 
 
 SEVERAL: dict[str, Callable[[], str]] = {
@@ -175,6 +182,7 @@ SEVERAL: dict[str, Callable[[], str]] = {
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"summary": headline},
     "benchmarks/README.md": {"summary": headline, "cards": cards, "errors": tables, "rivals": estimators, "times": times, **SEVERAL},
+    "docs/capacity.md": {"studyfile": lambda: fields(StudyFile)},
     "hardware/README.md": {row.__name__.lower(): lambda row=row: fields(row) for row in (Gpu, Source, Runtime, Kernels, Communicator, Network, WorkspaceRule)},
 }
 
