@@ -165,7 +165,8 @@ def _unit(name: str, field: dict[str, Any]) -> str:
         return "one of " + ", ".join(f"`{value}`" for value in kind["enum"])
     if kind["type"] == "array":
         return _items(kind["items"])
-    return {"string": kind.get("format", "text"), "boolean": "true or false", "number": "fraction" if name.endswith("efficiency") else "number", "integer": "count", "object": "table"}[kind["type"]]
+    number = "fraction" if name.endswith("efficiency") else "number"
+    return {"string": kind.get("format", "text"), "boolean": "true or false", "number": number, "integer": "count", "object": "table"}[kind["type"]]
 
 
 def _items(kind: dict[str, Any]) -> str:

@@ -85,8 +85,8 @@ def _cells(label: str, rows: Sequence[Row], name: str | None = None) -> str:
 
 def peaks_table(rows: Sequence[Row]) -> str:
     """Peaks by family and by source: how far off, and how many lie in the interval that is given."""
-    lines = ["| peaks on physical cards | n | cards | error: median | 90 % | worst | in their interval | ran out, called safe |", "| --- " + "| ---: " * 7 + "|"]
-    lines.append(_cells("all", rows))
+    columns = "peaks on physical cards | n | cards | error: median | 90 % | worst | in their interval | ran out, called safe"
+    lines = [f"| {columns} |", "| --- " + "| ---: " * 7 + "|", _cells("all", rows)]
     lines += [_cells(name, [row for row in rows if row["family"] == name]) for name in sorted({row["family"] for row in rows})]
     both = [row for row in rows if {*LABELS} <= set(row.get("predicted", {}))]
     lines += [_cells("library as measured", both, "as measured"), _cells("the same rows with today's", both, "today")]
@@ -135,7 +135,8 @@ def brackets_line(rows: Sequence[Row]) -> str:
     """The line of the headline: the share of pairs between which, or as near as the driver's share lets one know, the likely batch lies."""
     inside, tied, above, below = _shares([row for row in rows if "place" in row])
     known = sum("place" in row for row in rows)
-    return f"| largest batch | pairs that trained and failed on an RTX 3090 | {known} | {inside + tied:.1%} between or tied | {above:.1%} of pairs above, {below:.1%} below | `brackets.py` |"
+    shares = f"{inside + tied:.1%} between or tied | {above:.1%} of pairs above, {below:.1%} below"
+    return f"| largest batch | pairs that trained and failed on an RTX 3090 | {known} | {shares} | `brackets.py` |"
 
 
 def brackets_table(rows: Sequence[Row]) -> str:
