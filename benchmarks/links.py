@@ -43,6 +43,15 @@ def used() -> list[dict[str, Any]]:
     return [row for row in rows if not LEFT_OUT.search(row["id"]) and (row["nodes"] == 1 or row["network"] is not None)]
 
 
+def errors() -> dict[str, list[float]]:
+    """Of every row that counts, in one node and in several."""
+    found: dict[str, list[float]] = {"one node": [], "several nodes": []}
+    for row in used():
+        measured, likely, *_ = compared(row)
+        found["one node" if row["nodes"] == 1 else "several nodes"].append(measured / likely - 1)
+    return found
+
+
 def table() -> str:
     """By nodes and sizes: how many, errors of the bus bandwidth, and how many lie inside the interval."""
     groups: dict[tuple[str, int], list[tuple[float, bool]]] = defaultdict(list)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the tables of benchmarks/README.md, made from the rows in results/, and of hardware/README.md, made from the schema.
+"""Write the tables of benchmarks/README.md, made from the rows in results/, and of hardware/README.md and docs/capacity.md, made from schemas.
 
 python benchmarks/table.py            # rewrites what stands between the markers
 """
@@ -14,10 +14,12 @@ from typing import Any
 
 from cases import RESULTS, read
 from cases.errors import brackets_line, brackets_table, causes_table, devices_table, error, peaks_table, ranks_table, rivals_table
+from links import errors as link_errors
 from links import table as links_table
 from pydantic import BaseModel
 
-from bsmodel.hardware import Gpu, Kernels, Network, Runtime, Source, WorkspaceRule
+from bsmodel.command.study import StudyFile
+from bsmodel.hardware import Communicator, Gpu, Kernels, Network, Runtime, Source, WorkspaceRule
 from bsmodel.validation import rows as validated
 from bsmodel.validation import summary
 from bsmodel.validation.rivals import RIVALS
@@ -26,6 +28,7 @@ ROOT = Path(__file__).parent.parent
 CARDS = ROOT / "benchmarks" / "cards.jsonl"
 _CONVOLUTIONAL = ("resnet50", "vgg16", "depthwise", "densenet121", "convnext-tiny", "segmenter", "mobilevit", "efficientnet-b7", "unet-3d", "vae-like")
 _SHOWN = 14
+SIMULATED = "the allocator on a simulated device"
 
 
 def _summary(label: str, rows: list[dict[str, Any]]) -> str:
@@ -43,23 +46,29 @@ def _form(label: str, name: str, rows: list[dict[str, Any]]) -> str:
 
 def headline() -> str:
     """The worst error beside the median of what is predicted, on physical cards and on the simulated device; README.md has it too."""
-    rows, largest, timed = (read(RESULTS / f"{name}.jsonl") for name in ("errors", "largest", "published_errors"))
+    rows, largest, timed, ranks, steps = (read(RESULTS / f"{name}.jsonl") for name in ("errors", "largest", "published_errors", "ranks", "devices"))
     cards = read(CARDS)
     families = {"convolutional networks": ("cnn",), "transformers": tuple({row["family"] for row in cards} - {"cnn"})}
-    lines = ["| predicted | held against | n | median error | worst |", "| --- | --- | ---: | ---: | ---: |"]
+    lines = ["| predicted | held against | n | median error | worst | by |", "| --- | --- | ---: | ---: | ---: | --- |"]
 
-    def add(what: str, against: str, found: Iterable[float | None]) -> None:
+    def add(what: str, against: str, found: Iterable[float | None], script: str) -> None:
         sizes = sorted(abs(value) for value in found if value is not None)
-        lines.append(f"| {what} | {against} | {len(sizes)} | {statistics.median(sizes):.1%} | {sizes[-1]:.1%} |")
+        lines.append(f"| {what} | {against} | {len(sizes):,} | {statistics.median(sizes):.1%} | {sizes[-1]:,.1%} | `{script}` |")
 
     for name, members in families.items():
         known = [row for row in cards if row["family"] in members and error(row) is not None]
-        add(f"peak, {name}", f"{len({row['card'] for row in known})} kinds of physical card", map(error, known))
+        add(f"peak, {name}", f"{len({row['card'] for row in known})} kinds of physical card", map(error, known), "cards.py")
     lines.append(brackets_line(read(RESULTS / "brackets.jsonl")))
     for figure in ("allocated", "reserved"):
-        add(f"{figure} bytes", "the allocator on a simulated device", (row["error"][figure] for row in rows))
-    add("largest batch", "the same", (row["predicted"] / row["measured"] - 1 for row in largest))
-    add("step time", f"{len({row['gpu'] for row in timed})} kinds of physical card", (row["error"] for row in timed))
+        add(f"{figure} bytes", SIMULATED, (row["error"][figure] for row in rows), "compare.py")
+    add("largest batch", "the same", (row["predicted"] / row["measured"] - 1 for row in largest), "largest.py")
+    for figure in ("allocated", "reserved"):
+        add(f"{figure} bytes of a rank of several", SIMULATED, (row["errors"][figure] for row in ranks), "ranks.py")
+    add("step time", f"{len({row['gpu'] for row in timed})} kinds of physical card", (row["error"] for row in timed), "published.py")
+    several = [row for row in steps if row["devices"] > 1]
+    add("step time of several devices", f"{len({row['gpu'] for row in several})} kinds of physical card", (row["error"] for row in several), "devices.py")
+    for where, found in link_errors().items():
+        add(f"one collective, {where}", "published times", found, "links.py")
     return "\n".join(lines) + "\n"
 
 
@@ -141,7 +150,7 @@ def fields(row: type[BaseModel]) -> str:
     schema = row.model_json_schema()
     lines = ["| name | meaning | required |", "| --- | --- | --- |"]
     for name, field in schema["properties"].items():
-        lines.append(f"| `{name}` | {_unit(name, field)}: {field['description']} | {'yes' if name in schema['required'] else ''} |")
+        lines.append(f"| `{name}` | {_unit(name, field)}: {field['description']} | {'yes' if name in schema.get('required', ()) else ''} |")
     return "\n".join(lines) + "\n"
 
 
@@ -155,8 +164,15 @@ def _unit(name: str, field: dict[str, Any]) -> str:
     if "enum" in kind:
         return "one of " + ", ".join(f"`{value}`" for value in kind["enum"])
     if kind["type"] == "array":
-        return "list of tables" if "$ref" in kind["items"] else "list of text"
-    return {"string": kind.get("format", "text"), "boolean": "true or false", "number": "fraction", "integer": "count", "object": "table"}[kind["type"]]
+        return _items(kind["items"])
+    number = "fraction" if name.endswith("efficiency") else "number"
+    return {"string": kind.get("format", "text"), "boolean": "true or false", "number": number, "integer": "count", "object": "table"}[kind["type"]]
+
+
+def _items(kind: dict[str, Any]) -> str:
+    """What a list is of."""
+    words = {"string": "text", "integer": "numbers", "object": "tables"}
+    return "list of " + " or ".join(words[choice.get("type", "object")] for choice in kind.get("anyOf", [kind]))
 
 
 SEVERAL: dict[str, Callable[[], str]] = {
@@ -167,7 +183,8 @@ SEVERAL: dict[str, Callable[[], str]] = {
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"summary": headline},
     "benchmarks/README.md": {"summary": headline, "cards": cards, "errors": tables, "rivals": estimators, "times": times, **SEVERAL},
-    "hardware/README.md": {row.__name__.lower(): lambda row=row: fields(row) for row in (Gpu, Source, Runtime, Kernels, Network, WorkspaceRule)},
+    "docs/capacity.md": {"studyfile": lambda: fields(StudyFile)},
+    "hardware/README.md": {row.__name__.lower(): lambda row=row: fields(row) for row in (Gpu, Source, Runtime, Kernels, Communicator, Network, WorkspaceRule)},
 }
 
 

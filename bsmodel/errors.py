@@ -57,7 +57,7 @@ class UntraceableError(BsmodelError):
 
 
 class UnreachableTargetError(InvalidInputError):
-    """A target batch that needs accumulation where its gradients leave no room for a sample."""
+    """A target batch that needs accumulation where its gradients leave no room for a sample; an `InvalidInputError`."""
 
 
 class InternalError(RuntimeError):

@@ -40,6 +40,7 @@ KINDS: dict[str, KindRule] = {
     "deepspeed-zero2": KindRule("as deepspeed-zero1, with gradients dealt out as they are made", f"{_ZERO}/stage_1_and_2.py", _DEEPSPEED),
     "deepspeed-zero3": KindRule("parameters, gradients and states dealt out, gathered module by module", f"{_ZERO}/stage3.py", _DEEPSPEED, shards=True),
 }
+"""Ways in which devices share the work: what each means, where its code is, and which fields of `Parallel` it takes."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ PRESETS: dict[str, PresetRule] = {
     "deepspeed": PresetRule("as DeepSpeed's own defaults are", "deepspeed 0.19: deepspeed/runtime/zero/config.py", _ENGINE),
     "hf-auto": PresetRule('as "auto" in a configuration for the Trainer sets them', "transformers/integrations/deepspeed.py", _ENGINE),
 }
+"""Trainers whose way of sharing the work is known: what each does, where its code is, and for which kinds."""
 MOST_DEVICES = 1 << 14
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every code block of the documentation runs, from the top of its page to the end, and prints what stands there; and every page is on the site."""
 
+import importlib
 import itertools
 import json
 import os
@@ -19,6 +20,7 @@ import yaml
 
 import bsmodel
 from bsmodel.command import main
+from bsmodel.command.study import StudyFile
 from tests.test_validation import recorded, written
 
 pytest.importorskip("transformers")
@@ -26,7 +28,7 @@ pytest.importorskip("transformers")
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "hardware" / "README.md", ROOT / "benchmarks" / "README.md"]
 BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]*)\")?\n(.*?)^```$", re.M | re.S)
-NOT_HERE = {"from the package index", "on the machine with the GPU", "an hour of measuring"}  # titles of blocks that are not run, with the reason
+NOT_HERE = {"in a checkout, to install it", "on the machine with the GPU", "hours of measuring"}  # titles of blocks that are not run, with the reason
 ELSEWHERE = {"with_lightning.py", "with_accelerate.py", "with_transformers.py", "test_memory.py"}  # files that test_finding.py and test_gate_runs.py run
 
 
@@ -142,6 +144,16 @@ def test_few_blocks_are_not_run():
     assert len(skipped) <= 6, skipped
 
 
+def test_the_file_of_a_study_has_the_fields_that_are_listed(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    page = (ROOT / "docs" / "capacity.md").read_text(encoding="utf-8")
+    listed = importlib.import_module("table").TABLES["docs/capacity.md"]["studyfile"]()
+    planned = next(block for block in blocks_of(ROOT / "docs" / "capacity.md") if block.file == "planned.toml")
+
+    assert f"<!-- studyfile: begin -->\n{listed}<!-- studyfile: end -->\n" in page, "stale: python benchmarks/table.py"
+    assert StudyFile.model_validate(tomllib.loads(planned.text)).parallel == ["ddp", "fsdp2"]
+
+
 # -- the site ------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -152,10 +164,13 @@ def test_every_page_is_on_the_site():
 
 
 def test_every_public_name_is_in_the_reference():
-    shown = re.findall(r"^::: bsmodel(?:\.\w+)*\.(\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.M)
+    top, _, below = (ROOT / "docs" / "api.md").read_text(encoding="utf-8").partition("\n## In its modules\n")
+    shown = re.findall(r"^::: bsmodel(?:\.\w+)*\.(\w+)$", top, re.M)
+    others = re.findall(r"^::: (bsmodel\.\w+)\.(\w+)$", below, re.M)
 
     assert sorted(shown) == sorted(bsmodel.__all__)
     assert all(getattr(bsmodel, name).__doc__ for name in shown)
+    assert len(others) > 10 and all(getattr(importlib.import_module(module), name).__doc__ for module, name in others)
 
 
 def test_every_command_is_in_the_reference(capsys):

@@ -73,7 +73,7 @@ def test_without_a_card_one_has_to_be_named():
 
 
 def test_the_examples_are_found():
-    assert set(FILES) == {"small.py", "with_lightning.py", "with_accelerate.py", "with_transformers.py"}
+    assert set(FILES) == {"small_images.py", "with_lightning.py", "with_accelerate.py", "with_transformers.py"}
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.. is deprecated:FutureWarning")  # Lightning 2.6 with torch 2.13

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "hardware" / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["gpu", "source", "runtime"])
+@pytest.mark.parametrize("name", ["gpu", "source", "runtime", "kernels", "communicator", "network", "workspacerule"])
 def test_the_tables_of_fields_are_those_of_the_schema(name, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     content = importlib.import_module("table").TABLES["hardware/README.md"][name]()

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
 FILES = {match[1]: text for _, text in BLOCKS if (match := re.match(r"# (\S+\.\w+)\n", text))}
 COMMANDS = [line.partition("    #")[0] for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
-PROGRAMS = [text for kind, text in BLOCKS if kind == "python" and not text.startswith("# my_model.py")]
+PROGRAMS = [text for kind, text in BLOCKS if kind == "python" and not text.startswith("# mine.py")]
 
 pytest.importorskip("transformers")
 
@@ -33,7 +33,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_blocks_are_found():
-    assert len(COMMANDS) >= 5 and len(PROGRAMS) == 2 and set(FILES) == {"my_model.py", "study.toml"}
+    assert len(COMMANDS) >= 5 and len(PROGRAMS) == 2 and set(FILES) == {"mine.py", "study.toml"}
     assert all(kind in ("sh", "console", "python", "toml") for kind, _ in BLOCKS)
 
 

@@ -77,19 +77,30 @@ def _cells(label: str, rows: Sequence[Row], name: str | None = None) -> str:
     errors = sorted(abs(error(row, name) or 0.0) for row in known)
     spans = [found["low"] <= row["peak_bytes"] <= found["high"] for row in known if (found := best(row, name)) and "low" in found]
     inside = f"{sum(spans)} of {len(spans)}" if spans else "-"
+    died = [found["fits"] for row in rows if row.get("out_of_memory") and (found := best(row, name))]
+    safe = f"{sum(died)} of {len(died)}" if died else "-"
     figures = f"{statistics.median(errors):.2%} | {quantile(errors, 0.9):.1%} | {errors[-1]:.1%}" if errors else "- | - | -"
-    return f"| {label} | {len(errors)} | {len({row['card'] for row in known})} | {figures} | {inside} |"
+    return f"| {label} | {len(errors)} | {len({row['card'] for row in known})} | {figures} | {inside} | {safe} |"
 
 
 def peaks_table(rows: Sequence[Row]) -> str:
     """Peaks by family and by source: how far off, and how many lie in the interval that is given."""
-    lines = ["| peaks on physical cards | n | cards | error: median | 90 % | worst | in their interval |", "| --- " + "| ---: " * 6 + "|", _cells("all", rows)]
+    columns = "peaks on physical cards | n | cards | error: median | 90 % | worst | in their interval | ran out, called safe"
+    lines = [f"| {columns} |", "| --- " + "| ---: " * 7 + "|", _cells("all", rows)]
     lines += [_cells(name, [row for row in rows if row["family"] == name]) for name in sorted({row["family"] for row in rows})]
     both = [row for row in rows if {*LABELS} <= set(row.get("predicted", {}))]
     lines += [_cells("library as measured", both, "as measured"), _cells("the same rows with today's", both, "today")]
     sources = sorted({row["source"].split()[0].rstrip(",") for row in rows})
     lines += [_cells(f"from {name}", [row for row in rows if row["source"].startswith(name)]) for name in sources]
-    return "\n".join(line for line in lines if "| 0 |" not in line) + "\n"
+    return "\n".join([*(line for line in lines if "| 0 |" not in line), "", _outside(rows)]) + "\n"
+
+
+def _outside(rows: Sequence[Row]) -> str:
+    """How many peaks lie above the upper end of their interval, and by how much, and how many below the lower one."""
+    spans = [(row, found) for row in rows if error(row) is not None and (found := best(row)) and "low" in found]
+    above = [over for row, found in spans if (over := row["peak_bytes"] / found["high"] - 1) > 0]
+    below = sum(row["peak_bytes"] < found["low"] for row, found in spans)
+    return f"Outside of their interval: {len(above)} above, by {statistics.median(above):.1%} in the median and {max(above):.1%} at most, and {below} below."
 
 
 def rivals_table(rows: Sequence[Row]) -> str:
@@ -124,7 +135,8 @@ def brackets_line(rows: Sequence[Row]) -> str:
     """The line of the headline: the share of pairs between which, or as near as the driver's share lets one know, the likely batch lies."""
     inside, tied, above, below = _shares([row for row in rows if "place" in row])
     known = sum("place" in row for row in rows)
-    return f"| largest batch | pairs that trained and failed on an RTX 3090 | {known} | {inside + tied:.1%} between | {above:.1%} above, {below:.1%} below |"
+    shares = f"{inside + tied:.1%} between or tied | {above:.1%} of pairs above, {below:.1%} below"
+    return f"| largest batch | pairs that trained and failed on an RTX 3090 | {known} | {shares} | `brackets.py` |"
 
 
 def brackets_table(rows: Sequence[Row]) -> str:

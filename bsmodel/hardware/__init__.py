@@ -4,7 +4,7 @@
 from bsmodel.hardware.gpu import CALIBRATION, DEFAULT_GPUS, NO_FIGURES, SEARCH_PATH_VARIABLE, Gpu, defaults, gpus_in, schema
 from bsmodel.hardware.links import PROTOCOLS, Algorithm, End, Generation, Network, between_nodes, generation, link, nccl, network_named, networks
 from bsmodel.hardware.rows import Source, catalogue_folder
-from bsmodel.hardware.runtime import Context, Kernels, Runtime, runtime
+from bsmodel.hardware.runtime import Communicator, Context, Kernels, Runtime, runtime
 from bsmodel.hardware.workspaces import KINDS, PLANNED, WorkspaceRule, rule_of
 
 __all__ = (
@@ -16,6 +16,7 @@ __all__ = (
     "PROTOCOLS",
     "SEARCH_PATH_VARIABLE",
     "Algorithm",
+    "Communicator",
     "Context",
     "End",
     "Generation",

@@ -32,7 +32,9 @@ class Peak(Shown):
 
     `reserved_lower_bytes` and `reserved_upper_bytes`, `device_lower_bytes` and `device_upper_bytes` are what it may also be, where a library
     sizes workspaces by rules nobody publishes, where a device lags behind while streams lend one another memory (`fsdp1`: its limiter waits for the
-    second block before), and where the CUDA context is not known. `fits`: it surely does; `likely_fits`: it probably does.
+    second block before), and where the CUDA context is not known. `fits`: at every one of these; `likely_fits`: at the likely ones,
+    `requested_bytes` to `device_bytes`. `requested_bytes` is what tensors ask for, `device_bytes` what is reserved and the CUDA context; `moment` is the
+    point of the step where the peak is.
     """
 
     batch: int

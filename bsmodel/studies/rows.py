@@ -14,7 +14,11 @@ from bsmodel.tape import Tape
 
 @dataclass(frozen=True)
 class Recorded:
-    """The workload and recipe that a recording is of."""
+    """The workload and recipe that a recording is of.
+
+    `recipe` has all fields of `Training`, `versions` those of the libraries that recorded it; `uncounted` names what it saw and could not count, `remarks` what
+    it assumed; `own_step`: whether the step is the workload's own; `tokens_per_sample` is 1 where a sample is no text; `options` are the workload's, as given.
+    """
 
     name: str
     parameters: int
