@@ -18,6 +18,7 @@ import bsmodel
 from bsmodel.command import compare, compare_page, main, plan
 from bsmodel.command.plan_page import Drawn, accumulation, page
 from bsmodel.pages import Choice, Column, Drawing, Offer, Section, Table, as_csv, costs, document, frontier, of_picture
+from bsmodel.pages.looks import variables
 from bsmodel.recording import cache_folder
 from bsmodel.studies import Goal, Study, study, tapes
 from bsmodel.timing import step_time
@@ -281,6 +282,33 @@ def ranked(tape):
     """The row of a plan with hours and a price."""
     (row,) = study([tape], gpus=["a100-40gb"], caching=False, goals=[Goal(samples=10**6, epochs=1)]).rows
     return row
+
+
+def test_advice_that_is_not_of_all_cards_says_of_which(ranked):
+    several = [replace(ranked, gpu=gpu, advice=advice) for gpu, advice in (("a", ("all",)), ("b", ("all", "some")), ("c", ("all", "some")))]
+    assert plan._advice(several) == ["Note: all.", "Note: b, c: some."]
+
+
+def test_the_micro_batch_of_a_plan_can_always_be_looked_at(tape, a100):
+    (row,) = study([tape], gpus=[a100], caching=False, goals=[Goal(target_batch=2)]).rows
+    text = page(row.recorded, [Drawn(row, a100, tape)], [], [])
+
+    assert row.micro_batch == 2 and row.largest_batch > 2**18
+    assert re.findall(r'data-batch="(\d+)"', text)[0] == "2" and f"{row.largest_batch:,} samples surely fit in a micro-batch" in words(text)
+
+
+def test_colours_are_told_from_the_ground():
+    """WCAG 2.2, 1.4.11: what has to be seen has a contrast of 3 to 1."""
+
+    def luminance(colour):
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        return np.dot([part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts], (0.2126, 0.7152, 0.0722))
+
+    for ground, dark in (("#ffffff", False), ("#0d1117", True)):
+        assert f"--page: {ground};" in (ROOT / "bsmodel/pages/page.css").read_text()
+        for colour in re.findall(r"#\w{6}", variables(5, dark)):
+            low, high = sorted((luminance(colour), luminance(ground)))
+            assert (high + 0.05) / (low + 0.05) >= 3, colour
 
 
 def test_money_is_written_out(ranked):

@@ -274,3 +274,32 @@ def test_what_cannot_be_written_is_said_before_the_work(flags, said, capsys, mon
 def test_json_is_the_answer_beside_a_page(tmp_path, capsys):
     assert main([*ASKED, "--json", "--html", str(tmp_path / "study.html")]) == 0
     assert len(json.loads(capsys.readouterr().out)["rows"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--price", "a100-40gb=1", "--price", "a100-40gb=2"), "two prices of a100-40gb are given, 1 and 2; give one"),
+        (("--html", "."), "cannot write the page '.': it is there, and no regular file"),
+    ],
+)
+def test_what_flags_say_twice_or_wrongly_is_refused(flags, said, capsys, monkeypatch):
+    monkeypatch.setattr(command, "study", None)
+    assert main([*ASKED, *flags]) == 2
+    assert capsys.readouterr().err == f"bsmodel: {said}\n"
+
+
+def test_prices_of_a_file_are_a_table_and_those_given_here_go_before_them(capsys, monkeypatch, tmp_path):
+    path, seen = tmp_path / "study.toml", []
+
+    def asked(*axes, **named):
+        seen.append(axes[4][0].prices)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "study", asked)
+    path.write_text(f'workloads = ["{MINE}"]\ngpus = ["a100-40gb", "t4-16gb"]\nprices = 3\n')
+    assert main(["study", str(path), "--price", "a100-40gb=1"]) == 2
+    assert "prices: input should be a valid dictionary" in capsys.readouterr().err
+    path.write_text(path.read_text().replace("prices = 3", "prices = { a100-40gb = 5, t4-16gb = 6 }"))
+    assert main(["study", str(path), "--price", "a100-40gb=1"]) == 130
+    assert {name: price.usd_per_hour for name, price in seen[0]} == {"a100-40gb": 1, "t4-16gb": 6}
