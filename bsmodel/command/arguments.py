@@ -90,7 +90,7 @@ def add_shape(parser: argparse.ArgumentParser, several_lengths: bool = False) ->
     """The options of a workload."""
     of_lengths, more = (lengths, ", or N:M or N:M:STEP for a table") if several_lengths else (positive, "")
     longest = " with the longest context" if several_lengths else ""
-    parser.add_argument("--seq-len", type=of_lengths, metavar="N", help=f"tokens a sample{more}{longest} (default: the model's own)")
+    parser.add_argument("--seq-len", type=of_lengths, metavar="N", help=f"tokens a sample{more}{longest} (default: the model's own, 2048 at most)")
     parser.add_argument("--image-size", type=of_lengths, metavar="N", help=f"pixels a side{more} (default: the model's own)")
     attentions = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
     parser.add_argument("--attention", choices=attentions, help="how attention is computed (default: the library's choice)")

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `bsmodel study`."""
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE.toml", help="the study; or its axes by the flags below, each repeatable")
     parser.add_argument("--model", action="append", metavar="MODEL", help=f"{arguments.MODELS} (needed without a file)")
-    parser.add_argument("--seq-len", type=arguments.positive, metavar="N", help="tokens a sample, of every model (default: its own)")
+    parser.add_argument("--seq-len", type=arguments.positive, metavar="N", help="tokens a sample, of every model (default: its own, 2048 at most)")
     parser.add_argument("--image-size", type=arguments.positive, metavar="N", help="pixels a side, of every model (default: its own)")
     for name in ("precision", "optimizer"):
         parser.add_argument(f"--{name}", action="append", metavar="NAME", help="repeatable (default: the workload's own)")

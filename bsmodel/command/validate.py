@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", action="append", type=positive, metavar="N", help="repeatable (default: 1/2, all, 1/8 of the predicted largest)")
     text = "repeatable, for --largest (default: the card and four GPUs) or --side-by-side (default: the card)"
     parser.add_argument("--capacity", action="append", type=size, metavar="SIZE", help=text)
-    parser.add_argument("--seq-len", type=positive, metavar="N", help="tokens a sample (default: the model's own)")
+    parser.add_argument("--seq-len", type=positive, metavar="N", help="tokens a sample (default: the model's own, 2048 at most)")
     parser.add_argument("--image-size", type=positive, metavar="N", help="pixels a side (default: the model's own)")
     parser.add_argument("--precision", metavar="NAME", help="only this recipe, with the two below (default: the matrix, or the workload's own recipe)")
     parser.add_argument("--optimizer", metavar="NAME", help="as in bsmodel plan (default: the workload's own)")
