@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bsmodel
-from bsmodel.command import compare, compare_page, main, plan
+from bsmodel.command import main, plan
 from bsmodel.command.plan_page import Drawn, accumulation, page
 from bsmodel.pages import Choice, Column, Drawing, Offer, Section, Table, as_csv, costs, document, frontier, of_picture
 from bsmodel.pages.looks import variables
 from bsmodel.recording import cache_folder
-from bsmodel.studies import Goal, Study, study, tapes
+from bsmodel.studies import Goal, study, tapes
 from bsmodel.timing import step_time
 from bsmodel.units import GiB
 from tests.test_trial_page import Parts, specs, words
@@ -277,18 +277,6 @@ def test_of_offers_that_are_alike_each_is_on_the_frontier_and_their_numbers_stan
     assert [row["label"] for row in spec["datasets"]["numbers"]] == ["1, 2", "3"]
 
 
-@pytest.fixture(scope="module")
-def ranked(tape):
-    """The row of a plan with hours and a price."""
-    (row,) = study([tape], gpus=["a100-40gb"], caching=False, goals=[Goal(samples=10**6, epochs=1)]).rows
-    return row
-
-
-def test_advice_that_is_not_of_all_cards_says_of_which(ranked):
-    several = [replace(ranked, gpu=gpu, advice=advice) for gpu, advice in (("a", ("all",)), ("b", ("all", "some")), ("c", ("all", "some")))]
-    assert plan._advice(several) == ["Note: all.", "Note: b, c: some."]
-
-
 def test_the_micro_batch_of_a_plan_can_always_be_looked_at(tape, a100):
     (row,) = study([tape], gpus=[a100], caching=False, goals=[Goal(target_batch=2)]).rows
     text = page(row.recorded, [Drawn(row, a100, tape)], [], [])
@@ -309,42 +297,6 @@ def test_colours_are_told_from_the_ground():
         for colour in re.findall(r"#\w{6}", variables(5, dark)):
             low, high = sorted((luminance(colour), luminance(ground)))
             assert (high + 0.05) / (low + 0.05) >= 3, colour
-
-
-def test_money_is_written_out(ranked):
-    dear = replace(ranked, timing=replace(ranked.timing, cost_usd=12_345.0, hours=6_789.0))
-    assert "6,789 h and 12,345 USD" in words(compare_page.page(ranked.recorded, [dear], {}, [], []))
-
-
-def test_a_card_without_a_price_has_no_place_by_cost(ranked):
-    free = replace(ranked, timing=replace(ranked.timing, price=None, cost_usd=None, usd_per_million=None))
-    _, lines = compare.compare_cells([ranked, free])
-    assert [line[0] for line in lines] == ["1", "-"]
-
-
-def test_every_reason_of_a_card_that_is_left_out_is_told_once(ranked):
-    def refused(gpu, devices, size):
-        parallel = {"parallel": {"kind": "fsdp2", "devices": devices}} if devices > 1 else {}
-        verdict = f"does not fit on {gpu}: one sample needs {size} GiB"
-        return replace(ranked, gpu=gpu, devices=devices, recipe=parallel, status="does not fit", verdict=verdict)
-
-    none, one = [refused("none", devices, size) for devices, size in ((1, 9), (2, 5), (4, 3), (8, 3))], [refused("single", 1, 9), refused("single", 2, 9)]
-    some = [replace(ranked, gpu="some", devices=8), refused("some", 2, 5), refused("some", 4, 3)]
-    assert compare._left_out(Study((*none, *one, *some))) == {
-        "single": "one sample needs 9 GiB",
-        "none alone": "one sample needs 9 GiB",
-        "none, fsdp2 over 2": "one sample needs 5 GiB",
-        "none, fsdp2 over 4, 8": "one sample needs 3 GiB",
-        "some, fsdp2 over 2": "one sample needs 5 GiB",
-        "some, fsdp2 over 4": "one sample needs 3 GiB",
-    }
-
-
-@pytest.mark.parametrize("flag", [("--tensor", "2"), ("--param-dtype", "bf16"), ("--wrap", "Block"), ("--reshard-after-forward",)])
-def test_what_the_way_to_share_has_not_is_refused_whatever_stands_before_it(flag, capsys, monkeypatch):
-    monkeypatch.setattr(compare, "study", None)
-    assert main(["compare", MINE, "--devices", "1,8", *flag]) == 2
-    assert flag[0].strip("-").replace("-", "_") in capsys.readouterr().err
 
 
 def test_a_comparison_draws_what_has_a_price_and_says_what_has_none(compared):
