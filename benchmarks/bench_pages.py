@@ -5,7 +5,6 @@ A page is made in the time that a question takes `with a page` less that without
 """
 
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +15,7 @@ import pytest
 from bsmodel.command.study_page import page
 from bsmodel.studies import Goal, study
 from bsmodel.studies.executors import Here
+from tests.chromium import CHROMIUM
 from tests.models import attention, workload
 
 MINE = f"{Path(__file__).parent.parent}/tests/models.py:attention"
@@ -28,7 +28,6 @@ QUESTIONS = {
     "explain": ("explain", MINE, "--cache", "--batch", "512", *CARDS),
     "study": ("study", "--model", MINE, *RUN, *CARDS, "--precision", "fp32", "--precision", "fp16-mixed", "--devices", "1", "--devices", "8"),
 }
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-headless-shell", "google-chrome"))), None)
 DRAWN = "document.querySelectorAll('.live svg').length === document.querySelectorAll('.live').length"
 
 

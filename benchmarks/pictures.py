@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Take the pictures of pages that the README and docs/ show: each is what Chromium makes of a command's page.
 
-python benchmarks/pictures.py            # writes docs/*.png; needs playwright and a Chromium
+python -m benchmarks.pictures            # writes docs/*.png; needs playwright and a Chromium
 """
 
 from __future__ import annotations
 
 import shlex
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ from playwright.sync_api import Browser, sync_playwright
 
 from bsmodel.command import main
 from bsmodel.errors import InvalidInputError
+from tests.chromium import CHROMIUM
 
 ROOT = Path(__file__).parent.parent
 _MARGIN = 16  # [px] above and below
-_CHROMIUM = ("chromium", "chromium-headless-shell", "google-chrome")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def take(picture: Picture, browser: Browser, folder: Path) -> None:
 
 if __name__ == "__main__":
     with sync_playwright() as running, tempfile.TemporaryDirectory() as folder:
-        browser = running.chromium.launch(executable_path=next(filter(None, map(shutil.which, _CHROMIUM))), args=["--no-sandbox"])
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for picture in PICTURES:
             take(picture, browser, Path(folder))
         browser.close()

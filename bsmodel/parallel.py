@@ -124,11 +124,12 @@ class Parallel(BaseModel, frozen=True):
     tensor: int = Field(default=1, ge=1)
     """Of `tp` and `fsdp2`: devices that hold a layer together and share each micro-batch; by default all of `tp`, and one of `fsdp2`."""
     reshard_after_forward: bool | None = None
-    """Of `fsdp1` and `fsdp2`: whether gathered parameters are given back after forward; by default those of all but the root are."""
+    """Of `fsdp1`, `fsdp2` and `hsdp`: whether gathered parameters are given back after forward; by default those of all but the root are."""
     param_dtype: Literal["fp16", "bf16"] | None = None
-    """Of `fsdp1`, `fsdp2` and DeepSpeed: what parameters are gathered and computed in, by default what their shards are in; DeepSpeed updates float32."""
+    """Of `fsdp1`, `fsdp2`, `hsdp` and DeepSpeed: what parameters are gathered and computed in, by default what their shards are in;
+    DeepSpeed updates float32."""
     reduce_dtype: Literal["fp32", "fp16", "bf16"] | None = None
-    """Of `fsdp1` and `fsdp2`: what gradients are summed in, by default what they come in."""
+    """Of `fsdp1`, `fsdp2` and `hsdp`: what gradients are summed in, by default what they come in."""
     bucket_mb: float = Field(default=BUCKET_MB, gt=0)
     """Of `ddp` and `zero1`: MiB of gradients that are summed together; with PyTorch's own 25 the first bucket has 1."""
     gradient_as_bucket_view: bool = False
@@ -138,7 +139,7 @@ class Parallel(BaseModel, frozen=True):
     preset: str = "torch"
     """Whose trainer it is, one of `bsmodel.parallel.PRESETS`: which defaults fields that are not given have, and how modules are grouped."""
     wrap: tuple[str, ...] = ()
-    """Of `fsdp1` and `fsdp2`: names of the classes whose modules are sharded one by one; by default the model's own blocks."""
+    """Of `fsdp1`, `fsdp2` and `hsdp`: names of the classes whose modules are sharded one by one; by default the model's own blocks."""
 
     if not TYPE_CHECKING:  # type checkers see the fields, which pydantic has from their annotations
 

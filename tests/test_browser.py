@@ -12,6 +12,7 @@ import pytest
 
 from bsmodel.command import main
 from bsmodel.trials import page
+from tests.chromium import CHROMIUM
 from tests.test_adapters import GPT2
 from tests.test_trial_page import Parts, everything, specs
 
@@ -19,7 +20,6 @@ playwright = pytest.importorskip("playwright.sync_api")
 
 ROOT = Path(__file__).parent.parent
 MINE = "a/folder/whose/name/is/as/long/as/the/names/of/folders/of/many/people/are/models.py:attention"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-headless-shell", "google-chrome"))), None)
 TEXTS = "config.json"
 RUN = ("--target-batch", "65536", "--samples", "1000000", "--epochs", "3")
 CARDS = ("--gpu", "a100-40gb", "--gpu", "rtx-3070-8gb")

@@ -2,6 +2,7 @@
 """The command as a user meets it: documents that follow their schema, tables that fit the window, second questions from the cache."""
 
 import argparse
+import io
 import json
 import os
 import re
@@ -48,6 +49,37 @@ def test_every_answer_follows_its_published_schema(question, capsys):
     assert code == 0 and "NaN" not in answer and "Infinity" not in answer
     checked.validate(json.loads(answer))
     assert not checked.is_valid({**json.loads(answer), "command": 3})  # the check can fail
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("explain", MINE, "--batch", "8", "--trace", "one", "--snapshot", "./one"), "--trace and --snapshot both name './one'"),
+        (("compare", MINE, "--save", "one", "--html", "one"), "--html and --save both name 'one'"),
+        (("trial", MINE, "--html", "one", "--picture", "one"), "--html and --picture both name 'one'"),
+        (("plan", MINE, "--gpu", "a100-40gb", "--save", "one", "--emit", "accelerate=one"), "--emit accelerate=one writes 'one', which something else"),
+    ],
+)
+def test_no_file_is_written_twice(words, said, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main([*words]) == 2
+    assert capsys.readouterr().err.startswith(f"bsmodel: {said}") and not [*tmp_path.iterdir()]
+
+
+class Left(io.StringIO):
+    """A stream whose reader has left."""
+
+    encoding = "utf-8"
+
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_verdict_is_the_code_though_whoever_read_it_has_left(monkeypatch):
+    asks = ["predict", MINE, "--cache", "--batch", "8", "--gpu", "rtx-3070-8gb"]
+    monkeypatch.setattr(sys, "stdout", Left())
+    assert main(asks) == 0
+    assert main([*asks, "--headroom", "7.2GiB"]) == 1
 
 
 def test_where_nothing_fits_compare_says_why(capsys):

@@ -64,6 +64,17 @@ def kinds(base):
     return {base, *(kind for each in base.__subclasses__() for kind in kinds(each))} - {Charted, Shown}
 
 
+def test_a_study_of_several_models_is_compared_model_by_model(study):
+    twice = [replace(row, workload="other", timing=replace(row.timing, hours=9 * row.timing.hours, cost_usd=9 * row.timing.cost_usd)) for row in study.rows]
+    both = bsmodel.Study((*study.rows, *twice))
+    lone, found = (each.plot().to_dict()["datasets"]["frontier"] for each in (study, both))
+    _, frontier = tables_of(both)
+
+    assert [row["hours"] for row in found] == pytest.approx([times * row["hours"] for times in (1, 9) for row in lone], rel=1e-4)
+    assert [row["model"] for row in found] == [study.rows[0].workload] * len(lone) + ["other"] * len(lone)
+    assert [line[1] for line in frontier.lines] == [f"{row['model']}, {each['name']}" for row, each in zip(found, [*lone, *lone], strict=True)]
+
+
 def test_every_kind_of_value_that_shows_itself_has_a_table(shown):
     assert {kind for kind in kinds(Shown) if kind.__module__ != "bsmodel.command.documents"} == set(map(type, shown))
     assert all(tables_of(value) for value in shown)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 import bsmodel
 from bsmodel.command import main, plan
 from bsmodel.command.plan_page import Drawn, accumulation, page
-from bsmodel.pages import Choice, Column, Drawing, Offer, Section, Table, as_csv, document, frontier
+from bsmodel.pages import Choice, Column, Drawing, Offer, Section, Table, as_csv, costs, document, frontier, of_picture
+from bsmodel.pages.looks import variables
 from bsmodel.recording import cache_folder
 from bsmodel.studies import Goal, study, tapes
 from bsmodel.timing import step_time
@@ -266,6 +267,36 @@ def test_no_offer_beats_one_of_the_frontier_and_one_of_it_is_no_worse_than_each(
 
     assert not any(other.hours <= one.hours and other.usd <= one.usd and (other.hours, other.usd) != (one.hours, one.usd) for one in best for other in offers)
     assert all(any(one.hours <= other.hours and one.usd <= other.usd for one in best) for other in offers)
+
+
+def test_of_offers_that_are_alike_each_is_on_the_frontier_and_their_numbers_stand_together():
+    alike = [Offer(name, "alone", 1.0, 2.0) for name in "ab"]
+    spec = costs([*alike, Offer("c", "alone", 3.0, 1.0), Offer("d", "alone", 3.0, 2.0)], "for the run", of_picture(0))
+
+    assert [row["name"] for row in spec["datasets"]["frontier"]] == ["a", "b", "c"]
+    assert [row["label"] for row in spec["datasets"]["numbers"]] == ["1, 2", "3"]
+
+
+def test_the_micro_batch_of_a_plan_can_always_be_looked_at(tape, a100):
+    (row,) = study([tape], gpus=[a100], caching=False, goals=[Goal(target_batch=2)]).rows
+    text = page(row.recorded, [Drawn(row, a100, tape)], [], [])
+
+    assert row.micro_batch == 2 and row.largest_batch > 2**18
+    assert re.findall(r'data-batch="(\d+)"', text)[0] == "2" and f"{row.largest_batch:,} samples surely fit in a micro-batch" in words(text)
+
+
+def test_colours_are_told_from_the_ground():
+    """WCAG 2.2, 1.4.11: what has to be seen has a contrast of 3 to 1."""
+
+    def luminance(colour):
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        return np.dot([part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts], (0.2126, 0.7152, 0.0722))
+
+    for ground, dark in (("#ffffff", False), ("#0d1117", True)):
+        assert f"--page: {ground};" in (ROOT / "bsmodel/pages/page.css").read_text()
+        for colour in re.findall(r"#\w{6}", variables(5, dark)):
+            low, high = sorted((luminance(colour), luminance(ground)))
+            assert (high + 0.05) / (low + 0.05) >= 3, colour
 
 
 def test_a_comparison_draws_what_has_a_price_and_says_what_has_none(compared):

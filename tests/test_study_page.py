@@ -13,7 +13,7 @@ from bsmodel.command import main
 from bsmodel.command import study as command
 from bsmodel.command.compare import way_of
 from bsmodel.command.study_page import page
-from bsmodel.pages import brief
+from bsmodel.pages import brief, number
 from bsmodel.pages.tiles import DEEPEST, PALEST, depths
 from bsmodel.parallel import Parallel
 from bsmodel.studies import Goal, study
@@ -119,6 +119,10 @@ def test_what_has_no_time_and_what_has_no_price_says_so(rows):
     assert "no rate is known" in [line[-1] for line in csv_tables(page(untimed, [], [], []))["rows"]]
     assert "no price" in {tile["text"] for tile in tiles(page(unpriced, [], [], []), "usd")}
     assert "There is no chart: no row has both a time and a price." in words(page(unpriced, [], [], []))
+    asked = [replace(row, timing=replace(row.timing, unpriced="there is no such offer")) if row.fits else row for row in unpriced]
+    unoffered = page(asked, [], [], [])
+    assert "no offer" in {tile["text"] for tile in tiles(unoffered, "usd")} and "the catalogue has no price" not in words(unoffered)
+    assert "there is no such offer" in [line[-1] for line in csv_tables(unoffered)["rows"]]
 
 
 @pytest.mark.parametrize(("name", "best"), [("samples", max), ("usd", min)])
@@ -150,9 +154,23 @@ def test_lines_of_one_name_stay_two(rows):
 
 def test_targets_are_lines_where_there_are_several(rows):
     several = [replace(row, target_batch=target) for row in rows[:1] for target in (64, 4096)]
+    apart = [several[0], replace(several[1], gpu="t4-16gb")]
 
     assert [tile["line"] for tile in tiles(page(several, [64, 4096], [], []), "largest")] == ["0|target 64", "1|target 4,096"]
-    assert len({tile["line"] for tile in tiles(page(several, [], [], []), "largest")}) == 1  # the largest batch of each card: no target was asked for
+    assert len({tile["line"] for tile in tiles(page(apart, [], [], []), "largest")}) == 1  # the largest batch of each card: no target was asked for
+
+
+def test_recordings_of_one_name_are_lines_and_models_of_their_own(rows):
+    """Rows of saved tapes say in the recording what they are of, and of one that is refused nothing is recorded."""
+    known = [replace(rows[0].recorded, options={"seq_len": length}, recipe={"ema": length == 512}) for length in (512, 1024)]
+    apart = [replace(rows[0], recipe={}, gpu=gpu, recorded=of if gpu == "a" else None) for of in known for gpu in "ab"]
+    found = page(apart, [], [], [])
+    alike = page([replace(row, recorded=row.recorded and replace(row.recorded, options={})) for row in apart], [], [], [])
+
+    assert [tile["line"][0] for tile in tiles(found, "largest")] == ["0", "0", "1", "1"]
+    assert "attention, seq len 512" in words(found) and "attention, seq len 1024" in words(found) and "Study of 2 models" in words(found)
+    assert {"costs-0", "costs-1"} <= set(specs(found))  # hours of one say nothing about the other
+    assert [tile["line"] for tile in tiles(alike, "largest")] == ["0|ema", "0|ema", "1|no ema", "1|no ema"]
 
 
 # -- the page ------------------------------------------------------------------------------------------------------------------------------
@@ -173,7 +191,7 @@ def test_money_and_hours_are_those_of_each_model_with_the_efficient_ways_first(r
         assert [point["hours"] for point in sets["rows"]] == pytest.approx([row.timing.hours for row in known], rel=1e-5)
         assert [point["usd"] for point in sets["rows"]] == pytest.approx([row.timing.cost_usd for row in known], rel=1e-5)
         cheapest = min(row.timing.cost_usd for row in known)
-        assert f"{model}, for the run:" in words(drawn) and f"{cheapest:,.3g} USD" in words(drawn)
+        assert f"{model}, for the run:" in words(drawn) and f"{number(cheapest)} USD" in words(drawn)
         assert sets["frontier"][-1]["usd"] == pytest.approx(cheapest, rel=1e-5)
 
 
@@ -256,3 +274,32 @@ def test_what_cannot_be_written_is_said_before_the_work(flags, said, capsys, mon
 def test_json_is_the_answer_beside_a_page(tmp_path, capsys):
     assert main([*ASKED, "--json", "--html", str(tmp_path / "study.html")]) == 0
     assert len(json.loads(capsys.readouterr().out)["rows"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--price", "a100-40gb=1", "--price", "a100-40gb=2"), "two prices of a100-40gb are given, 1 and 2; give one"),
+        (("--html", "."), "cannot write the page '.': it is there, and no regular file"),
+    ],
+)
+def test_what_flags_say_twice_or_wrongly_is_refused(flags, said, capsys, monkeypatch):
+    monkeypatch.setattr(command, "study", None)
+    assert main([*ASKED, *flags]) == 2
+    assert capsys.readouterr().err == f"bsmodel: {said}\n"
+
+
+def test_prices_of_a_file_are_a_table_and_those_given_here_go_before_them(capsys, monkeypatch, tmp_path):
+    path, seen = tmp_path / "study.toml", []
+
+    def asked(*axes, **named):
+        seen.append(axes[4][0].prices)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "study", asked)
+    path.write_text(f'workloads = ["{MINE}"]\ngpus = ["a100-40gb", "t4-16gb"]\nprices = 3\n')
+    assert main(["study", str(path), "--price", "a100-40gb=1"]) == 2
+    assert "prices: input should be a valid dictionary" in capsys.readouterr().err
+    path.write_text(path.read_text().replace("prices = 3", "prices = { a100-40gb = 5, t4-16gb = 6 }"))
+    assert main(["study", str(path), "--price", "a100-40gb=1"]) == 130
+    assert {name: price.usd_per_hour for name, price in seen[0]} == {"a100-40gb": 1, "t4-16gb": 6}

@@ -21,7 +21,7 @@ from bsmodel.workloads import Source
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `bsmodel advise`."""
-    arguments.add_model(parser)
+    arguments.add_model(parser, models=arguments.WORKLOADS)
     arguments.add_recipe(parser)
     arguments.add_cache(parser)
     arguments.add_run(parser)

@@ -23,7 +23,8 @@ from bsmodel.training import ADAPTERS, FLOAT8, OPTIMIZERS, PRECISIONS, QUANTIZED
 from bsmodel.units import MOST_COUNT, finite, format_bytes, parse_bytes, whole
 from bsmodel.workloads import LOSSES, MADE_HERE, NAMED, Source
 
-MODELS = f"{', '.join(MADE_HERE)} or another of `bsmodel models`; timm:NAME, torchvision:NAME, config.json, module:attr, path.py:attr, a file of --save"
+WORKLOADS = f"{', '.join(MADE_HERE)} or another of `bsmodel models`; timm:NAME, torchvision:NAME, config.json, module:attr, path.py:attr"
+MODELS = f"{WORKLOADS}, a file of --save"
 
 # Fields of `Parallel` that have a flag.
 SHARING = ("tensor", "param_dtype", "reduce_dtype", "reshard_after_forward", "wrap", "preset", "sync_each_micro_step", "nodes")
@@ -75,9 +76,11 @@ def size(text: str) -> int:
 # -- flags that several commands share ---------------------------------------------------------------------------------------------------
 
 
-def add_model(parser: argparse.ArgumentParser, gpus: str = f"the four defaults: {', '.join(DEFAULT_GPUS)}", several_lengths: bool = False) -> None:
+def add_model(
+    parser: argparse.ArgumentParser, gpus: str = f"the four defaults: {', '.join(DEFAULT_GPUS)}", several_lengths: bool = False, models: str = MODELS
+) -> None:
     """What is trained, and on which cards."""
-    parser.add_argument("model", help=MODELS)
+    parser.add_argument("model", help=models)
     parser.add_argument("--gpu", action="append", metavar="GPU", help=f"id or TOML file, repeatable (default: {gpus})")
     add_room(parser)
     add_shape(parser, several_lengths)
@@ -87,7 +90,7 @@ def add_shape(parser: argparse.ArgumentParser, several_lengths: bool = False) ->
     """The options of a workload."""
     of_lengths, more = (lengths, ", or N:M or N:M:STEP for a table") if several_lengths else (positive, "")
     longest = " with the longest context" if several_lengths else ""
-    parser.add_argument("--seq-len", type=of_lengths, metavar="N", help=f"tokens a sample{more}{longest} (default: the model's own)")
+    parser.add_argument("--seq-len", type=of_lengths, metavar="N", help=f"tokens a sample{more}{longest} (default: the model's own, 2048 at most)")
     parser.add_argument("--image-size", type=of_lengths, metavar="N", help=f"pixels a side{more} (default: the model's own)")
     attentions = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
     parser.add_argument("--attention", choices=attentions, help="how attention is computed (default: the library's choice)")
@@ -105,7 +108,7 @@ def add_room(parser: argparse.ArgumentParser) -> None:
 def add_recipe(parser: argparse.ArgumentParser, several_devices: bool = False) -> None:
     """How it is trained, on how many devices; `several_devices`: whether numbers of devices, and ways to share, may be several."""
     add_training(parser)
-    text = "micro-steps per optimizer step while recording (default: the workload's own)"
+    text = "micro-batches per optimizer step of the recording; a plan takes as many as its target needs (default: the workload's own)"
     parser.add_argument("--accumulation", type=positive, metavar="N", help=text)
     add_parallel(parser, several_devices)
 
@@ -138,12 +141,12 @@ def add_parallel(parser: argparse.ArgumentParser, several: bool) -> None:
     parser.add_argument("--parallel", metavar="KIND", help=f"how they share it: {kinds}{more} (default: ddp, every one holds all)")
     text = "devices that hold each layer together and share a micro-batch (default: all of tp, one of fsdp2)"
     parser.add_argument("--tensor", type=positive, metavar="N", help=text)
-    text = "what fsdp1, fsdp2 and DeepSpeed gather parameters and compute in (default: what they are held in)"
+    text = "what fsdp1, fsdp2, hsdp and DeepSpeed gather parameters and compute in (default: what they are held in)"
     parser.add_argument("--param-dtype", choices=("fp16", "bf16"), help=text)
-    parser.add_argument("--reduce-dtype", choices=tuple(WEIGHTS), help="what fsdp1 or fsdp2 sums gradients in (default: what they come in)")
-    text = "whether fsdp1 or fsdp2 gives gathered parameters back after forward (default: those of all but the root)"
+    parser.add_argument("--reduce-dtype", choices=tuple(WEIGHTS), help="what fsdp1, fsdp2 or hsdp sums gradients in (default: what they come in)")
+    text = "whether fsdp1, fsdp2 or hsdp gives gathered parameters back after forward (default: those of all but the root)"
     parser.add_argument("--reshard-after-forward", action=argparse.BooleanOptionalAction, default=None, help=text)
-    text = "modules that fsdp1 or fsdp2 shards one by one, repeatable (default: the model's blocks)"
+    text = "modules that fsdp1, fsdp2 or hsdp shards one by one, repeatable (default: the model's blocks)"
     parser.add_argument("--wrap", action="append", metavar="CLASS", help=text)
     parser.add_argument("--nodes", type=positive, metavar="N", help="machines that the devices stand in (default: as few as hold them by eights)")
     parser.add_argument("--preset", metavar="NAME", help=f"whose trainer it is: {', '.join(PRESETS)} (default: torch)")

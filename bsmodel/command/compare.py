@@ -35,6 +35,8 @@ def run(options: argparse.Namespace) -> Answer:
     """The GPUs that have a plan, cheapest first, and why the others have none; raises `InvalidInputError` where none can be answered for."""
     pictures.require_drawable(options.html)
     ways = _ways(options)
+    for way in ways:
+        arguments.changes(way)  # refused here where there is no such way
     asked, *_ = map(arguments.asked, ways)  # recordings in a file must be of every way
     gpus, notes = arguments.gpus_asked(options, asked) if options.gpu else _all(options)
     asked, notes = arguments.saved(asked, ways[0], gpus), [*notes, *of_other_versions(asked)]
@@ -62,17 +64,23 @@ def _draw(recorded: Recorded, found: Study, left_out: Mapping[str, str], options
 
 
 def _left_out(found: Study) -> dict[str, str]:
-    """Why a card has no plan at all, or none with one way to share for some numbers of devices."""
-    fitting = {row.gpu for row in found.plans}
-    reasons = {row.gpu: _reason(row) for row in found.rows if row.gpu not in fitting}
-    ways: dict[tuple[str, str], list[Row]] = {}
+    """Why a card has no plan at all, or none with one way to share for some numbers of devices: each reason once."""
+    fitting, several = {row.gpu for row in found.plans}, dict[str, dict[str, list[Row]]]()
     for row in found.rows:
-        if row.gpu in fitting and not row.fits:
-            ways.setdefault((row.gpu, way_of(row)), []).append(row)
-    for (gpu, way), rows in ways.items():
-        shared = f", {way} over {', '.join(str(row.devices) for row in rows)}" if way != "-" else " alone"
-        reasons[f"{gpu}{shared}"] = _reason(rows[-1]).partition(";")[0]
-    return reasons
+        if not row.fits:
+            reason = _reason(row).partition(";")[0] if row.gpu in fitting else _reason(row)
+            several.setdefault(row.gpu, {}).setdefault(reason, []).append(row)
+    alone = {gpu: next(iter(reasons)) for gpu, reasons in several.items() if gpu not in fitting and len(reasons) == 1}
+    others = [(gpu, reason, rows) for gpu, reasons in several.items() if gpu not in alone for reason, rows in reasons.items()]
+    return alone | {f"{gpu}{way}": reason for gpu, reason, rows in others for way in _shared(rows)}
+
+
+def _shared(rows: Sequence[Row]) -> list[str]:
+    """How the devices of these rows share the work, as it follows the name of a card: numbers of devices together."""
+    counts: dict[str, list[str]] = {}
+    for row in rows:
+        counts.setdefault(way_of(row), []).append(str(row.devices))
+    return [" alone" if way == "-" else f", {way} over {', '.join(several)}" for way, several in counts.items()]
 
 
 def _studied(options: argparse.Namespace, asked: Asked, ways: Sequence[argparse.Namespace], gpus: Sequence[Gpu]) -> Study:
@@ -147,6 +155,7 @@ def compare_cells(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list
     """Columns, and a line for each plan, in their order."""
     by_time = sorted((row for row in rows if row.timing), key=lambda row: -row.timing.samples_per_s if row.timing else 0.0)
     places = {id(row): str(place) for place, row in enumerate(by_time, 1)}
+    ranks = [str(place) if _paid(row) else "-" for place, row in enumerate(rows, 1)]  # those without a price are the last
     shared = any(row.devices > 1 for row in rows)
     right = ("step", "samples per s", "MFU", *(["waiting"] if shared else []), "by time", "hours", "USD per million", "cost")
     columns = [
@@ -157,7 +166,7 @@ def compare_cells(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list
         *((heading, "right") for heading in right),
         *([("rented", "")] if with_offers(rows) else []),
     ]
-    return columns, [[str(rank), *_cells(row, places, shared), str(rented(row))][: len(columns)] for rank, row in enumerate(rows, 1)]
+    return columns, [[rank, *_cells(row, places, shared), str(rented(row))][: len(columns)] for rank, row in zip(ranks, rows, strict=True)]
 
 
 def _cells(row: Row, places: Mapping[int, str], shared: bool) -> list[str]:

@@ -9,7 +9,7 @@ from bsmodel.command.compare import compare_cells, way_of
 from bsmodel.command.page_tables import written
 from bsmodel.command.priced import rented, with_offers
 from bsmodel.command.wording import title
-from bsmodel.pages import KINDS, Drawing, Offer, Section, document, frontier, head, of_page
+from bsmodel.pages import KINDS, Drawing, Offer, Section, document, frontier, head, number, of_page
 from bsmodel.studies import Recorded, Row
 
 _ALONE = "alone"  # what a GPU that shares with no other is called
@@ -18,21 +18,16 @@ OF_RUN = "for the run"  # where samples and epochs are known
 
 def page(recorded: Recorded, rows: Sequence[Row], left_out: Mapping[str, str], asked: Sequence[tuple[str, str]], said: Sequence[str]) -> str:
     """The ranking as one HTML page; `asked` is what was asked, by name, and `said` what the text says below its tables."""
-    offers, of = offers_of(rows)
-    top = head(("What is worth renting", _findings(offers, of)), ("What was asked", [("Model", title(recorded)), *asked]), said)
-    parts = [_drawn(rows, offers, of)]
+    priced, of = offers(rows, gpus_of)
+    drawn = [offer for _, offer in priced]
+    top = head(("What is worth renting", _findings(drawn, of)), ("What was asked", [("Model", title(recorded)), *asked]), said)
+    parts = [_drawn(rows, drawn, of)]
     if rows:
         parts.append(Section("Every GPU that trains it", (), table=written("gpus", "What costs least first, then what is fastest.", *compare_cells(rows))))
     if left_out:
         without = written("left-out", "GPUs that have no plan, and why.", (("GPU", ""), ("why", "")), [*left_out.items()])
         parts.append(Section("Left out", (), table=without))
     return document(f"GPUs for {recorded.name}", top, parts)
-
-
-def offers_of(rows: Sequence[Row]) -> tuple[list[Offer], str]:
-    """What each row that has a price takes, named by its GPUs; and of which, as `offers` says."""
-    found, of = offers(rows, _named)
-    return [offer for _, offer in found], of
 
 
 def offers(rows: Sequence[Row], named: Callable[[Row], str]) -> tuple[list[tuple[Row, Offer]], str]:
@@ -49,7 +44,8 @@ def offers(rows: Sequence[Row], named: Callable[[Row], str]) -> tuple[list[tuple
     return found, OF_RUN if run else "for a million samples"
 
 
-def _named(row: Row) -> str:
+def gpus_of(row: Row) -> str:
+    """Which GPUs a row is of, and where they are rented."""
     several = f"{row.devices} × " if row.devices > 1 else ""
     return f"{several}{row.gpu}{f' ({rented(row)})' if with_offers([row]) else ''}"
 
@@ -58,7 +54,7 @@ def _findings(offers: Sequence[Offer], of: str) -> list[str]:
     """The efficient ones, one sentence each."""
     best = frontier(offers)
     names = [f"{offer.name}{'' if offer.way == _ALONE else f', by {offer.way}'}" for offer in best]
-    found = [f"{place}. {name}: {offer.hours:,.3g} h and {offer.usd:,.3g} USD {of}." for place, (name, offer) in enumerate(zip(names, best), 1)]
+    found = [f"{place}. {name}: {number(offer.hours)} h and {number(offer.usd)} USD {of}." for place, (name, offer) in enumerate(zip(names, best), 1)]
     return [*found, "No other is both as fast and as cheap as one of these."] if found else ["No GPU has both a time and a price."]
 
 

@@ -126,12 +126,13 @@ class Explained:
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """What the devices say to one another in one phase of a step: a kind of collective, how often, and its bytes on each of them in all."""
+    """What the devices say to one another in one phase of a step: a kind of collective, how often, and its bytes on each of them in all; of which GPUs."""
 
     phase: str
     kind: str
     count: int
     total_bytes: int
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

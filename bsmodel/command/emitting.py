@@ -18,7 +18,7 @@ from bsmodel.studies import Row
 def asked(options: argparse.Namespace, of_lengths: bool) -> dict[str, str]:
     """The framework of each file that is asked for; refused where one is written twice, or cannot be written."""
     files: dict[str, str] = {}
-    taken = {os.path.realpath(options.html)} if options.html else set()
+    taken = {os.path.realpath(path) for path in (options.html, options.save) if path}
     for text in options.emit:
         framework, _, name = text.partition("=")
         path = os.path.realpath(name or rule_of(framework).file)

@@ -7,6 +7,7 @@ import argparse
 import gzip
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bsmodel.command import arguments, pictures
@@ -20,6 +21,7 @@ from bsmodel.errors import InvalidInputError
 from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu
 from bsmodel.memory import breakdown, footprint, on_devices, pickled, predict, snapshot
+from bsmodel.pages import ITSELF
 from bsmodel.studies import Recorded
 from bsmodel.tape import ModuleRow, OperatorRow, Polynomial, Tape, by_module, by_operator, counted
 from bsmodel.timing import memory_timeline, timeline
@@ -63,21 +65,21 @@ def run(options: argparse.Namespace) -> Answer:
             write_whole(path, content(tapes[0], gpus[0], options.batch, path), _said(name))
     recorded = together(map(Recorded.of, tapes))
     known = {"command": "explain", "notes": tuple(notes), "workload": recorded, "batch": options.batch}
-    head = title(recorded, f", batch {options.batch}")
+    head, last = title(recorded, f", batch {options.batch}"), [uncounted(recorded.uncounted), *foot(recorded, notes)]
     if options.by == "module":
         modules = tuple(row for row in by_module(tapes[0], options.batch) if options.depth is None or row.depth <= options.depth)
-        return Answer(ExplainDocument(**known, modules=modules), _modules_text(head, tapes[0], modules, options.depth or _DEPTH, foot(recorded, notes)))
+        return Answer(ExplainDocument(**known, modules=modules), _modules_text(head, tapes[0], modules, options.depth or _DEPTH, last))
     if options.by == "operator":
         operators = by_operator(tapes[0], options.batch)
-        return Answer(ExplainDocument(**known, operators=operators), _operators_text(head, operators, foot(recorded, notes)))
+        return Answer(ExplainDocument(**known, operators=operators), _operators_text(head, operators, last))
     found = tuple(_explained(tape, gpu, options.batch) for gpu, tape in zip(gpus, tapes, strict=True))
     if options.html:
         _draw(recorded, found, [*zip(tapes, gpus, strict=True)], options, notes)
     parts: list[Part] = [] if len(found) == 1 else [""]
     parts += [part for explained in found for part in _parts(explained, options.batch, alone=len(found) == 1)]
-    said = spoken(tapes[0], options.batch)
+    said = _collectives(tapes, gpus, options.batch)
     document = ExplainDocument(**known, gpus=found, collectives=said)
-    return Answer(document, render(head, *parts, *_spoken_text(said), uncounted(recorded.uncounted), *foot(recorded, notes)))
+    return Answer(document, render(head, *parts, *_spoken_text(said), *last))
 
 
 def _require_effect(options: argparse.Namespace) -> None:
@@ -163,6 +165,14 @@ def _explained(tape: Tape, gpu: Gpu, batch: int) -> Explained:
     )
 
 
+def _collectives(tapes: Sequence[Tape], gpus: Sequence[Gpu], batch: int) -> tuple[Said, ...]:
+    """What devices say to one another, once for all GPUs of which it is the same."""
+    found: dict[tuple[Said, ...], list[str]] = {}
+    for tape, gpu in zip(tapes, gpus, strict=True):
+        found.setdefault(spoken(tape, batch), []).append(gpu.id)
+    return tuple(replace(each, gpus=tuple(names)) for said, names in found.items() for each in said)
+
+
 def spoken(tape: Tape, batch: int) -> tuple[Said, ...]:
     """What devices say to one another in a step, by phase and kind."""
     found: dict[tuple[str, str], list[int]] = {}
@@ -174,8 +184,10 @@ def spoken(tape: Tape, batch: int) -> tuple[Said, ...]:
 def _spoken_text(said: Sequence[Said]) -> list[Part]:
     if not said:
         return []
-    rows = [[each.phase, each.kind, f"{each.count:,}", format_bytes(each.total_bytes)] for each in said]
-    return [table(("said to the others", ""), ("", ""), ("times", "right"), ("bytes in all", "right"), rows=rows), ""]
+    several = len({each.gpus for each in said}) > 1
+    rows = [[each.phase, each.kind, f"{each.count:,}", format_bytes(each.total_bytes), ", ".join(each.gpus)][: 5 if several else 4] for each in said]
+    columns = [("said to the others", ""), ("", ""), ("times", "right"), ("bytes in all", "right"), *([("GPUs", "")] if several else [])]
+    return [table(*columns, rows=rows), ""]
 
 
 def _parts(found: Explained, batch: int, alone: bool) -> list[Part]:
@@ -204,7 +216,7 @@ def category_cells(held: Mapping[str, int]) -> tuple[list[tuple[str, str]], list
 def module_cells(held: Mapping[str, int]) -> tuple[list[tuple[str, str]], list[list[str]]]:
     """Columns, and a line for each of the largest modules, then what the others hold."""
     total = sum(held.values())
-    lines = [[name or "(the step itself)", format_bytes(size), f"{size / total:.1%}"] for name, size in _largest(held).items()]
+    lines = [[name or ITSELF, format_bytes(size), f"{size / total:.1%}"] for name, size in _largest(held).items()]
     return [("module", ""), ("size", "right"), ("share", "right")], lines
 
 

@@ -64,7 +64,7 @@ def _by_category(found: Sequence[Explained], names: Sequence[str]) -> Table:
 
 
 def _of_gpu(place: int, each: Explained, course: Course) -> Section:
-    caption = "Each module has its parts below it; those with less than a five-hundredth are not drawn."
+    caption = "Each module has its parts below it; those with less than a five-hundredth, or more than seven levels deep, are in the table only."
     modules = Drawing(f"modules-{place}", "Bytes by module", caption, icicle(each.by_module, of_page(0)))
     spec = passing(course.step, course.seconds, of_page(0))
     drawings = (Drawing(f"step-{place}", "A training step", _over_time(course), spec), modules)

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable
 
 from bsmodel.errors import InvalidInputError
 
 EVERYWHERE = ("json", "debug", "cache")  # which change how an answer is printed or how soon it comes
+OUTPUTS = ("html", "picture", "markdown", "trace", "snapshot", "memory_timeline", "save", "save_baseline", "out")  # options that name files to write
 # Options that are not named as their fields are.
 _SPELLED = {"workloads": "WORKLOAD", "upcast": "--no-upcast", "sync_each_micro_step": "--sync", "sources": "--from"}
 
@@ -19,6 +21,17 @@ def leave_out(options: argparse.Namespace, why: str, names: Iterable[str]) -> No
     if found:
         several = f"{', '.join(found[:-1])} and {found[-1]}" if found[1:] else found[0]
         raise InvalidInputError(f"{why}; leave out {several}")
+
+
+def require_apart(options: argparse.Namespace) -> None:
+    """Raises `InvalidInputError`, before any work, where two options name one file to write."""
+    named: dict[str, str] = {}
+    for name in OUTPUTS:
+        if path := getattr(options, name, None):
+            flag, file = f"--{name.replace('_', '-')}", os.path.realpath(path)
+            if file in named:
+                raise InvalidInputError(f"{named[file]} and {flag} both name {str(path)!r}; give each a file of its own")
+            named[file] = flag
 
 
 def all_but(options: argparse.Namespace, *kept: str) -> list[str]:

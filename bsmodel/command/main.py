@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import multiprocessing
 import os
@@ -16,7 +17,8 @@ from typing import Any, NoReturn
 
 import bsmodel
 from bsmodel.command import advise, check, compare, documents, explain, gpus, models, plan, predict, prices, schema, study, trial, validate
-from bsmodel.command.report import Answer
+from bsmodel.command.given import require_apart
+from bsmodel.command.report import Answer, write_answer
 from bsmodel.command.terminal import escaped, in_letters_of
 from bsmodel.errors import BsmodelError, InternalError, InvalidInputError
 
@@ -42,7 +44,8 @@ class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        (file or sys.stderr).write(message)  # argparse's own says nothing where it cannot be written
+        with contextlib.suppress(BrokenPipeError):  # whoever reads it has left
+            (file or sys.stderr).write(message)  # argparse's own says nothing where it cannot be written
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_USAGE, f"bsmodel: {escaped(message)}; see {self.prog} --help\n")
@@ -73,13 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(given)
         options.given = _given(given)
-        code = _answered(options.run(options), options)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the answer has left
-        return FITS
+        require_apart(options)
+        return _answered(options.run(options), options)
     except (Exception, KeyboardInterrupt) as error:
         return _failed(error, debug="--debug" in given)
-    return code
 
 
 def _failed(error: BaseException, debug: bool) -> int:
@@ -93,23 +93,16 @@ def _failed(error: BaseException, debug: bool) -> int:
     else:
         error = InternalError.of(error)
         line, code = str(error), DEFECT
-    if debug:
-        sys.stderr.write(error.where if isinstance(error, InternalError) else "".join(traceback.format_exception(error)))
-    print(f"bsmodel: {escaped(line)}", file=sys.stderr)
+    where = error.where if isinstance(error, InternalError) else "".join(traceback.format_exception(error))
+    with contextlib.suppress(BrokenPipeError):  # nobody reads it
+        print(f"{where if debug else ''}bsmodel: {escaped(line)}", file=sys.stderr)
     return code
 
 
 def _answered(found: Answer | int, options: argparse.Namespace) -> int:
     if isinstance(found, int):
         return found
-    text = documents.text(found.document) if options.json and not found.plain else found.text
-    try:
-        sys.stdout.write(in_letters_of(sys.stdout.encoding, text))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise InvalidInputError(f"cannot write the answer: {error.strerror}") from None
+    write_answer(in_letters_of(sys.stdout.encoding, documents.text(found.document) if options.json and not found.plain else found.text))
     return FITS if found.fits else DOES_NOT_FIT
 
 

@@ -34,10 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "a file with the tokens of each sample, one number a line: batches padded to their longest; or MEAN:LONGEST (default: all samples are alike)"
     parser.add_argument("--lengths", metavar="FILE", help=text)
     parser.add_argument("--base-lr", type=arguments.amount, metavar="LR", help="a learning rate that works (default: the published one of a named model)")
+    parser.add_argument("--base-batch", type=arguments.positive, metavar="N", help="the effective batch it works at (default: with --base-lr, 256)")
     parser.add_argument("--html", metavar="FILE", help="write the answer as a page with charts (default: none)")
     text = f"write the plan for {', '.join(FRAMEWORKS)}, repeatable; of one GPU (default: none; FILE: as `{FRAMEWORKS['accelerate'].file}`)"
     parser.add_argument("--emit", action="append", default=[], metavar="FRAMEWORK[=FILE]", help=text)
-    parser.add_argument("--base-batch", type=arguments.positive, metavar="N", help="the effective batch it works at (default: with --base-lr, 256)")
 
 
 def run(options: argparse.Namespace) -> Answer:
@@ -78,7 +78,7 @@ def _draw(recorded: Recorded, found: Iterable[tuple[Row, Gpu, Tape]], options: a
 
     drawn = [Drawn(*each) for each in found]
     fitting = [each.row for each in drawn if each.row.fits]
-    said = [*_schedule(fitting[0], _several_rates(fitting)), *(f"Note: {advice}." for advice in fitting[0].advice)] if fitting else []
+    said = [*_schedule(fitting[0], _several_rates(fitting)), *_advice(fitting)] if fitting else []
     said += [uncounted(missing(each.row for each in drawn)), *foot(recorded, tuple(notes))]
     pictures.write(options.html, page(recorded, drawn, what_was_asked(options), said))
 
@@ -91,11 +91,20 @@ def _text(recorded: Recorded, rows: Sequence[Row], notes: Notes) -> str:
     fitting = [row for row in rows if row.fits]
     if fitting:
         parts += [*time_table(fitting), "", *_schedule(fitting[0], _several_rates(fitting))]
-        parts += [*(f"Note: {advice}." for advice in fitting[0].advice), ""]
+        parts += [*_advice(fitting), ""]
     forms = _forms(rows)
     parts += [part for form, same in forms for part in closed_form(_label(same), form)]
     parts += [part for form, same in forms for part in memory_bars(form, same)]
     return render(*parts, "", uncounted(missing(rows)), *foot(recorded, notes))
+
+
+def _advice(rows: Sequence[Row]) -> list[str]:
+    """Each advice once, and of which cards it is where it is not of all."""
+    of: dict[str, list[str]] = {}
+    for row in rows:
+        for advice in row.advice:
+            of.setdefault(advice, []).append(row.gpu)
+    return [f"Note: {advice}." if len(gpus) == len(rows) else f"Note: {', '.join(gpus)}: {advice}." for advice, gpus in of.items()]
 
 
 def _forms(rows: Sequence[Row]) -> list[tuple[Footprint, list[Row]]]:

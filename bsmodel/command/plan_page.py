@@ -23,7 +23,7 @@ from bsmodel.timing import StepTime, step_time
 from bsmodel.units import GiB, format_bytes, format_seconds
 
 _POINTS = 72  # of a curve of seconds
-_MOST_CHOICES = 14  # batches that can be looked at; of more powers of two the smallest are left out
+_MOST_CHOICES = 14  # batches that can be looked at; of more powers of two the smallest are left out, but for the plan's own
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def _finding(row: Row) -> str:
     if not row.fits or row.peak is None:
         return f"{row.gpu}: {row.verdict.removeprefix(f'does not fit on {row.gpu}: ')}."
     likely = "" if row.likely_batch == row.largest_batch else f", and {row.likely_batch:,} likely do"
-    found = [f"{row.gpu}: {row.largest_batch:,} samples a step surely fit{likely}; run {split(row)}"]
+    found = [f"{row.gpu}: {row.largest_batch:,} samples surely fit in a micro-batch{likely}; run {split(row)}"]
     if row.timing is not None:
         found.append(f"{row.timing.samples_per_s:,.1f} samples a second")
         found += [format_seconds(3600 * row.timing.hours)] if row.timing.hours is not None else []
@@ -84,7 +84,8 @@ def _of_gpu(place: int, each: Drawn) -> Section:
     if made is None or row.closed_form is None or row.usable_bytes is None or row.largest_batch is None:
         return Section(row.gpu, (f"There is no chart: {row.verdict}.",))
     micro_steps, look = max(each.tape.accumulation, made.accumulation), of_page(0)
-    peaks = peaks_around(on_devices(each.tape, row.devices), each.gpu, micro_steps, (made.micro_batch, row.largest_batch))[-_MOST_CHOICES:]
+    peaks = peaks_around(on_devices(each.tape, row.devices), each.gpu, micro_steps, (made.micro_batch, row.largest_batch))
+    peaks = [peak for place, peak in enumerate(reversed(peaks)) if place < _MOST_CHOICES or peak.batch == made.micro_batch][::-1]
     shaded = "Above the line it runs out of memory; the band goes up to the most that is reserved whatever the libraries choose."
     said = [f"Memory is that of a step of {'several micro-batches, with gradients kept between them' if micro_steps > 1 else 'one micro-batch'}."]
     kinds = tuple(enumerate(("requested, the closed form", *MEMORY[1:])))

@@ -38,7 +38,7 @@ def names(text: str) -> list[str]:
 
 def add_price(parser: argparse.ArgumentParser) -> None:
     """Prices of the user's own."""
-    text = "your price an hour, repeatable (default: the catalogue's)"
+    text = "your price an hour, repeatable (default: offers that are kept, else the catalogue's)"
     parser.add_argument("--price", type=price, action="append", default=[], metavar="GPU=USD", help=text)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `bsmodel study`."""
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE.toml", help="the study; or its axes by the flags below, each repeatable")
     parser.add_argument("--model", action="append", metavar="MODEL", help=f"{arguments.MODELS} (needed without a file)")
-    parser.add_argument("--seq-len", type=arguments.positive, metavar="N", help="tokens a sample, of every model (default: its own)")
+    parser.add_argument("--seq-len", type=arguments.positive, metavar="N", help="tokens a sample, of every model (default: its own, 2048 at most)")
     parser.add_argument("--image-size", type=arguments.positive, metavar="N", help="pixels a side, of every model (default: its own)")
     for name in ("precision", "optimizer"):
         parser.add_argument(f"--{name}", action="append", metavar="NAME", help="repeatable (default: the workload's own)")
@@ -89,8 +88,6 @@ def run(options: argparse.Namespace) -> Answer:
     """A row for every cell; 1 where none of them has a plan."""
     if options.json:
         leave_out(options, "--json prints JSON", ("csv",))
-    if options.html and os.path.realpath(options.html) == os.path.realpath(options.out or ""):
-        raise InvalidInputError(f"--html and --out both name {options.html!r}; give each a file of its own")
     pictures.require_drawable(options.html)
     asked = _from_flags(options) if options.file is None else _from_file(options)
     if max(asked.devices) < 2 and asked.parallel != ["ddp"]:
@@ -98,7 +95,8 @@ def run(options: argparse.Namespace) -> Answer:
     workloads = [arguments.subject(**({"name": item} if isinstance(item, str) else item)) for item in asked.workloads]
     gpus = arguments.with_room(options, one_of_each([Gpu.named(name) for name in asked.gpus]) or defaults())
     targets: list[int | None] = [*asked.target_batch] or [None]
-    offered = prices(options, [*asked.prices.items()], gpus)
+    of_file = [(name, usd) for name, usd in asked.prices.items() if name not in dict(options.price)]  # before which those given here go
+    offered = prices(options, [*of_file, *options.price], gpus)
     goals = [Goal(target, asked.samples, asked.epochs, prices=offered) for target in targets]
     with watching("rows") as watch, arguments.hands(workloads, options.workers) as executor:
         found = study(
@@ -133,7 +131,7 @@ def _from_file(options: argparse.Namespace) -> StudyFile:
         raise InvalidInputError(f"cannot read {str(options.file)!r}: {error.strerror}") from None
     except ValueError as error:
         raise InvalidInputError(f"{str(options.file)!r} is not TOML: {error}") from None
-    return _validated({**values, "prices": {**values.get("prices", {}), **dict(options.price)}}, repr(str(options.file)))
+    return _validated(values, repr(str(options.file)))
 
 
 def _validated(values: Mapping[str, Any], where: str) -> StudyFile:
@@ -169,7 +167,6 @@ def _from_flags(options: argparse.Namespace) -> StudyFile:
         "target_batch": options.target_batch or [],
         "samples": options.samples,
         "epochs": options.epochs,
-        "prices": dict(options.price),
     }
     return _validated(values, "study")
 

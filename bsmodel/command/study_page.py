@@ -3,38 +3,41 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from bsmodel.command.compare import way_of
-from bsmodel.command.compare_page import OF_RUN, offers
+from bsmodel.command.compare_page import OF_RUN, gpus_of, offers
 from bsmodel.command.page_tables import written
 from bsmodel.command.study import study_cells, varied, word
 from bsmodel.command.wording import split
-from bsmodel.pages import KINDS, Drawing, Offer, Section, Table, Tile, brief, document, frontier, head, least_width, of_page
+from bsmodel.pages import KINDS, Drawing, Offer, Section, Table, Tile, brief, document, frontier, head, least_width, number, of_page
 from bsmodel.studies import Row
 
 _ROWS = "rows"  # the name of the table
 _MOST_FINDINGS = 8  # workloads of which the ends of the frontier are told above
-Priced = dict[str, list[Offer]]  # by workload
+Priced = dict[str, list[Offer]]  # by model
+Key = tuple[str, str, int, int | None, int]  # of a line: workload, recipe, devices, target, and its turn among those that are called alike
 
 
 def page(rows: Sequence[Row], targets: Sequence[int], asked: Sequence[tuple[str, str]], said: Sequence[str]) -> str:
     """The study as one HTML page; `targets` are the target batches, `asked` is what was asked, by name, and `said` what the text says below its table."""
-    workloads = list(dict.fromkeys(row.workload for row in rows))
     shown = _Lines.of(rows, len(targets) > 1)
+    workloads = list(dict.fromkeys(shown.models))
     priced, of = _priced(rows, shown)
     name = f"Study of {workloads[0]}" if len(workloads) == 1 else f"Study of {len(workloads)} models"
-    top = head(("What was found", _findings(rows, priced, of)), ("What was asked", [*_axes(rows), *asked]), said)
+    top = head(("What was found", _findings(rows, priced, of)), ("What was asked", [*_axes(rows, workloads), *asked]), said)
     parts = [_grid(figure, rows, shown) for figure in _figures(of)]
     parts += [_costs(rows, priced, of), Section("Every row", (), table=_table(rows))]
     return document(name, top, parts)
 
 
-def _axes(rows: Sequence[Row]) -> list[tuple[str, str]]:
+def _axes(rows: Sequence[Row], workloads: Sequence[str]) -> list[tuple[str, str]]:
     """What the study goes through, by name."""
     recipes = {name: dict.fromkeys(word(row.recipe.get(name)) for row in rows) for name in varied(rows)}
-    axes = {"Models": dict.fromkeys(row.workload for row in rows), "GPUs": dict.fromkeys(row.gpu for row in rows)}
+    axes = {"Models": dict.fromkeys(workloads), "GPUs": dict.fromkeys(row.gpu for row in rows)}
     axes |= {name.replace("_", " ").capitalize(): values for name, values in recipes.items()}
     axes["Devices"] = dict.fromkeys(f"{row.devices:,}" for row in rows)
     return [(name, ", ".join(values)) for name, values in axes.items()]
@@ -45,20 +48,66 @@ def _axes(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class _Lines:
-    """The lines of the grids: what each is part of, its name, and its number by what its rows have in common."""
+    """The lines of the grids: of which model each is, what tells it from the others of that model, and its number by what its rows have in common."""
 
-    named: list[tuple[str, str]]
+    models: list[str]
+    ways: list[str]
     numbers: list[int]  # of the line of each row
 
     @staticmethod
     def of(rows: Sequence[Row], several_targets: bool) -> _Lines:
-        keys = [(row.workload, repr(row.recipe), row.devices, row.target_batch if several_targets else None) for row in rows]
-        first = dict(zip(reversed(keys), reversed(rows)))
-        order = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-        grouped = len({row.workload for row in rows}) > 1 and len(order) > len({row.workload for row in rows})
-        ways = len({(row.devices, way_of(row)) for row in rows}) > 1
-        names = [_name(first[key], varied(rows), ways, key[-1]) for key in order]
-        return _Lines([(key[0], name) if grouped else ("", name or key[0]) for key, name in zip(order, names)], [order[key] for key in keys])
+        keys = _keys(rows, several_targets)
+        first: dict[Key, Row] = {}
+        for key, row in zip(keys, rows):
+            if key not in first or first[key].recorded is None:
+                first[key] = row
+        models = [_model(row, [*first.values()]) for row in first.values()]
+        shared = len({(row.devices, way_of(row)) for row in rows}) > 1
+        names = [_name(row, varied(rows), shared, key[3]) for key, row in first.items()]
+        order = {key: number for number, key in enumerate(first)}
+        return _Lines(models, _told_apart(models, names, [*first.values()]), [order[key] for key in keys])
+
+    @property
+    def named(self) -> list[tuple[str, str]]:
+        """What each line is part of, and its name."""
+        grouped = len(self.models) > len(set(self.models)) > 1
+        return [(model, way) if grouped else ("", way or model) for model, way in zip(self.models, self.ways)]
+
+    def model(self, place: int) -> str:
+        """The model of a row."""
+        return self.models[self.numbers[place]]
+
+
+def _keys(rows: Sequence[Row], several_targets: bool) -> list[Key]:
+    """What the rows of a line have in common. Recordings of one name are asked the same, one after the other: they are told apart by their turn."""
+    turns: Counter[tuple[Any, ...]] = Counter()
+    keys = []
+    for row in rows:
+        asked = row.workload, repr(row.recipe), row.devices, row.target_batch if several_targets else None
+        keys.append((*asked, turns[*asked, row.gpu]))
+        turns[*asked, row.gpu] += 1
+    return keys
+
+
+def _model(row: Row, lines: Sequence[Row]) -> str:
+    """The workload, with the options in which recordings of that name differ."""
+    several = [other.recorded.options for other in lines if other.workload == row.workload and other.recorded]
+    return ", ".join([row.workload, *_differing(row.recorded.options if row.recorded else {}, several)])
+
+
+def _told_apart(models: Sequence[str], names: Sequence[str], lines: Sequence[Row]) -> list[str]:
+    """The names of lines; recordings that would be called alike say in which of the recipe's fields they differ."""
+    alike: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    recipes = [row.recorded.recipe if row.recorded else {} for row in lines]
+    for model, name, recipe in zip(models, names, recipes):
+        alike.setdefault((model, name), []).append(recipe)
+    return [", ".join(filter(None, [name, *_differing(recipe, alike[model, name])])) for model, name, recipe in zip(models, names, recipes)]
+
+
+def _differing(own: Mapping[str, Any], several: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of fields that are not the same in all, what this one has."""
+    fields = dict.fromkeys(name for each in several for name in each)
+    return [_said(name, own[name]) for name in fields if name in own and len({repr(each.get(name)) for each in several}) > 1]
 
 
 def _name(row: Row, several: Sequence[str], ways: bool, target: int | None) -> str:
@@ -136,10 +185,15 @@ def _grid(figure: _Figure, rows: Sequence[Row], shown: _Lines) -> Section:
 def _tile(figure: _Figure, row: Row, shown: _Lines, place: int, best: bool) -> Tile:
     value, line = figure.of(row), shown.numbers[place]
     lacks = "" if value is not None else _lacks(row)
-    why = row.verdict if not row.fits else row.untimed or ""
-    told = {"model": row.workload, "trained": shown.named[line][1], "GPU": row.gpu, figure.unit: lacks if value is None else f"{value:,.6g}"}
+    why = _why(row)
+    told = {"model": shown.model(place), "trained": shown.named[line][1], "GPU": row.gpu, figure.unit: lacks if value is None else f"{value:,.6g}"}
     told |= {"likely": f"{row.likely_batch:,}" if row.likely_batch else "-", "micro × accumulation × devices": split(row).replace(" x ", " × "), "why": why}
     return Tile(line, row.gpu, lacks or brief(value or 0), value, tuple(told.items()), place, lacks == _OOM, best)
+
+
+def _why(row: Row) -> str:
+    """Why there is no plan, no time or no price of what is asked."""
+    return row.verdict if not row.fits else row.timing.unpriced if row.timing else row.untimed or ""
 
 
 _OOM = "OOM"
@@ -149,6 +203,7 @@ _REASONS = {
     "no split": "no number of samples makes the target",
     "no time": "no time is predicted for this GPU",
     "no price": "the catalogue has no price of this GPU; give one with --price",
+    "no offer": "of the offers that are asked for none is for this plan, and the table says why",
 }
 
 
@@ -158,7 +213,7 @@ def _lacks(row: Row) -> str:
         return "refused"
     if row.status == "does not fit":
         return "no split" if row.largest_batch else _OOM
-    return "no time" if row.timing is None else "no price"
+    return "no time" if row.timing is None else "no offer" if row.timing.unpriced else "no price"
 
 
 def _caption(figure: _Figure, tiles: Sequence[Tile], several: bool, among: str) -> str:
@@ -172,12 +227,23 @@ def _caption(figure: _Figure, tiles: Sequence[Tile], several: bool, among: str) 
 
 def _priced(rows: Sequence[Row], shown: _Lines) -> tuple[Priced, str]:
     """What can be compared by money and time, of each workload, named by GPU and way to train."""
-    names = {id(row): shown.named[line][1] for row, line in zip(rows, shown.numbers)}
-    found, of = offers(rows, lambda row: ", ".join(filter(None, [row.gpu, names[id(row)]])))
+    places = {id(row): place for place, row in enumerate(rows)}
+    found, of = offers(rows, lambda row: ", ".join(filter(None, [row.gpu, shown.named[shown.numbers[places[id(row)]]][1]])))
     several: Priced = {}
     for row, offer in found:
-        several.setdefault(row.workload, []).append(offer)
+        several.setdefault(shown.model(places[id(row)]), []).append(offer)
     return several, of
+
+
+def offers_of(rows: Sequence[Row]) -> tuple[list[Offer], str]:
+    """What each plan takes, named by model where there are several, GPUs and what varies of the recipe; and of which, as `offers` says."""
+    questions = [(row.workload, row.recorded and (row.recorded.options, row.recorded.recipe), row.recipe, row.devices, row.gpu) for row in rows]
+    shown = _Lines.of(rows, several_targets=len({*map(repr, questions)}) < len(rows))
+    several, places = len({*shown.models}) > 1, {id(row): place for place, row in enumerate(rows)}
+    found, of = offers(rows, gpus_of)
+    lines = [(shown.model(places[id(row)]), shown.ways[shown.numbers[places[id(row)]]], offer) for row, offer in found]
+    named = [(model, ", ".join(filter(None, [model if several else "", offer.name, way])), offer) for model, way, offer in lines]
+    return [replace(offer, name=name, model=model) for model, name, offer in named], of
 
 
 def _findings(rows: Sequence[Row], priced: Mapping[str, Sequence[Offer]], of: str) -> list[str]:
@@ -187,7 +253,7 @@ def _findings(rows: Sequence[Row], priced: Mapping[str, Sequence[Offer]], of: st
     for workload, several in [*priced.items()][:_MOST_FINDINGS]:
         fastest, *_, cheapest = frontier(several) * 2  # where there is one, it is both
         ends = [("cheapest", cheapest)] if cheapest == fastest else [("cheapest", cheapest), ("fastest", fastest)]
-        told = [f"{end} on {offer.name}, {offer.usd:,.3g} USD in {offer.hours:,.3g} h" for end, offer in ends]
+        told = [f"{end} on {offer.name}, {number(offer.usd)} USD in {number(offer.hours)} h" for end, offer in ends]
         found.append(f"{workload}, {of}: {'; '.join(told)}{' and fastest' if len(ends) == 1 else ''}.")
     return found
 
@@ -212,6 +278,5 @@ def _costs(rows: Sequence[Row], priced: Mapping[str, Sequence[Offer]], of: str) 
 
 def _table(rows: Sequence[Row]) -> Table:
     columns, lines = study_cells(rows)
-    whys = ["" if row.fits and row.timing else row.untimed or row.verdict for row in rows]
     caption = "Every row, in the order of the axes: what was asked, what fits, and how long and how much that takes."
-    return written(_ROWS, caption, [*columns, ("why", "")], [[*line, why or "-"] for line, why in zip(lines, whys)])
+    return written(_ROWS, caption, [*columns, ("why", "")], [[*line, _why(row) or "-"] for line, row in zip(lines, rows)])

@@ -54,7 +54,7 @@ def share(text: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `bsmodel trial`."""
-    parser.add_argument("model", nargs="?", help=f"{arguments.MODELS} (default: with --report, that of the trial)")
+    parser.add_argument("model", nargs="?", help=f"{arguments.WORKLOADS} (default: with --report, that of the trial)")
     text = "auto, or cards for which a batch is recommended by prediction, repeatable (default: auto, the device it runs on)"
     parser.add_argument("--gpu", action="append", metavar="GPU", help=text)
     arguments.add_room(parser)

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from bsmodel.command import pictures
 from bsmodel.command.arguments import positive, size
 from bsmodel.command.given import all_but, leave_out
+from bsmodel.command.report import write_answer
 from bsmodel.errors import InvalidInputError
 from bsmodel.files import require_writable, write_whole
 from bsmodel.hardware import Gpu, defaults
 from bsmodel.training import Training
 from bsmodel.units import format_bytes
-from bsmodel.workloads import Workload
+from bsmodel.workloads import MADE_HERE, Workload
 
 if TYPE_CHECKING:
     from bsmodel.validation.cases import Case
@@ -33,17 +34,20 @@ EXAMPLE = "bsmodel validate resnet50 --out rows.jsonl"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `bsmodel validate`."""
-    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="as in bsmodel plan (default: every model that has a name)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="rows, as JSON lines; those already there are not run again (needed, but for --report)")
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"as in bsmodel plan (default: {', '.join(MADE_HERE)})")
+    text = "rows, as JSON lines; those already there are not run again; with --calibrate the GPU file (needed, but for --report)"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=text)
     parser.add_argument("--largest", action="store_true", help="find largest batches by real out-of-memory errors (default: peaks and times)")
     parser.add_argument("--accumulation", action="store_true", help="planned accumulation, and its gradients against a full batch's (default: peaks and times)")
     parser.add_argument("--side-by-side", action="store_true", help="ask other estimators the same questions (default: peaks and times)")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="rows to a Markdown table and an HTML page; needs no GPU (default: measure)")
+    text = "rows to a Markdown table, with --html or --out-dir also a page; needs no GPU (default: measure)"
+    parser.add_argument("--report", type=Path, metavar="FILE", help=text)
     parser.add_argument("--calibrate", type=Path, metavar="FILE", help="rows to a GPU file of your own, written to --out; needs no GPU (default: measure)")
     parser.add_argument("--gpu", metavar="GPU", help="predict with this row, an id or TOML file (default: the card's own row of the catalogue)")
     parser.add_argument("--batch", action="append", type=positive, metavar="N", help="repeatable (default: 1/2, all, 1/8 of the predicted largest)")
-    parser.add_argument("--capacity", action="append", type=size, metavar="SIZE", help="repeatable, for --largest (default: the card and four GPUs)")
-    parser.add_argument("--seq-len", type=positive, metavar="N", help="tokens a sample (default: the model's own)")
+    text = "repeatable, for --largest (default: the card and four GPUs) or --side-by-side (default: the card)"
+    parser.add_argument("--capacity", action="append", type=size, metavar="SIZE", help=text)
+    parser.add_argument("--seq-len", type=positive, metavar="N", help="tokens a sample (default: the model's own, 2048 at most)")
     parser.add_argument("--image-size", type=positive, metavar="N", help="pixels a side (default: the model's own)")
     parser.add_argument("--precision", metavar="NAME", help="only this recipe, with the two below (default: the matrix, or the workload's own recipe)")
     parser.add_argument("--optimizer", metavar="NAME", help="as in bsmodel plan (default: the workload's own)")
@@ -90,6 +94,10 @@ def run(options: argparse.Namespace) -> int:
     return _measure(options, modes[0] if modes else "step")
 
 
+def _say(document: dict[str, Any]) -> None:
+    write_answer(f"{json.dumps(document, indent=2)}\n")
+
+
 def _report(options: argparse.Namespace) -> int:
     from bsmodel.validation import rows, summary
 
@@ -104,9 +112,9 @@ def _report(options: argparse.Namespace) -> int:
         write_whole(markdown, text.encode(), _TABLE)
     written = [str(path) for path in (html, markdown) if path]
     if options.json:
-        print(json.dumps({"schema_version": rows.SCHEMA_VERSION, "command": "validate", **summary.document(found), "written": written}, indent=2))
+        _say({"schema_version": rows.SCHEMA_VERSION, "command": "validate", **summary.document(found), "written": written})
     else:
-        print(f"wrote {' and '.join(written)}" if written else text, end="\n" if written else "")
+        write_answer(f"wrote {' and '.join(written)}\n" if written else text)
     return 0
 
 
@@ -119,6 +127,8 @@ def _targets(options: argparse.Namespace) -> tuple[Path | None, Path | None]:
         if not options.out_dir.is_dir():
             raise InvalidInputError(f"no such folder: {str(options.out_dir)!r}")
         html, markdown = html or options.out_dir / "report.html", markdown or options.out_dir / "report.md"
+    if html and markdown and os.path.realpath(html) == os.path.realpath(markdown):
+        raise InvalidInputError(f"the page and the table would both be {str(html)!r}; give each a file of its own")
     pictures.require_drawable(html)
     if markdown:
         require_writable(markdown, _TABLE)
@@ -132,9 +142,9 @@ def _calibrate(options: argparse.Namespace) -> int:
     write_whole(options.out, calibration.toml(found.gpu).encode(), "the GPU file")
     written = {"gpu": found.gpu.model_dump(mode="json"), "errors": found.errors, "notes": list(found.notes), "written": str(options.out)}
     if options.json:
-        print(json.dumps({"schema_version": rows.SCHEMA_VERSION, "command": "validate", **written}, indent=2))
+        _say({"schema_version": rows.SCHEMA_VERSION, "command": "validate", **written})
     else:
-        print("\n".join([*found.notes, f"wrote {options.out}; use it with --gpu {options.out}"]))
+        write_answer("".join(f"{line}\n" for line in (*found.notes, f"wrote {options.out}; use it with --gpu {options.out}")))
     return 0
 
 
@@ -157,7 +167,10 @@ def _measure(options: argparse.Namespace, kind: str) -> int:
     written, left = sum(outcome.written for outcome in outcomes), sum(outcome.left for outcome in outcomes)
     again = f", {left} cases left: the same command goes on where this one stopped" if left else ""
     answer = {"schema_version": 1, "command": "validate", "written": written, "left": left, "out": str(options.out)}
-    print(json.dumps(answer, indent=2) if options.json else f"{written} rows added to {options.out}{again}; see bsmodel validate --report {options.out}")
+    if options.json:
+        _say(answer)
+    else:
+        write_answer(f"{written} rows added to {options.out}{again}; see bsmodel validate --report {options.out}\n")
     return 0
 
 

@@ -10,7 +10,7 @@ from bsmodel.pages.comparisons import Comparison
 from bsmodel.pages.curves import Curve, Reach, signed
 from bsmodel.pages.looks import CHOSEN, KINDS, Look, of_page, of_picture
 from bsmodel.pages.offers import Offer, frontier
-from bsmodel.pages.parts import UNKNOWN, Choice, Column, Drawing, Section, Table, as_csv, number, short
+from bsmodel.pages.parts import ITSELF, UNKNOWN, Choice, Column, Drawing, Section, Table, as_csv, number, short
 from bsmodel.pages.tiles import Tile, brief, least_width
 from bsmodel.pages.writing import document, head, require_charts
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bsmodel.pages.busy import spent
     from bsmodel.pages.drawing import HOVER, Spec, framed, named, still, told
     from bsmodel.pages.grids import grid
-    from bsmodel.pages.holding import ITSELF, categories, icicle
+    from bsmodel.pages.holding import categories, icicle
     from bsmodel.pages.lengths import by_length, largest_by_length
     from bsmodel.pages.measured import BAND, error_shares, predicted_against_measured, relative_errors
     from bsmodel.pages.renting import costs
@@ -79,7 +79,7 @@ __all__ = (
 )
 
 _HOMES = dict.fromkeys(("MEMORY", "SECONDS", "memory", "step_seconds", "throughput"), "batches")
-_HOMES |= dict.fromkeys(("ITSELF", "categories", "icicle"), "holding")
+_HOMES |= dict.fromkeys(("categories", "icicle"), "holding")
 _HOMES |= dict.fromkeys(("BAND", "error_shares", "predicted_against_measured", "relative_errors"), "measured")
 _HOMES |= dict.fromkeys(("by_length", "largest_by_length"), "lengths")
 _HOMES |= {"costs": "renting", "grid": "grids", "passing": "stacking", "spent": "busy"}

@@ -10,10 +10,9 @@ import altair as alt
 
 from bsmodel.pages.drawing import Spec, framed, quick
 from bsmodel.pages.looks import Look, of_category
-from bsmodel.pages.parts import short
+from bsmodel.pages.parts import ITSELF, short
 from bsmodel.units import GiB, format_bytes
 
-ITSELF = "(the step itself)"  # what belongs to no module
 _TRUNK = 0.85  # of all bytes: a module with more is a trunk, and its parts are what has colours
 _BAR = 64  # [px] of height for each GPU
 _DEEPEST = 7  # levels of modules that are drawn

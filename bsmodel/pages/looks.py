@@ -10,9 +10,9 @@ Colour = tuple[int, int, int]
 CHOSEN = "chosen_batch"  # the signal of the batch that is looked at; 0 for all
 
 # Of batches from small to large: matplotlib's plasma backwards, without what cannot be told from white, and with its end light enough for black.
-_ON_WHITE = ((238, 121, 82), (204, 71, 120), (143, 13, 164), (13, 8, 135))
+_ON_WHITE = ((229, 107, 68), (204, 71, 120), (143, 13, 164), (13, 8, 135))
 _ON_BLACK = ((252, 206, 37), (248, 149, 64), (225, 85, 115), (190, 85, 200), (124, 112, 250))
-_KINDS_ON_WHITE = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#9a6700", "#bf3989", "#1b7c83", "#6e7781", "#7cb518", "#54aeff", "#ff8182", "#c297ff")
+_KINDS_ON_WHITE = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#9a6700", "#bf3989", "#1b7c83", "#6e7781", "#649a12", "#2f95f0", "#ee5f68", "#a97bf0")
 _KINDS_ON_BLACK = ("#4493f8", "#f0883e", "#3fb950", "#ab7df8", "#d29922", "#db61a2", "#39c5cf", "#8b949e", "#a0c815", "#a5d6ff", "#ffaba8", "#d2b3ff")
 KINDS = len(_KINDS_ON_WHITE)
 # Categories of bytes as they have these colours: what is most of a step has those that are told apart best.

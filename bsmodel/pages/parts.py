@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 UNKNOWN = "–"
+ITSELF = "(the step itself)"  # what belongs to no module
 _FORMULAE = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets compute where a cell begins so
 
 

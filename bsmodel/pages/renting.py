@@ -8,7 +8,7 @@ from typing import Any
 
 import altair as alt
 
-from bsmodel.pages.drawing import HOVER, Spec, framed, quick
+from bsmodel.pages.drawing import HOVER, Rows, Spec, framed, quick
 from bsmodel.pages.looks import Look
 from bsmodel.pages.offers import Offer, frontier
 from bsmodel.pages.parts import short
@@ -25,13 +25,23 @@ def costs(offers: Sequence[Offer], of: str, look: Look) -> Spec:
     colour = alt.Color("way:N", legend=legend).scale(domain=ways, range=[look.kinds[place % len(look.kinds)] for place in range(len(ways))])
     told = [alt.Tooltip("name:N", title="GPUs"), alt.Tooltip("way:N", title="shared by")]
     told += [alt.Tooltip("hours:Q", title=f"hours {of}", format=",.4~r"), alt.Tooltip("usd:Q", title=f"US dollars {of}", format=",.4~r")]
-    base, efficient = alt.Chart().encode(x=x, y=y), alt.Chart(alt.NamedData(name="frontier")).encode(x=x, y=y)
-    named = efficient.mark_text(align="left", baseline="bottom", dx=7, dy=-5, color=look.ink, fontWeight=600).encode(text="place:N")
-    layers: list[Any] = [efficient.mark_line(interpolate="step-after", strokeWidth=1.5, strokeDash=[5, 3], color=look.ink)]
+    base, efficient, named = (alt.Chart(data).encode(x=x, y=y) for data in (alt.Undefined, *map(alt.NamedData, ("frontier", "numbers"))))
+    named = named.mark_text(align="left", baseline="bottom", dx=7, dy=-5, color=look.ink, fontWeight=600).encode(text="label:N")
+    layers: list[Any] = [efficient.mark_line(interpolate="step-after", strokeWidth=1.5, strokeDash=[5, 3], color=look.ink).encode(detail="model:N")]
     layers += [base.mark_point(filled=True, size=55, opacity=0.85).encode(color=colour), efficient.mark_point(size=190, strokeWidth=2, color=look.ink), named]
     layers.append(base.mark_point(filled=True, size=300, opacity=0).encode(tooltip=told).properties(name=HOVER))
-    return framed(layers, look, "What the run costs against how long it takes, on logarithmic axes; the efficient ways are numbered", rows, {"frontier": best})
+    sets = {"frontier": best, "numbers": _numbers(best)}
+    return framed(layers, look, "What the run costs against how long it takes, on logarithmic axes; the efficient ways are numbered", rows, sets)
+
+
+def _numbers(best: Sequence[dict[str, Any]]) -> Rows:
+    """What is written beside the efficient ways: one label where several are alike."""
+    labels: dict[tuple[float, float], dict[str, Any]] = {}
+    for row in best:
+        alike = labels.setdefault((row["hours"], row["usd"]), {"hours": row["hours"], "usd": row["usd"], "label": ""})
+        alike["label"] += f"{', ' if alike['label'] else ''}{row['place']}"
+    return [*labels.values()]
 
 
 def _row(offer: Offer) -> dict[str, Any]:
-    return {"name": offer.name, "way": offer.way, "hours": short(offer.hours), "usd": short(offer.usd)}
+    return {"name": offer.name, "way": offer.way, "model": offer.model, "hours": short(offer.hours), "usd": short(offer.usd)}

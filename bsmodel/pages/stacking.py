@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bsmodel.memory import Moment, StepMemory
 from bsmodel.pages.drawing import HOVER, Rows, Spec, framed, quick
 from bsmodel.pages.looks import Look, of_category
-from bsmodel.pages.parts import short
+from bsmodel.pages.parts import ITSELF, short
 from bsmodel.units import GiB
 
 _STRIPES = 256  # of the width; the first moment, the last, the lowest and the highest of each are drawn
@@ -134,6 +134,6 @@ def _seen(found: StepMemory, places: Array) -> Rows:
         place = begin + int(found.total_bytes[begin:end].argmax())
         until = places[end] if end < len(found.moments) else places[-1]
         moment, held = found.moments[place], {f"c{number}": short(size / GiB) for number, size in enumerate(found.bytes[:, place].tolist())}
-        words = {"module": moment.module or "(the step itself)", "operator": moment.operator, "phase": _phase(moment)}
+        words = {"module": moment.module or ITSELF, "operator": moment.operator, "phase": _phase(moment)}
         rows.append({"x": short(places[begin]), "until": short(until), **words, "total": short(found.total_bytes[place] / GiB), **held})
     return rows
