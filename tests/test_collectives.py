@@ -116,6 +116,15 @@ def test_of_shards_of_sixteen_thousand_devices(a100):
     assert {each.ranks for each in tape.collectives} == {16_384} and step.bound == "network"
 
 
+def test_groups_that_would_straddle_nodes_are_refused():
+    def fsdp2(**fields):
+        return Parallel(kind="fsdp2", **fields)
+
+    assert "expected nodes that hold whole groups, e.g. 3" in line_of(fsdp2, devices=12, tensor=4)
+    assert [fsdp2(devices=12, tensor=4, nodes=nodes).nodes for nodes in (1, 3, 6)] == [1, 3, 6]
+    assert fsdp2(devices=32, tensor=16).nodes == 4 and Parallel(kind="tp", devices=12).nodes == 2
+
+
 def test_what_connects_nothing_is_refused(a100):
     assert line_of(network_named, "aws-p4").startswith("unknown network 'aws-p4'; nearest: aws-p4d")
     assert line_of(a100.among, network_named("aws-p5")).startswith("network aws-p5 is rented with h100-80gb, h200-141gb, not with a100-40gb")

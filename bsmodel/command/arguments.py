@@ -105,7 +105,7 @@ def add_room(parser: argparse.ArgumentParser) -> None:
 def add_recipe(parser: argparse.ArgumentParser, several_devices: bool = False) -> None:
     """How it is trained, on how many devices; `several_devices`: whether numbers of devices, and ways to share, may be several."""
     add_training(parser)
-    text = "micro-steps per optimizer step while recording (default: the workload's own)"
+    text = "micro-steps per optimizer step; with --target-batch a plan says how many it takes (default: the workload's own)"
     parser.add_argument("--accumulation", type=positive, metavar="N", help=text)
     add_parallel(parser, several_devices)
 

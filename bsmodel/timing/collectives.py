@@ -75,9 +75,9 @@ def seconds(kind: str, size_bytes: ArrayLike, group: Group, gpu: Gpu, end: End =
     links = _links(group, gpu, end)
     if kind == "all-to-all":
         return _exchanged(sizes, group, links)
-    ways = [_ring(kind, sizes, group, links, protocol) for protocol in _protocols(group, links, gpu)]
+    ways = [_ring(kind, sizes, group, links, protocol) for protocol in _protocols(group, links)]
     if kind == "all-reduce":
-        ways += [_tree(sizes, group, links, protocol) for protocol in _protocols(group, links, gpu)]
+        ways += [_tree(sizes, group, links, protocol) for protocol in _protocols(group, links)]
         ways += list(_in_switch(sizes, group, links))
     return np.asarray(np.minimum.reduce(ways))
 
@@ -96,7 +96,7 @@ def _links(group: Group, gpu: Gpu, end: End) -> _Links:
     return _Links(inside, between, latency, nccl().slowest if end == "high" else 1.0, (gpu.interconnect or "").startswith("NVLink"), generation(gpu.capability))
 
 
-def _protocols(group: Group, links: _Links, gpu: Gpu) -> Iterator[int]:
+def _protocols(group: Group, links: _Links) -> Iterator[int]:
     """LL128 needs NVLink."""
     for protocol in range(len(PROTOCOLS)):
         if protocol != _LL128 or links.nvlink or group.per_node == 1:
