@@ -145,7 +145,8 @@ def add_parallel(parser: argparse.ArgumentParser, several: bool) -> None:
     parser.add_argument("--reshard-after-forward", action=argparse.BooleanOptionalAction, default=None, help=text)
     text = "modules that fsdp1 or fsdp2 shards one by one, repeatable (default: the model's blocks)"
     parser.add_argument("--wrap", action="append", metavar="CLASS", help=text)
-    parser.add_argument("--nodes", type=positive, metavar="N", help="machines that the devices stand in (default: as few as hold them by eights)")
+    text = "machines that the devices stand in (default: as few as hold them by eights; without --parallel, as --network has them)"
+    parser.add_argument("--nodes", type=positive, metavar="N", help=text)
     parser.add_argument("--preset", metavar="NAME", help=f"whose trainer it is: {', '.join(PRESETS)} (default: torch)")
     text = "sum gradients over the devices in every micro-step, or with --no-sync in the last one only (default: as the preset does)"
     parser.add_argument("--sync", dest="sync_each_micro_step", action=argparse.BooleanOptionalAction, default=None, help=text)
