@@ -91,9 +91,9 @@ GPUS_PER_NODE = 8
 BUCKET_MB = 25.0
 
 
-def nodes_of(devices: int) -> int:
-    """The fewest nodes that hold so many devices, at most eight in each."""
-    return -(-devices // GPUS_PER_NODE)
+def nodes_of(devices: int, per_node: int = GPUS_PER_NODE) -> int:
+    """The fewest nodes that hold so many devices, at most `per_node` in each."""
+    return -(-devices // per_node)
 
 
 def refusal(error: ValidationError, model: type[BaseModel], kind: str, named: str) -> BsmodelError:
@@ -181,11 +181,22 @@ class Parallel(BaseModel, frozen=True):
             raise InvalidInputError(f"parallel tensor is {self.tensor}; expected as many devices for each micro-batch: a number that divides {self.devices}")
         if self.kind == "tp" and self.tensor != self.devices:
             raise InvalidInputError(f"parallel tensor is {self.tensor}; tp has every layer on all {self.devices} devices, and fsdp2 goes with fewer")
+        if self.tensor < self.devices and not self._in_whole_nodes(self.nodes):
+            other = next(nodes for nodes in range(self.nodes, self.devices + 1) if self._in_whole_nodes(nodes))
+            raise InvalidInputError(
+                f"parallel tensor is {self.tensor}, and of {self.devices} devices in {self.nodes} nodes some that share a micro-batch would stand in two; "
+                f"expected nodes that hold whole groups, e.g. {other}"
+            )
         if self.kind == "fsdp2" and 1 < self.tensor == self.devices:
             raise InvalidInputError(f"parallel tensor is {self.tensor}, which leaves fsdp2 nothing to shard over; use kind 'tp'")
         if self.kind == "hsdp" and not 1 < self.nodes < self.devices:
             raise InvalidInputError(f"parallel nodes is {self.nodes}; hsdp shards within each of several nodes, and needs two or more of two devices or more")
         return self
+
+    def _in_whole_nodes(self, nodes: int) -> bool:
+        """Whether as many groups that share a micro-batch stand in each of so many nodes, or each group in as many nodes."""
+        together = -(-self.devices // nodes)
+        return nodes == 1 or together % self.tensor == 0 or self.tensor % together == 0 == self.devices % together
 
     @property
     def replicas(self) -> int:

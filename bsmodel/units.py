@@ -82,17 +82,18 @@ def wholes(name: str, values: Any, least: int = 1, most: int = MOST_COUNT) -> ND
     return np.array(each, np.int64).reshape(given.shape)
 
 
-def finite(name: str, value: object, least: float | None = None, above: float | None = None) -> float:
-    """`value` as a `float`: a finite number of Python or numpy, of at least `least` and greater than `above`.
+def finite(name: str, value: object, least: float | None = None, above: float | None = None, most: float | None = None) -> float:
+    """`value` as a `float`: a finite number of Python or numpy, of at least `least`, greater than `above` and at most `most`.
 
     Raises `InvalidInputError`, one line that names `name`, for everything else: infinities, NaN, booleans, text.
     """
     if not isinstance(value, bool) and isinstance(value, _REAL):
         with contextlib.suppress(OverflowError):
             number = float(value)
-            if math.isfinite(number) and (least is None or number >= least) and (above is None or number > above):
+            if math.isfinite(number) and (least is None or number >= least) and (above is None or number > above) and (most is None or number <= most):
                 return number
     limit = (f" of at least {least:g}" if least is not None else "") + (f" above {above:g}" if above is not None else "")
+    limit += f"{' and' if limit else ' of'} at most {most:g}" if most is not None else ""
     raise InvalidInputError(f"{name} is {shown(value)}; expected a finite number{limit}")
 
 

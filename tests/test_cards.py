@@ -19,6 +19,7 @@ import bsmodel
 from bsmodel.command import main
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import KINDS, Gpu, Source, rule_of, runtime
+from bsmodel.hardware.runtime import threads_per_sm
 from bsmodel.tape.tape import Workspace
 from bsmodel.units import GiB, MiB
 from tests.models import SGD, of_size, workload
@@ -255,3 +256,9 @@ def test_likely_batches_lie_between_those_that_trained_and_those_that_failed():
     assert len(places) >= 200 and len(places) > 0.97 * len(rows)
     assert (places.count("inside") + places.count("tied")) / len(places) >= 0.93
     assert places.count("above") / len(places) <= 0.04 and places.count("below") / len(places) <= 0.015
+
+
+def test_threads_of_a_multiprocessor_are_those_of_nvidias_own_table():
+    """NVIDIA/cccl, cuda/__device/arch_traits.h."""
+    known = {"7.0": 2048, "7.5": 1024, "8.0": 2048, "8.6": 1536, "8.9": 1536, "9.0": 2048, "10.0": 2048, "10.3": 2048, "11.0": 1536, "12.0": 1536, "12.1": 1536}
+    assert {capability: threads_per_sm(capability) for capability in known} == known

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 import bsmodel
 from bsmodel import Parallel, Training
-from bsmodel.hardware import Gpu, network_named, networks
+from bsmodel.hardware import Gpu, nccl, network_named, networks
 from bsmodel.parallel import nodes_of
 from bsmodel.tape import Collective, Polynomial
 from bsmodel.timing import Group, bus_share, group_of, seconds
-from bsmodel.timing.collectives import KINDS
+from bsmodel.timing.collectives import KINDS, _links, _ring
 from bsmodel.timing.schedule import waited
 from tests import models
 from tests.test_refusals import line_of
@@ -114,6 +114,36 @@ def test_of_shards_of_sixteen_thousand_devices(a100):
     tape = bsmodel.trace(models.workload(), Training(parallel=Parallel(kind="fsdp2", devices=16_384)), a100)
     step = bsmodel.step_time(tape, a100, 8)
     assert {each.ranks for each in tape.collectives} == {16_384} and step.bound == "network"
+
+
+@pytest.mark.parametrize(("gpu", "rings"), [("h200-141gb", 4), ("b200-180gb", 5)])
+def test_few_cards_reduce_by_rings_and_more_in_the_switch(gpu, rings):
+    """As NCCL chooses: 363 GB/s over the bus of 4 H200 and 673 of 4 B200, and more from the next card on."""
+    card, size = Gpu.named(gpu), 8 << 30
+    few, more = (bus_share("all-reduce", ranks) * size / float(seconds("all-reduce", size, Group(ranks), card)) for ranks in (rings, rings + 1))
+
+    assert few == pytest.approx({"h200-141gb": 363e9, "b200-180gb": 678e9}[gpu], rel=0.02) and more > 1.1 * few
+
+
+def test_latencies_between_nodes_are_those_of_nccl():
+    """A ring of two nodes of one card crosses twice, and what it takes grows by 1.9 on Volta and 1.4 since Ampere."""
+    network = network_named("infiniband-hdr")
+    for gpu, plateau in (("v100-16gb", 1.9), ("a100-40gb", 1.4)):
+        card, table = Gpu.named(gpu).model_copy(update={"network": network}), nccl()
+        links = _links(Group(2, 2), card, "likely")
+        small, large = (float(_ring("all-reduce", np.float64(size), Group(2, 2), links, 2)) - size / links.between for size in (1.0, 1 << 20))
+
+        assert small == pytest.approx(table.ring.base_seconds[2] + 2 * table.ring.hop_seconds.network[2] + 4 * network.latency_seconds)
+        assert large == pytest.approx(plateau * small)
+
+
+def test_groups_that_would_straddle_nodes_are_refused():
+    def fsdp2(**fields):
+        return Parallel(kind="fsdp2", **fields)
+
+    assert "expected nodes that hold whole groups, e.g. 3" in line_of(fsdp2, devices=12, tensor=4)
+    assert [fsdp2(devices=12, tensor=4, nodes=nodes).nodes for nodes in (1, 3, 6)] == [1, 3, 6]
+    assert fsdp2(devices=32, tensor=16).nodes == 4 and Parallel(kind="tp", devices=12).nodes == 2
 
 
 def test_what_connects_nothing_is_refused(a100):

@@ -56,6 +56,12 @@ def test_a_gradient_that_is_all_noise_has_no_end():
     assert bsmodel.noise_scale([1.0, 1.2], [0.2, 0.3], 1, 4).high == math.inf
 
 
+def test_without_noise_any_larger_batch_is_samples_without_end():
+    found = bsmodel.noise_scale([1, 1], [1, 1], 1, 2)
+
+    assert (found.samples, found.steps_at(8), found.samples_at(8)) == (0.0, 1.0, math.inf)
+
+
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [

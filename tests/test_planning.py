@@ -50,6 +50,34 @@ def test_an_exact_split_below_half_of_the_largest_is_taken_where_it_costs_little
     assert step_time(tape, a100, 1601, 5).seconds / 8005 <= 1.05 * step_time(tape, a100, 2668, 3).seconds / 8004
 
 
+# -- how often --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_that_accumulates_is_planned_timed_and_counted_with_its_micro_steps(tape, a100):
+    """Without a target: the split has them, and so have the batch, its seconds and the steps of an epoch."""
+    fit = bsmodel.fit(tape, of_size(a100, 600), 4)
+    plan = bsmodel.plan(fit, samples=100_000, epochs=1)
+    near = bsmodel.plan(fit, fit.batch, samples=100_000, epochs=1)  # a target that takes one micro-step, of what fits with four
+
+    assert plan.split == plan.fewest == Split(fit.batch, 4, 1) and plan.exact and plan.target_batch == 4 * fit.batch
+    assert near.split == Split(fit.batch, 1, 1) and near.micro_steps == 4
+    for each in (plan, near):
+        step = step_time(tape, fit.gpu, each.split.micro_batch, each.split.accumulation)
+        assert each.timing.step == step and each.steps_per_epoch == -(-100_000 // each.split.effective_batch)
+        assert each.timing.hours == pytest.approx(step.seconds * each.total_steps / 3600)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.1, 110), (0.07, 7), (3, 300), (1.101, 111), (1e9, 10**11)])
+def test_steps_are_those_of_the_epochs_as_they_are_written(fit, epochs, steps):
+    assert bsmodel.plan(fit, 64, samples=6400, epochs=epochs).total_steps == steps
+
+
+def test_epochs_without_end_are_refused(fit):
+    for ask in (lambda: bsmodel.plan(fit, 64, samples=6400, epochs=1e308), lambda: Goal(samples=6400, epochs=1e308)):
+        with pytest.raises(InvalidInputError, match="at most 1e"):
+            ask()
+
+
 # -- learning rates and advice -----------------------------------------------------------------------------------------------------------
 
 
@@ -73,6 +101,36 @@ def test_a_rate_is_not_proposed_for_an_optimizer_of_another_family():
 
     assert [row.learning_rate is not None for row in rows] == [True, True, False, False]
     assert all(row.fits for row in rows)  # and none is refused for it
+
+
+def test_a_layerwise_optimizer_is_not_told_to_be_one(a100):
+    def said(name):
+        tape = dataclasses.replace(fit.tape, optimizer_family=name)
+        return [advice for advice in bsmodel.plan(dataclasses.replace(fit, tape=tape), 1 << 15).advice if "tune the learning rate" in advice]
+
+    fit = bsmodel.fit(bsmodel.trace(attention(), SGD, a100), a100)
+    assert "consider lars, and tune" in said("sgd")[0] and "consider lamb, and tune" in said("adam")[0] and "consider" not in said("layerwise")[0]
+
+
+def test_a_card_without_a_rate_is_untimed_and_says_which(tape, a100):
+    """A tape in float32, and one product of it in bfloat16."""
+    from bsmodel.timing.kernels import KINDS, product_seconds
+    from bsmodel.timing.rates import rates_of
+
+    def without(name):
+        return a100.model_copy(update={name: None, "sources": tuple(kept for each in a100.sources if (kept := each.without(name)))})
+
+    fit, missing, unhalved = bsmodel.fit(tape, a100), without("fp32_flops_per_s"), without("bf16_dense_flops_per_s")
+    plan = bsmodel.plan(dataclasses.replace(fit, gpu=missing))
+
+    assert plan.timing is None and "a100-40gb has no fp32_flops_per_s; step time needs it, add it to the row" in plan.untimed
+    with pytest.raises(InvalidInputError, match="no bf16_dense_flops_per_s"):
+        product_seconds([np.ones(1)] * 4, [KINDS["matmul"]], unhalved, rates_of(unhalved, "bf16", "likely"), "bf16")
+
+
+def test_a_learning_rate_is_finite():
+    with pytest.raises(InvalidInputError, match="learning rate is inf"):
+        planning.learning_rate("sgd", 2**20, 1e305, 1)
 
 
 def test_batch_norm_is_spoken_of_where_there_is_one(tape, a100):
@@ -111,6 +169,14 @@ def test_no_batch_on_another_path_is_the_largest(tape, a100):
     for ask in (lambda: bsmodel.predict(capped, a100, 64), lambda: step_time(capped, a100, [1, 64]), lambda: bsmodel.breakdown(capped, 64)):
         with pytest.raises(InvalidInputError, match="batch is 64; the step takes another path from batch 64 on"):
             ask()
+
+
+def test_peaks_are_shown_of_the_recorded_path_and_refused_of_another_card(tape, a100):
+    capped = dataclasses.replace(tape, same_path_up_to=63)
+
+    assert [peak.batch for peak in planning.peaks_around(capped, a100, 1, (10, 60))] == [1, 2, 4, 8, 10, 16, 32, 60]
+    with pytest.raises(InvalidInputError, match="compute capability"):
+        planning.peaks_around(tape, bsmodel.Gpu.named("t4-16gb"), 1, (10, 60))
 
 
 # -- a step of the workload's own --------------------------------------------------------------------------------------------------------
@@ -219,7 +285,7 @@ def test_bytes_that_64_bits_do_not_hold_are_refused(fit, a100):
     ids=["epochs", "base_lr", "price", "gradient_clipping", "share"],
 )
 def test_what_is_no_finite_number_is_refused_in_one_line(fit, ask, value):
-    with pytest.raises(InvalidInputError, match=r"^[^\n]*expected a finite number above 0$"):
+    with pytest.raises(InvalidInputError, match=r"^[^\n]*expected a finite number above 0( and at most 1e\+09)?$"):
         ask(fit, value)
 
 

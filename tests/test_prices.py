@@ -2,6 +2,7 @@
 """Offers: every row of SkyPilot's catalogue accounted for, whole instances paid, the cheapest one taken, and each price with its place and day."""
 
 import csv
+import dataclasses
 import io
 import re
 from datetime import date
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 import bsmodel
 from bsmodel import InvalidInputError, Price, prices
 from bsmodel.memory import on_devices
-from bsmodel.planning.money import price_among, rented
+from bsmodel.planning.money import price_among, ranked, rented
 from bsmodel.prices.instances import FAMILIES, LEAST_BIDS, MACHINES
+from bsmodel.timing import nodes, per_node
 from tests.models import SGD, workload
 
 RECORDED = Path(__file__).parent / "data" / "skypilot"
@@ -197,16 +199,16 @@ def test_every_family_names_its_source():
 # -- money ---------------------------------------------------------------------------------------------------------------------------------
 
 
-@given(count=counts, devices=st.integers(1, 200), together=st.integers(1, 16))
-def test_instances_hold_every_device_and_none_fewer_would(count, devices, together):
-    number = prices.instances_for(count, devices, together)
+@given(count=counts, nodes=st.integers(1, 200), cards=st.integers(1, 16))
+def test_instances_hold_every_node_and_none_fewer_would(count, nodes, cards):
+    number = prices.instances_for(count, nodes, cards)
 
-    if count < together:
+    if count < cards:
         assert number == 0
     else:
-        nodes, each = -(-devices // together), count // together
+        each = count // cards
         assert number * each >= nodes > (number - 1) * each
-        assert number * count >= devices
+        assert number * count >= nodes * cards
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +231,7 @@ def test_the_cheapest_offer_is_the_cheapest_by_brute_force(several, found, devic
     price, why, cards = paid(several, given_offers, devices)
     nodes = -(-devices // min(8, devices))
     together = -(-devices // nodes)
-    costs = [usd * -(-nodes // (count // together)) for count, usd in found if count >= together]
+    costs = [usd * -(-nodes // (count // max(together, min(count, 8)))) for count, usd in found if count >= together]
 
     if costs:
         assert price.usd_per_hour * cards == pytest.approx(min(costs)) and not why
@@ -267,8 +269,52 @@ def test_a_price_without_a_count_is_for_any_number_of_cards(several):
 def test_nodes_of_a_network_are_rented_whole(several):
     gpu = several.gpu.among(bsmodel.hardware.network_named("aws-p5"))
 
-    assert rented(several.tape, gpu, 2, Price(1.0, "here", count=8)) == 8
-    assert rented(several.tape, gpu, 2, Price(1.0, "here", count=4)) == 0  # its nodes have eight
+    tape = on_devices(several.tape, 2)
+
+    assert rented(tape, gpu, 2, Price(1.0, "here", count=8)) == 8
+    assert rented(tape, gpu, 2, Price(1.0, "here", count=4)) == 0  # its nodes have eight
+
+
+@pytest.mark.parametrize("network", [None, "aws-p5"])
+def test_nodes_that_are_asked_for_are_paid_at_any_price(several, network):
+    """Sixteen devices in four machines, each with a network of its own: four instances, whether they are priced whole or by the card."""
+    tape = on_devices(several.tape, 16)
+    spread = dataclasses.replace(tape, recipe={**tape.recipe, "parallel": {"kind": "ddp", "devices": 16, "nodes": 4}})
+    gpu = several.gpu.among(bsmodel.hardware.network_named(network)) if network else several.gpu
+
+    assert rented(spread, gpu, 16) == rented(spread, gpu, 16, Price(1.0, "here", count=8)) == 32
+    assert rented(tape, gpu, 16) == rented(tape, gpu, 16, Price(1.0, "here", count=8)) == 16
+    assert rented(spread, gpu, 16, Price(1.0, "here", count=4)) == (0 if network else 16)
+
+
+def test_no_node_has_more_devices_than_its_network_connects(several):
+    """By default as many nodes as it takes, with time on the network; those that are asked for are refused."""
+    network = bsmodel.hardware.network_named("aws-g4dn-8xlarge")
+    gpu = several.gpu.model_copy(update={"network": network})
+    fit = dataclasses.replace(several, gpu=gpu)
+    tape = on_devices(several.tape, 4)
+    made = bsmodel.plan(fit, devices=4, price=Price(1.0, "here", count=1))
+    one = dataclasses.replace(tape, recipe={**tape.recipe, "parallel": {"kind": "ddp", "devices": 4, "nodes": 1}})
+
+    assert (nodes(tape, gpu), per_node(tape, gpu), nodes(tape, several.gpu)) == (4, 1, 1)
+    assert made.timing.rented == 4 and made.timing.step.seconds > bsmodel.plan(several, devices=4).timing.step.seconds
+    assert any("between 4 nodes" in advice for advice in made.advice)
+    with pytest.raises(bsmodel.InvalidInputError, match="nodes is 1; network aws-g4dn-8xlarge connects 1 to a node, expected at least 4 for 4 devices"):
+        bsmodel.plan(dataclasses.replace(fit, tape=one), devices=4)
+
+
+def test_plans_are_ranked_by_one_scale(several):
+    """A run's cost says nothing beside a price of a million samples: where one run is not known, all are by samples."""
+    known, unknown = (
+        bsmodel.plan(several, 384, samples=samples, epochs=1 if samples else None, price=Price(usd, "mine")) for samples, usd in ((10**9, 1.0), (None, 2.0))
+    )
+    assert known.timing.cost_usd > unknown.timing.usd_per_million > known.timing.usd_per_million
+
+    assert ranked([unknown, known]) == (known, unknown)
+
+
+def test_a_price_without_a_day_says_none():
+    assert prices.price_line("a card", Price(2.0, "me", cloud="aws")) == "Price of a card: a card, aws, 2 USD an hour (me)."
 
 
 def test_a_network_of_a_cloud_is_rented_from_no_other(several):

@@ -108,7 +108,7 @@ def add_room(parser: argparse.ArgumentParser) -> None:
 def add_recipe(parser: argparse.ArgumentParser, several_devices: bool = False) -> None:
     """How it is trained, on how many devices; `several_devices`: whether numbers of devices, and ways to share, may be several."""
     add_training(parser)
-    text = "micro-batches per optimizer step of the recording; a plan takes as many as its target needs (default: the workload's own)"
+    text = "micro-batches per optimizer step; with --target-batch a plan says how many it takes (default: the workload's own)"
     parser.add_argument("--accumulation", type=positive, metavar="N", help=text)
     add_parallel(parser, several_devices)
 
@@ -148,7 +148,8 @@ def add_parallel(parser: argparse.ArgumentParser, several: bool) -> None:
     parser.add_argument("--reshard-after-forward", action=argparse.BooleanOptionalAction, default=None, help=text)
     text = "modules that fsdp1, fsdp2 or hsdp shards one by one, repeatable (default: the model's blocks)"
     parser.add_argument("--wrap", action="append", metavar="CLASS", help=text)
-    parser.add_argument("--nodes", type=positive, metavar="N", help="machines that the devices stand in (default: as few as hold them by eights)")
+    text = "machines that the devices stand in (default: as few as hold them by eights; without --parallel, as --network has them)"
+    parser.add_argument("--nodes", type=positive, metavar="N", help=text)
     parser.add_argument("--preset", metavar="NAME", help=f"whose trainer it is: {', '.join(PRESETS)} (default: torch)")
     text = "sum gradients over the devices in every micro-step, or with --no-sync in the last one only (default: as the preset does)"
     parser.add_argument("--sync", dest="sync_each_micro_step", action=argparse.BooleanOptionalAction, default=None, help=text)

@@ -115,7 +115,8 @@ def rented(row: Row) -> Cell:
         return "-"
     count, left = timing.price.count, timing.rented - row.devices
     cards = f"{timing.rented}" if count is None else f"{timing.rented // count} x {count}"
-    return f"{cards} {timing.price.place or timing.price.source}, {timing.price.day}{', spot' if timing.price.spot else ''}{f', {left} unused' if left else ''}"
+    day, spot = f", {timing.price.day}" if timing.price.day else "", ", spot" if timing.price.spot else ""
+    return f"{cards} {timing.price.place or timing.price.source}{day}{spot}{f', {left} unused' if left else ''}"
 
 
 def price_lines(rows: Sequence[Row]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
 from bsmodel.memory import Peak
-from bsmodel.parallel import BUCKET_MB, KINDS, PRESETS, Parallel, nodes_of
+from bsmodel.parallel import BUCKET_MB, GPUS_PER_NODE, KINDS, PRESETS, Parallel, nodes_of
 from bsmodel.planning import Plan, Split, Timing
 from bsmodel.studies import Recorded, Row
 from bsmodel.training import ADAPTERS, OPTIMIZERS, PRECISIONS, WEIGHTS, Training
@@ -74,7 +74,8 @@ class Run:
     @property
     def nodes(self) -> int:
         """Machines that the devices stand in."""
-        return self.parallel.nodes if self.parallel else nodes_of(self.split.devices)
+        connected = self.gpu.network.gpus_per_node if self.gpu.network else GPUS_PER_NODE
+        return self.parallel.nodes if self.parallel else nodes_of(self.split.devices, connected)
 
     @property
     def per_node(self) -> int:

@@ -63,6 +63,10 @@ class Generation(HardwareRow):
     """Of the link's bandwidth in reductions in the switch; 0 where there are none."""
     nvls_channels: Count
     """In how many channels, of which one is lost."""
+    nvls_ranks: Count
+    """From how many cards in a node on; fewer go by rings and trees."""
+    plateau: Annotated[float, Field(ge=1)]
+    """Times the latency of a reduction by a ring over several nodes, once it is not small."""
 
 
 class Attained(HardwareRow):

@@ -10,8 +10,9 @@ from pydantic import Field
 
 from bsmodel.hardware.rows import Count, HardwareRow, Rate, Source, catalogue_folder, read
 
-# Resident threads per multiprocessor by compute capability (CUDA C programming guide, technical specifications table); 2048 elsewhere.
-_THREADS_PER_SM = {"7.5": 1024, "8.6": 1536, "8.7": 1536, "8.9": 1536, "12.0": 1536}
+# Resident threads per multiprocessor by compute capability (CUDA C programming guide, technical specifications table;
+# NVIDIA/cccl, cuda/__device/arch_traits.h); 2048 elsewhere.
+_THREADS_PER_SM = {"7.5": 1024, "8.6": 1536, "8.7": 1536, "8.9": 1536, "11.0": 1536, "12.0": 1536, "12.1": 1536}
 
 
 class Context(NamedTuple):

@@ -9,7 +9,7 @@ from bsmodel.hardware import Gpu, between_nodes
 from bsmodel.memory import buckets_bytes
 from bsmodel.planning.splits import Split
 from bsmodel.tape import Tape
-from bsmodel.timing import per_node
+from bsmodel.timing import nodes
 from bsmodel.units import format_bytes
 
 EVENLY = "devices are taken to share the work evenly; what they say to one another is timed by NCCL's own model over the links of each card"
@@ -33,8 +33,8 @@ def _of_the_rate(tape: Tape, chosen: Split, rate: float | None) -> Iterator[str]
     if rate is None and tape.base_lr is not None and (why := trains_in_part(tape)):
         yield f"no learning rate is proposed: the published one is for training the whole model, {why}; give one that works with --base-lr"
     if chosen.effective_batch > LARGE_BATCH:
-        better = "lars" if tape.optimizer_family == "sgd" else "lamb"
-        yield f"above {LARGE_BATCH} samples a step consider {better}, and tune the learning rate: no scaling rule is safe there"
+        better = {"sgd": "consider lars, and ", "layerwise": ""}.get(tape.optimizer_family, "consider lamb, and ")
+        yield f"above {LARGE_BATCH} samples a step {better}tune the learning rate: no scaling rule is safe there"
 
 
 def _of_the_split(tape: Tape, gpu: Gpu, chosen: Split) -> Iterator[str]:
@@ -43,19 +43,19 @@ def _of_the_split(tape: Tape, gpu: Gpu, chosen: Split) -> Iterator[str]:
             yield f"{format_bytes(buckets_bytes(tape))} of gradient buckets a device are counted, as DistributedDataParallel has them"
         low, usual, high = map(format_bytes, gpu.communicator)
         yield f"NCCL takes {usual} ({low} to {high}) of each device beside what PyTorch reserves, and has room for it"
-        yield _carried(tape, gpu, chosen.devices)
+        yield _carried(tape, gpu)
     if chosen.accumulation > 1 and any("batch_norm" in operator for operator in tape.operators):
         yield "batch norm sees the micro-batch, not the effective batch; other layers do not notice accumulation"
 
 
-def _carried(tape: Tape, gpu: Gpu, devices: int) -> str:
+def _carried(tape: Tape, gpu: Gpu) -> str:
     """Over what devices talk, and how far that is known."""
     said = f"devices share the work evenly, and what they say to one another goes over the {gpu.interconnect or 'unknown link'} of {gpu.id}"
-    nodes = -(-devices // per_node(tape))
-    if nodes == 1:
+    number = nodes(tape, gpu)
+    if number == 1:
         return said
     if gpu.network is not None:
-        return f"{said}, between {nodes:,} nodes over {gpu.network.name}"
+        return f"{said}, between {number:,} nodes over {gpu.network.name}"
     band = between_nodes(None, gpu.id)
     rates = f"{band.slow / 1e9:,.3g} to {band.fast / 1e9:,.3g} GB/s"
-    return f"{said}, between {nodes:,} nodes over any network that it is rented with ({rates} a node), give --network for one"
+    return f"{said}, between {number:,} nodes over any network that it is rented with ({rates} a node), give --network for one"

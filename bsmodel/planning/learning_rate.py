@@ -15,12 +15,13 @@ def learning_rate(family: str, batch: int, base_lr: float, base_batch: int) -> t
 
     SGD: `lr = base_lr * batch / base_batch` (linear; Goyal 2017, arXiv 1706.02677, shown to 8192). Adam family and layer-wise
     optimizers: `lr = base_lr * sqrt(batch / base_batch)` (Krizhevsky 2014, arXiv 1404.5997; Malladi 2022, arXiv 2205.10287).
-    Returns the rate and the name of the rule. Raises `InvalidInputError` for numbers that are none. Valid
+    Returns the rate and the name of the rule. Raises `InvalidInputError` for numbers that are none, or give none. Valid
     below the gradient noise scale; beyond it neither rule holds.
     """
     base_lr = finite("base learning rate", base_lr, above=0)
     ratio = whole("batch", batch) / whole("base batch", base_batch)
-    return (base_lr * ratio, "linear") if family == "sgd" else (base_lr * math.sqrt(ratio), "square root")
+    rate, rule = (base_lr * ratio, "linear") if family == "sgd" else (base_lr * math.sqrt(ratio), "square root")
+    return finite("learning rate", rate, above=0), rule
 
 
 def warmup_steps(per_epoch: int | None, total: int | None) -> int | None:

@@ -17,7 +17,7 @@ from bsmodel.parallel import GPUS_PER_NODE
 from bsmodel.planning.splits import Split
 from bsmodel.prices import Price, cheapest, instances_for
 from bsmodel.tape import Tape
-from bsmodel.timing import StepTime, curve, knee, per_node, step_time
+from bsmodel.timing import StepTime, curve, knee, nodes, per_node, step_time
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Timing:
     samples_per_s: float
     tokens_per_s: float
     mfu: float
-    knee: int  # the smallest micro-batch with nine tenths of the best throughput
-    fastest_batch: int  # the micro-batch with the best throughput
+    knee: int  # the smallest micro-batch with nine tenths of the best throughput, of 512 evenly spread up to the largest, as often as the recipe says
+    fastest_batch: int  # of those the one with the best throughput
     hours_per_epoch: float | None
     hours: float | None
     price: Price | None
@@ -63,7 +63,7 @@ def why_untimed(tape: Tape, gpu: Gpu) -> str:
 
 
 def timing_of(fit: Fit, chosen: Split, per_epoch: int | None, total: int | None, prices: Sequence[Price] | None) -> Timing:
-    step = step_time(fit.tape, fit.gpu, chosen.micro_batch, max(fit.accumulation, chosen.accumulation))
+    step = step_time(fit.tape, fit.gpu, chosen.micro_batch, chosen.accumulation)
     times = curve(fit.tape, fit.gpu, fit.batch)
     seconds = step.seconds
     hours = seconds * total / 3600 if total is not None else None
@@ -105,25 +105,25 @@ def price_among(prices: Sequence[Price] | None, tape: Tape, gpu: Gpu, devices: i
     if found is not None:
         return found, ""
     counts = ", ".join(f"{count}" for count in sorted({price.count or 1 for price in there}))
-    return None, f"the instances on offer have {counts} card{'' if counts == '1' else 's'}, and the plan has {_together(tape, gpu, devices)} in a node"
+    return None, f"the instances on offer have {counts} card{'' if counts == '1' else 's'}, and the plan has {_together(tape, gpu)} in a node"
 
 
-def _together(tape: Tape, gpu: Gpu, devices: int) -> int:
-    """Devices that have to stand in one instance."""
-    return max(min(per_node(tape), devices), gpu.network.gpus_per_node if gpu.network else 1)
+def _together(tape: Tape, gpu: Gpu) -> int:
+    """Cards that have to stand in one instance: those of a node."""
+    return gpu.network.gpus_per_node if gpu.network else per_node(tape, gpu)
 
 
 def rented(tape: Tape, gpu: Gpu, devices: int, price: Price | None = None) -> int:
-    """Cards that are paid for so many devices of this step.
+    """Cards that are paid for so many devices of this step, whose nodes stand apart, each with a network of its own, as its seconds are.
 
-    At a price of whole instances these; else nodes are rented whole where there are several, or where their network says how large they are.
+    At a price of whole instances these: one for each node, but those of two or more times eight cards, which hold several where no network is given.
+    Else nodes are rented whole where there are several, or where their network says how large they are.
     """
-    if price is not None and price.count is not None:
-        return price.count * instances_for(price.count, devices, _together(tape, gpu, devices))
-    together = per_node(tape)
-    if gpu.network is None and devices <= together:
-        return devices
-    return -(-devices // together) * max(together, gpu.network.gpus_per_node if gpu.network else GPUS_PER_NODE)
+    number, together = nodes(tape, gpu), _together(tape, gpu)
+    if price is None or price.count is None:
+        return devices if gpu.network is None and number == 1 else number * max(together, GPUS_PER_NODE if gpu.network is None else 1)
+    taken = price.count if gpu.network else min(price.count, GPUS_PER_NODE)  # by a node
+    return price.count * instances_for(price.count, number, max(together, taken))
 
 
 class Timed(Protocol):
@@ -137,7 +137,10 @@ _Timed = TypeVar("_Timed", bound=Timed)
 
 
 def ranked(plans: Iterable[_Timed]) -> tuple[_Timed, ...]:
-    """Plans by what the run costs, or a sample where the run is not given, then by throughput; those without a price or a time come last."""
+    """Plans by what the run costs, or a sample where not every run is given, then by throughput; those without a price or a time come last."""
+    found = tuple(plans)
+    priced = [plan.timing for plan in found if plan.timing is not None and plan.timing.price is not None]
+    of_runs = all(timing.cost_usd is not None for timing in priced)
 
     def rank(plan: Timed) -> tuple[float, float]:
         timing = plan.timing
@@ -145,6 +148,6 @@ def ranked(plans: Iterable[_Timed]) -> tuple[_Timed, ...]:
             return math.inf, 0.0
         if timing.usd_per_million is None:
             return math.inf, -timing.samples_per_s
-        return (timing.usd_per_million if timing.cost_usd is None else timing.cost_usd), -timing.samples_per_s
+        return (timing.cost_usd if of_runs and timing.cost_usd is not None else timing.usd_per_million), -timing.samples_per_s
 
-    return tuple(sorted(plans, key=rank))
+    return tuple(sorted(found, key=rank))

@@ -40,8 +40,12 @@ class NoiseScale(Shown):
         return 1 + self.samples / finite("batch", batch, above=0)
 
     def samples_at(self, batch: float) -> float:
-        """Samples at a batch over the fewest, those of the smallest batch: `1 + batch / noise scale`; raises `InvalidInputError` for no batch."""
-        return 1 + finite("batch", batch, above=0) / self.samples
+        """Samples at a batch over the fewest, those of the smallest batch: `1 + batch / noise scale`; raises `InvalidInputError` for no batch.
+
+        Infinite without noise, where one sample says all.
+        """
+        size = finite("batch", batch, above=0)
+        return 1 + size / self.samples if self.samples else math.inf
 
 
 def noise_scale(micro_squares: ArrayLike, accumulated_squares: ArrayLike, micro_batch: int, accumulation: int) -> NoiseScale:

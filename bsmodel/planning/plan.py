@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from bsmodel.errors import InvalidInputError, UnreachableTargetError
 from bsmodel.hardware import Gpu
@@ -20,7 +20,10 @@ from bsmodel.planning.splits import Split, eligible, fastest, splits
 from bsmodel.prices import Price
 from bsmodel.shown import Charted
 from bsmodel.tape import Tape
+from bsmodel.timing import nodes
 from bsmodel.units import finite, whole
+
+MOST_EPOCHS = 1e9
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Plan(Charted):
 
     @property
     def micro_steps(self) -> int:
-        """Of a step of the split, or of the recipe where that has more: from two on, gradients are kept between them."""
+        """Those that memory is of: the split's, or the fit's where it was asked with more; from two on, gradients are kept between them."""
         return max(self.fit.accumulation, self.split.accumulation)
 
 
@@ -69,14 +72,11 @@ def ladder(fit: Fit) -> tuple[Rung, ...]:
 def peaks_around(tape: Tape, gpu: Gpu, accumulation: int, batches: tuple[int, int], settings: Settings | None = None) -> list[Peak]:
     """The memory that a picture shows: at powers of two up to the larger of `batches`, at both, and at the next power of two, which is too large.
 
-    Batches at which the step takes another path than recorded are left out.
+    Batches at which the step takes another path than recorded are left out. Raises `InvalidInputError` for a card that the recording is not of.
     """
-    most, found = max(batches), []
-    for batch in sorted({*batches, *(1 << power for power in range(most.bit_length() + 1))}):
-        if batch <= LARGEST:
-            with contextlib.suppress(InvalidInputError):
-                found.append(predict(tape, gpu, batch, accumulation, settings))
-    return found
+    known = LARGEST if tape.same_path_up_to is None else min(LARGEST, tape.same_path_up_to)
+    asked = sorted({*batches, *(1 << power for power in range(max(batches).bit_length() + 1))})
+    return [predict(tape, gpu, batch, accumulation, settings) for batch in asked if 0 < batch <= known]
 
 
 def plan(
@@ -89,7 +89,8 @@ def plan(
     base_batch: int | None = None,
     price: Price | Sequence[Price] | None = None,
 ) -> Plan:
-    """How to reach `target_batch` samples per optimizer step on `devices` GPUs like the fit's (default: the largest micro-batch).
+    """How to reach `target_batch` samples per optimizer step on `devices` GPUs like the fit's (default: the largest micro-batch, as often as the fit's
+    accumulation says; with a target the split says how often, and the fit's accumulation only how much memory there has to be).
 
     `samples` in the training set and `epochs` give steps, hours and, with a price (default: the catalogue's; of several the cheapest for so
     many devices), money; `base_lr` at `base_batch` gives the learning rate. A plan with accumulation uses the peak with gradients kept alive
@@ -102,7 +103,7 @@ def plan(
     fewest, chosen, peak = _chosen(fit, target, devices, in_time=not untimed and target_batch is not None)
     rate, rule = _rate(fit, chosen, base_lr, base_batch)
     per_epoch = math.ceil(samples / chosen.effective_batch) if samples is not None else None
-    total = math.ceil(per_epoch * epochs) if per_epoch is not None and epochs is not None else None
+    total = _steps(per_epoch, epochs) if per_epoch is not None and epochs is not None else None
     timing = None if untimed else timing_of(fit, chosen, per_epoch, total, _prices(fit, price))
     return Plan(
         fit,
@@ -120,6 +121,11 @@ def plan(
     )
 
 
+def _steps(per_epoch: int, epochs: float) -> int:
+    """Optimizer steps of so many epochs, as they are written in decimals: 110 of 1.1 times 100, and not what the float next to it gives."""
+    return math.ceil(per_epoch * Fraction(repr(epochs)))
+
+
 def _prices(fit: Fit, given: Price | Sequence[Price] | None) -> tuple[Price, ...] | None:
     """The prices that are given, else that of the card's row, where it has one."""
     found = catalogue_price(fit.gpu) if given is None else given
@@ -130,13 +136,15 @@ def _asked(fit: Fit, target: int | None, devices: int, samples: int | None, epoc
     """The fit for that many devices, and target, devices, samples and epochs, in range."""
     devices = whole("devices", devices)
     tape = on_devices(fit.tape, devices)
+    nodes(tape, fit.gpu)  # which refuses more devices than a node of its network has
     alike = buckets_bytes(tape) == buckets_bytes(fit.tape)  # however many share, each takes the same
     fit = replace(fit, tape=tape) if alike else fit_tape(tape, fit.gpu, fit.accumulation, fit.settings)
     if fit.batch < 1:
         raise InvalidInputError(f"{fit.tape.name} {fit.verdict}")
     known_samples = None if samples is None else whole("samples", samples)
-    known_epochs = None if epochs is None else finite("epochs", epochs, above=0)
-    return fit, fit.batch * (devices // tape.tensor) if target is None else whole("target batch", target), devices, known_samples, known_epochs
+    known_epochs = None if epochs is None else finite("epochs", epochs, above=0, most=MOST_EPOCHS)
+    own = fit.batch * fit.accumulation * (devices // tape.tensor)
+    return fit, own if target is None else whole("target batch", target), devices, known_samples, known_epochs
 
 
 def require_together(**given: object) -> None:

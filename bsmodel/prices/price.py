@@ -59,20 +59,19 @@ def price_line(gpu: str, price: Price | None, unpriced: str = "") -> str:
         return f"Price of {gpu}: {price.source}."
     cards = "a card" if price.count is None else f"{price.instance or 'an instance'} with {price.count} card{'s' if price.count > 1 else ''}"
     spot, note = " at spot price" if price.spot else "", f"; {price.note}" if price.note else ""
-    figure = f"{price.instance_usd_per_hour:,.4g} USD an hour{spot} on {price.day}"
+    figure = f"{price.instance_usd_per_hour:,.4g} USD an hour{spot}{f' on {price.day}' if price.day else ''}"
     return f"Price of {gpu}: {cards}{f', {price.place}' if price.place else ''}, {figure} ({price.source}){note}."
 
 
 Offers = tuple[tuple[str, Price], ...]  # by the id of a card, which may have several
 
 
-def instances_for(count: int, devices: int, together: int) -> int:
-    """Instances of `count` cards that hold so many devices, `together` of which stand in one node: 0 where an instance is less than a node.
+def instances_for(count: int, nodes: int, cards: int) -> int:
+    """Instances of `count` cards that hold so many nodes, each of which takes `cards`: 0 where an instance is less than a node.
 
-    An instance holds `count // together` whole nodes, of which there are `ceil(devices / together)`; what is left of the last one is paid, too.
+    An instance holds `count // cards` whole nodes; what is left of the last one is paid, too.
     """
-    nodes = -(-devices // together)
-    return -(-nodes // (count // together)) if count >= together else 0
+    return -(-nodes // (count // cards)) if count >= cards else 0
 
 
 def cheapest(paid: Iterable[tuple[int, Price]]) -> Price | None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from bsmodel.errors import InvalidInputError, UnknownNameError
 from bsmodel.hardware import Gpu
 from bsmodel.parallel import KINDS, Parallel
-from bsmodel.planning import require_together
+from bsmodel.planning import MOST_EPOCHS, require_together
 from bsmodel.prices import Price
 from bsmodel.recording import key_of
 from bsmodel.tape import Tape
@@ -48,9 +48,9 @@ class Goal:
         for name in ("target_batch", "samples", "base_batch"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, whole(name, value))
-        for name in ("epochs", "base_lr"):
+        for name, most in (("epochs", MOST_EPOCHS), ("base_lr", None)):
             if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, finite(name, value, above=0))
+                object.__setattr__(self, name, finite(name, value, above=0, most=most))
         require_together(epochs=self.epochs, samples=self.samples, base_batch=self.base_batch, base_lr=self.base_lr)
         for gpu, price in self.prices:
             if price is not None:

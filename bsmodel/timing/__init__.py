@@ -4,7 +4,7 @@
 from bsmodel.timing.collectives import Group, bus_share, group_of, seconds
 from bsmodel.timing.kernels import KINDS
 from bsmodel.timing.memory_timeline import TORCH_CATEGORIES, MemoryTimeline, event_seconds, memory_timeline
-from bsmodel.timing.schedule import per_node
+from bsmodel.timing.schedule import nodes, per_node
 from bsmodel.timing.step import StepTime, curve, knee, step_time
 from bsmodel.timing.timeline import Event, Timeline, timeline
 
@@ -22,6 +22,7 @@ __all__ = (
     "group_of",
     "knee",
     "memory_timeline",
+    "nodes",
     "per_node",
     "seconds",
     "step_time",

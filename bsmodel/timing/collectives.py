@@ -21,7 +21,7 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "broadcast", "reduce", "a
 _LL, _LL128, _SIMPLE = range(3)
 _LL_SHARE = {"all-reduce": 1 / 4, "reduce": 1 / 4}  # of the bandwidth: half of every eight bytes is a flag, and a reduction reads as it writes
 _LL_SHARE_ELSE, _LL128_SHARE, _LL128_SPARSE, _TREE_SHARE, _TREE_LL, _TREE_LL128, _CHAIN = 1 / 3, 0.92, 0.7, 0.92, 1 / 3.8, 7 / 9, 0.85
-_PLATEAU, _PLATEAU_BYTES = 1.4, 4096  # times the latency of a ring over several nodes, from so many bytes for each rank on
+_PLATEAU_BYTES = 4096  # for each rank, from which on a ring over several nodes has a generation's plateau
 _SWITCHED = 8  # ranks, of which the share of a link that the switch leaves is known
 _SMALLEST = 64  # bytes, at which the tree's corrections begin
 Array = NDArray[np.float64]
@@ -75,9 +75,9 @@ def seconds(kind: str, size_bytes: ArrayLike, group: Group, gpu: Gpu, end: End =
     links = _links(group, gpu, end)
     if kind == "all-to-all":
         return _exchanged(sizes, group, links)
-    ways = [_ring(kind, sizes, group, links, protocol) for protocol in _protocols(group, links, gpu)]
+    ways = [_ring(kind, sizes, group, links, protocol) for protocol in _protocols(group, links)]
     if kind == "all-reduce":
-        ways += [_tree(sizes, group, links, protocol) for protocol in _protocols(group, links, gpu)]
+        ways += [_tree(sizes, group, links, protocol) for protocol in _protocols(group, links)]
         ways += list(_in_switch(sizes, group, links))
     return np.asarray(np.minimum.reduce(ways))
 
@@ -96,7 +96,7 @@ def _links(group: Group, gpu: Gpu, end: End) -> _Links:
     return _Links(inside, between, latency, nccl().slowest if end == "high" else 1.0, (gpu.interconnect or "").startswith("NVLink"), generation(gpu.capability))
 
 
-def _protocols(group: Group, links: _Links, gpu: Gpu) -> Iterator[int]:
+def _protocols(group: Group, links: _Links) -> Iterator[int]:
     """LL128 needs NVLink."""
     for protocol in range(len(PROTOCOLS)):
         if protocol != _LL128 or links.nvlink or group.per_node == 1:
@@ -112,7 +112,7 @@ def _ring(kind: str, sizes: Array, group: Group, links: _Links, protocol: int) -
     elif protocol == _LL128:
         bus *= _LL128_SHARE if group.per_node > 1 else _LL128_SPARSE
     steps = {"all-reduce": 2 * (n - 1), "broadcast": n, "reduce": n}.get(kind, n - 1)
-    between = 0 if group.nodes == 1 else 2 * group.nodes if reduces else group.nodes - 1
+    between = (2 if reduces else 1) * (group.nodes - 1)
     base, inside, over = _latencies(nccl().ring, links, protocol)
     if kind in ("broadcast", "reduce"):
         latency: Any = base + (inside if group.nodes == 1 else over)
@@ -120,7 +120,7 @@ def _ring(kind: str, sizes: Array, group: Group, links: _Links, protocol: int) -
         hop = inside if group.nodes == 1 else max(inside, nccl().posting_seconds * (3 if protocol == _SIMPLE else 1))
         latency = base + max(steps - between, 0) * hop + between * over
     if reduces and protocol == _SIMPLE and group.nodes > 1:
-        latency = np.where(sizes >= _PLATEAU_BYTES * n, _PLATEAU * latency, latency)
+        latency = np.where(sizes >= _PLATEAU_BYTES * n, links.generation.plateau * latency, latency)
     return np.asarray(latency + sizes * steps / n / bus)
 
 
@@ -147,7 +147,7 @@ def _corrected(sizes: Array, protocol: int) -> Array:
 def _in_switch(sizes: Array, group: Group, links: _Links) -> Iterator[Array]:
     """Up into the switch and down again, with the corrections of trees, which the tuner does not make and cards show."""
     known, table = links.generation, nccl().nvls
-    if not known.nvls_share or not links.nvlink or group.per_node < 2:
+    if not known.nvls_share or not links.nvlink or group.per_node < known.nvls_ranks:
         return
     shared = (1 + 1 / _SWITCHED) / (1 + 1 / group.per_node)  # each rank sends all it has, and what it summed
     rate = links.inside * known.nvls_share * (known.nvls_channels - 1) / known.nvls_channels * shared

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsmodel.hardware import Gpu
-from bsmodel.timing.rates import Rates
+from bsmodel.timing.rates import Rates, peak_flops_per_s
 
 Array = NDArray[np.float64]
 
@@ -116,6 +116,7 @@ def product_seconds(columns: list[Array], kinds: list[Kind], gpu: Gpu, rates: Ra
     steps, side_by_side = np.where(step_seconds > 0, groups, 1), np.where(step_seconds > 0, 1, groups)
     matmul_share = np.array([kind.matmul_share * kind.saves for kind in kinds])
     score_seconds = np.array([kind.score_flops / rates.scalar_flops_per_s + kind.tap_instructions / rates.instructions_per_s for kind in kinds])
+    peak_flops_per_s(gpu, dtype)  # which says so where there is none
     tiles = _tile_seconds([side_by_side, m, n, k], kinds, gpu, rates.matmul_flops_per_s[dtype], dtype)
     return np.asarray(steps * (step_seconds + tiles / matmul_share) + score_seconds * groups * m * n)
 

@@ -36,12 +36,13 @@ def rates_of(gpu: Gpu, precision: str, end: str) -> Rates:
     """What the card reaches, likely or at either end of what is not known ("low" and "high" seconds)."""
     if gpu.bandwidth_bytes_per_s is None:
         raise InvalidInputError(f"{gpu.id} has no bandwidth_bytes_per_s; step time needs it, add it to the row")
+    scalar_flops_per_s = peak_flops_per_s(gpu, "fp32")
     present = [dtype for dtype in ("fp32", "tf32", "fp16", "bf16", "fp8") if gpu.peak_flops_per_s(dtype)]
     reached: dict[str, float] = {dtype: peak_flops_per_s(gpu, dtype) * _efficiency(gpu, dtype, end) for dtype in present}
     if precision == "tf32" and "tf32" in reached:
         reached["asked tf32"] = reached["tf32"]
     bandwidth = gpu.bandwidth_bytes_per_s * (gpu.bandwidth_efficiency or _BANDWIDTH_SHARE)
-    return Rates(reached, reached["fp32"], bandwidth, peak_flops_per_s(gpu, "fp32") / 2 * _issued_per_multiply_add(gpu))
+    return Rates(reached, reached["fp32"], bandwidth, scalar_flops_per_s / 2 * _issued_per_multiply_add(gpu))
 
 
 def rate_dtype(kind: str, dtype: str, rates: Rates) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import End, Gpu
-from bsmodel.parallel import nodes_of
+from bsmodel.parallel import GPUS_PER_NODE, nodes_of
 from bsmodel.tape import Collective, Tape, values
 from bsmodel.timing.collectives import group_of, seconds
 
@@ -35,11 +36,26 @@ class Spoken:
         return Spoken(self.seconds + other.seconds, self.exposed_seconds + other.exposed_seconds)
 
 
-def per_node(tape: Tape) -> int:
-    """How many of the devices stand in a node."""
-    devices = max([tape.devices, *(each.ranks * each.stride for each in tape.collectives)])
-    nodes = (tape.recipe.get("parallel") or {}).get("nodes") or nodes_of(devices)
-    return -(-devices // int(nodes))
+def nodes(tape: Tape, gpu: Gpu) -> int:
+    """Machines that the devices stand in: as the recipe says, else as few as hold them by eights, or by as many as its network connects.
+
+    Raises `InvalidInputError` where a machine of the network has fewer.
+    """
+    devices, most = _devices(tape), gpu.network.gpus_per_node if gpu.network else GPUS_PER_NODE
+    found = int((tape.recipe.get("parallel") or {}).get("nodes") or nodes_of(devices, most))
+    if gpu.network and most * found < devices:
+        fewest = nodes_of(devices, most)
+        raise InvalidInputError(f"nodes is {found}; network {gpu.network.id} connects {most} to a node, expected at least {fewest} for {devices:,} devices")
+    return found
+
+
+def per_node(tape: Tape, gpu: Gpu) -> int:
+    """How many of the devices stand in a node; raises `InvalidInputError` as `nodes` does."""
+    return -(-_devices(tape) // nodes(tape, gpu))
+
+
+def _devices(tape: Tape) -> int:
+    return max([tape.devices, *(each.ranks * each.stride for each in tape.collectives)])
 
 
 def spoken(tape: Tape, gpu: Gpu, rows: Array, batch: NDArray[np.int64], micro_steps: NDArray[np.int64], end: End) -> Spoken:
@@ -107,7 +123,7 @@ def _sums_gradients(said: Collective) -> bool:
 
 def _pass(tape: Tape, gpu: Gpu, rows: Array, said: Sequence[Collective], chosen: NDArray[np.bool_], batch: NDArray[np.int64], end: End) -> Pass:
     places = sorted({0, int(chosen.sum()), *(place for each in said for place in (each.after, each.before))})
-    lasting = _durations(said, gpu, per_node(tape), batch, end)
+    lasting = _durations(said, gpu, per_node(tape, gpu), batch, end)
     between = _between(tape, rows, chosen, places)
     return Pass(chosen, said, lasting, dict(zip(places[1:], between, strict=True)), np.zeros(batch.shape))
 
@@ -170,5 +186,6 @@ def _between(tape: Tape, rows: Array, chosen: NDArray[np.bool_], places: Sequenc
     own = tape.operations.distinct[1][chosen]
     counts = np.zeros((rows.shape[-1], max(len(places) - 1, 0)))
     piece = np.searchsorted(places, np.arange(len(own)), side="right") - 1
-    np.add.at(counts, (own, np.minimum(piece, max(len(places) - 2, 0))), 1.0) if len(places) > 1 else None
+    if len(places) > 1:
+        np.add.at(counts, (own, np.minimum(piece, len(places) - 2)), 1.0)
     return list(np.moveaxis(rows @ counts, -1, 0))
