@@ -313,18 +313,11 @@ def test_folders_without_a_trial_are_refused(tmp_path):
     (tmp_path / "trial.json").write_text('{"schema_version": 0}')
     assert "holds a trial of another version than 1" in line_of(Trial.load, tmp_path)
     (tmp_path / "file").write_text("")
-    for written, said in (({}, "workload: Field required"), ({"rungs": [{"batch": "many"}]}, "rungs.0.batch: Input should be a valid integer")):
-        kept = {
-            "schema_version": 1,
-            "workload": "line",
-            "device": "cpu",
-            "recipe": {"precision": "fp32", "optimizer": "sgd"},
-            "data": "synthetic",
-            "seeds": [0],
-        }
-        (tmp_path / "trial.json").write_text(json.dumps({**kept, "target_loss": None, "remarks": [], **written} if written else {"schema_version": 1}))
+    recipe = {"precision": "fp32", "optimizer": "sgd"}
+    kept = {"workload": "line", "device": "cpu", "recipe": recipe, "data": "synthetic", "seeds": [0], "target_loss": None, "remarks": []}
+    for question, said in (({}, "workload: Field required"), (kept | {"rungs": [{"batch": "many"}]}, "rungs.0.batch: Input should be a valid integer")):
+        (tmp_path / "trial.json").write_text(json.dumps({"schema_version": 1, **question}))
         assert said in line_of(Trial.load, tmp_path) and "expected what bsmodel trial --out wrote" in line_of(Trial.load, tmp_path)
-    assert "cannot write" in line_of(trial, line(), batches=(8, 8), steps=1, out=tmp_path / "file")
 
 
 # -- how runs end ------------------------------------------------------------------------------------------------------------------------
@@ -448,17 +441,8 @@ def test_two_processes_see_what_one_sees(tmp_path):
     """Validation in an odd number of batches, by a model whose buffers are sent along in forward: nothing waits for ever."""
     pytest.importorskip("sklearn")
     (tmp_path / "together.py").write_text(TOGETHER)
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(tmp_path / "together.py"),
-        str(tmp_path / "out"),
-        str(ROOT),
-    ]
+    script = [str(tmp_path / "together.py"), str(tmp_path / "out"), str(ROOT)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script]
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(launch, env=surroundings, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
