@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small convolutional network on scikit-learn's digits: what the trial in the README runs, in a minute on a laptop.
+"""A small convolutional network on scikit-learn's digits: what the trial in the README runs, in half a minute on a laptop.
 
-bsmodel trial benchmarks/digits.py:workload --effective-batches 16:512 --micro-batch 16 --split 0.2 --target-loss 0.15 --seeds 3 --steps 2000
+bsmodel trial benchmarks/digits.py:workload --effective-batches 16:256 --micro-batch 8 --steps 1500 --seeds 3 \\
+    --target-loss 0.3 --split 0.2 --warmup 0 --out runs/digits
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -77,7 +77,7 @@ def training_memory(request: pytest.FixtureRequest) -> Callable[..., TrainingMem
     """`training_memory(workload, optimizer="adamw", ...)`: a `Workload`, a name as `Workload.named` takes it, a `Source` or a `Tape`, and the fields of
     the recipe that are not its own.
     """
-    place = request.path.with_suffix("") / re.sub(r"[^\w.-]+", "-", request.node.name).strip("-")
+    place = request.path.with_suffix("") / _file_name(request.node.nodeid.partition("::")[2])
     compared = set[Path]()
 
     def of(workload: str | Source | Workload | Tape, **changes: Any) -> TrainingMemory:
@@ -86,6 +86,12 @@ def training_memory(request: pytest.FixtureRequest) -> Callable[..., TrainingMem
         return TrainingMemory(workload, changes, place, bool(request.config.getoption(_RENEW)), compared)
 
     return of
+
+
+def _file_name(test: str) -> str:
+    """Of `Class::test[id]` as `Class.test-id`, what no file name should have as in addresses, `%2F`: two tests never share one."""
+    name, bracket, parameters = test.partition("[")
+    return name.replace("::", ".") + (f"-{quote(parameters.removesuffix(']'), safe='')}" if bracket else "")
 
 
 def _tape(workload: str | Source | Workload | Tape, changes: Mapping[str, Any], gpu: Gpu) -> Tape:

@@ -76,6 +76,16 @@ def test_a_worse_training_fails_and_names_modules(saved, baseline, tmp_path, cap
     assert asked(capsys, saved, "--gpu", "a100-40gb", "--against", path, "--allow", "memory=1e15%")[0] == 0
 
 
+def test_a_training_that_does_not_fit_is_not_saved(saved, found, tmp_path, capsys):
+    path, beyond = tmp_path / "beyond.json", found.batch + 1
+    asking = (saved, "--gpu", "a100-40gb", "--save-baseline", path)
+    alone, required = asked(capsys, *asking, "--batch", beyond), asked(capsys, *asking, "--require-batch", beyond)
+
+    assert alone[0] == 2 and "does not train at a micro-batch of" in str(alone)
+    assert required[0] == 1 and "FAILS: " in str(required) and "no baseline is written of a training that fails" in str(required)
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("more", [(), ("--against",), ("--save-baseline",)])
 def test_a_document_follows_its_published_schema(more, saved, baseline, tmp_path, capsys):
     path = tmp_path / "baseline.json"

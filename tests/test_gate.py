@@ -15,6 +15,7 @@ from bsmodel.gate import wording
 from bsmodel.gate.verdict import _changes, _grown, _more_bytes
 from bsmodel.memory import on_devices
 from tests.models import SGD, workload
+from tests.test_refusals import line_of
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +136,38 @@ def test_worse_and_better_are_never_both_and_allowing_more_fails_no_more(baselin
 @pytest.mark.parametrize(("share", "least"), [(0, 71), (0.001, 70), (0.01, 70), (0.02, 69), (0.5, 35)])
 def test_of_a_largest_batch_a_part_of_a_sample_is_a_whole_one(baseline, share, least):
     for now in range(30, 72):
-        change = [*_changes(of(baseline, largest_batch=71), of(baseline, largest_batch=now), Allowance(batch=share))][1]
+        change = [*_changes(of(baseline, batch=1, largest_batch=71), of(baseline, largest_batch=now), Allowance(batch=share))][1]
         assert (change.direction == "worse") == (now < least)
+
+
+def test_the_batch_of_the_baseline_has_to_train_whatever_else_is_allowed(baseline):
+    before = of(baseline, batch=100, largest_batch=100)
+    for now, direction in ((99, "worse"), (100, "the same")):
+        change = [*_changes(before, of(before, largest_batch=now), Allowance(batch=0.5))][1]
+        assert (change.direction, change.allowed) == (direction, 100)
+    assert [*_changes(of(before, batch=101), of(before, largest_batch=99), Allowance(batch=0.5))][1].direction == "the same"  # which never did
+
+
+@pytest.mark.parametrize("hundredths", range(1, 100))
+def test_shares_are_those_that_are_written(baseline, hundredths):
+    """5 at 7 % may be 4.65 times a hundred: 465, and not 464."""
+    allowed = Allowance.parse(f"{hundredths}%")
+    before = of(baseline, batch=1, largest_batch=500, allocated_bytes=500)
+    memory, largest, _ = _changes(before, before, allowed)
+
+    assert (largest.allowed, memory.allowed) == (500 - 5 * hundredths, 500 + 5 * hundredths)
+    assert next(_changes(before, of(before, allocated_bytes=500 + 5 * hundredths), allowed)).direction == "the same"
+    assert Allowance.parse(f"0.{hundredths}%") == Allowance.parse(f"0.00{hundredths}")
+
+
+def test_a_training_that_does_not_fit_is_no_baseline(found, tmp_path):
+    assert "does not train at a micro-batch of" in line_of(Baseline.of(found, found.batch + 1).save, tmp_path / "baseline.json")
+    assert not any(tmp_path.iterdir())
+
+
+def test_sizes_that_round_alike_are_told_apart(baseline):
+    said = line_of(baseline.require_same, memory_bytes=baseline.memory_bytes + 1)
+    assert f"{baseline.memory_bytes:,} bytes, and {baseline.memory_bytes + 1:,} bytes is asked" in said
 
 
 def test_a_change_of_the_model_is_named_by_module(a100, baseline):

@@ -312,9 +312,14 @@ def test_two_of_one_name(training_memory, request):
         training_memory(training, optimizer="sgd").no_worse_than_baseline("rtx-3070-8gb", batch=8)
 
 
-@pytest.mark.parametrize("name", ["a/b c", "../../x"])
+@pytest.mark.parametrize("name", ["a/b c", "a/b-c", "../../x"])
 def test_names_are_no_paths(training_memory, name):
     training_memory(training).no_worse_than_baseline("rtx-3070-8gb", batch=8)
+
+
+class TestOther:
+    def test_two_of_one_name(self, training_memory):
+        training_memory(training).no_worse_than_baseline("rtx-3070-8gb", batch=8)
 """
 
 
@@ -322,10 +327,17 @@ def test_what_the_fixture_refuses_and_where_baselines_are(project):
     (project / "tests" / "test_memory.py").write_text(WRONG)
     found = tried(project, "--renew-baseline")
 
-    assert "1 failed, 5 passed" in found.stdout, found.stdout
+    assert "1 failed, 7 passed" in found.stdout, found.stdout
     assert "Failed: FAILS: classifier does not train at a micro-batch of 1,000,000 on rtx-3070-8gb (largest " in found.stdout
     assert sorted(str(path.relative_to(project)) for path in project.rglob("*.json")) == [
-        f"tests/test_memory/{name}-rtx-3070-8gb-8.json" for name in ("test_names_are_no_paths-..-..-x", "test_names_are_no_paths-a-b-c", "test_two_of_one_name")
+        f"tests/test_memory/{name}-rtx-3070-8gb-8.json"
+        for name in (
+            "TestOther.test_two_of_one_name",
+            "test_names_are_no_paths-..%2F..%2Fx",
+            "test_names_are_no_paths-a%2Fb%20c",
+            "test_names_are_no_paths-a%2Fb-c",
+            "test_two_of_one_name",
+        )
     ]
 
 

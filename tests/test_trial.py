@@ -10,13 +10,19 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import bsmodel
-from bsmodel.trials import Trial, trial
+from bsmodel.planning import power_of_two_at_most
+from bsmodel.trials import Run, Rung, Trial, trial
+from bsmodel.trials.asking import Options, _batches
+from bsmodel.trials.ladder import Course, Rate, rungs
+from bsmodel.trials.measured import rows_of
 from tests.test_refusals import line_of
 from tests.trials import DIGITS, PERCEPTRON, REVERSING, SPELLING, buffered, half_square, line, line_data
 
@@ -100,71 +106,17 @@ def test_for_another_card_seconds_and_money_are_predicted_at_the_batches_that_ca
     assert "less than one sample for each of 256 devices" in line_of(found.recommended_on, fitted, 256)
 
 
-# -- trackers ----------------------------------------------------------------------------------------------------------------------------
+def test_rungs_that_are_predicted_not_to_fit_are_left_out_and_what_is_left_out_is_said(tape, a100):
+    """Also where micro-batches are given, below the largest: gradients that are kept between them take more."""
+    fitted = bsmodel.fit(tape, a100)
+    least = power_of_two_at_most(fitted.batch)
+    roomier = replace(fitted, batch=8 * fitted.batch)  # as if more fitted than does
+    ladder = rungs([least // 2, 8 * least], bsmodel.Training(optimizer="sgd"), Rate(0.1, 32), Course(1), micro_batch=4 * least, fitted=roomier)
 
-
-def records(path):
-    """What an offline run of wandb holds: protocol buffers in blocks as LevelDB writes its log."""
-    from wandb.proto import wandb_internal_pb2
-
-    content, place, part = path.read_bytes(), 7, b""
-    while place + 7 <= len(content):
-        if 32768 - place % 32768 < 7:
-            place += 32768 - place % 32768
-        size, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
-        part += content[place + 7 : place + 7 + size]
-        place += 7 + size
-        if kind in (1, 4):  # whole, or the last of several
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(part)
-            part = b""
-            yield record
-
-
-TRACKED = """
-import os, sys
-from tests.trials import line
-from bsmodel.trials import trial
-asked = {"batches": (8, 16), "steps": 4, "micro_batch": 4, "split": 0.25, "evaluate_every": 2}
-trial(line(), **asked, track=("tensorboard", "wandb", "jsonl"), offline=True, out=sys.argv[1])
-"""
-
-
-def test_trackers_hold_what_was_seen(tmp_path):
-    """In a process of their own, which has no network to use: a proxy that nobody serves stands before it."""
-    pytest.importorskip("wandb")
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
-    away = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
-    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")} | away
-    result = subprocess.run([sys.executable, "-c", TRACKED, str(tmp_path / "out")], env=surroundings, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    found = Trial.load(tmp_path / "out")
-    losses = {run.rung.batch: [update.loss for update in run.updates] for run in found.runs}
-
-    assert sorted(path.name for path in tmp_path.iterdir()) in (["home", "out"], ["out"])
-    for run in found.runs:
-        events = accumulator(str(tmp_path / "out" / "tracked" / f"batch-{run.rung.batch}-seed-0" / "bsmodel-trial"))
-        events.Reload()
-        assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses[run.rung.batch])
-        assert [event.step for event in events.Scalars("validation_loss")] == [2, 4]
-        assert {"learning_rate", "samples_per_s", "samples", "seconds"} <= set(events.Tags()["scalars"])
-        lines = [json.loads(line) for line in (tmp_path / "out" / "runs" / f"batch-{run.rung.batch}-seed-0.jsonl").read_text().splitlines()]
-        assert [line["loss"] for line in lines[:-1]] == losses[run.rung.batch] and lines[-1] == {"status": "finished"}
-    tracked = {}
-    for path in (tmp_path / "out" / "wandb").glob("offline-run-*/*.wandb"):
-        told = list(records(path))
-        settings = {item.key: json.loads(item.value_json) for record in told for item in record.config.update}
-        history = [{item.nested_key[0] if item.nested_key else item.key: item.value_json for item in record.history.item} for record in told]
-        tracked[settings["batch"]] = [float(row["loss"]) for row in history if "loss" in row]
-        assert settings["optimizer"] == "sgd" and settings["micro_batch"] == 4
-    assert tracked == losses
-
-
-def test_a_tracker_that_is_unknown_or_does_not_start_is_refused(tmp_path):
-    assert line_of(trial, line(), batches=(8, 8), steps=1, track=("tensorbord",)).startswith("unknown tracker 'tensorbord'; nearest: tensorboard")
-    (tmp_path / "tracked").write_text("where a folder should be")
-    told = line_of(trial, line(), batches=(8, 8), steps=1, track=("tensorboard",), out=tmp_path)
-    assert told.startswith("a tracker does not start: ")
+    assert [rung.batch for rung in ladder.rungs] == [least // 2]
+    assert f"batch {8 * least} is left out: a100-40gb has no room for 2 micro-batches of {4 * least}, as is predicted" in ladder.remarks
+    said = line_of(_batches, Options(batches=(2 * fitted.batch, 4 * fitted.batch)), fitted, 1)
+    assert said.startswith("there is no batch to try; ") and f"a100-40gb has room for {fitted.batch} at once" in said
 
 
 # -- interrupted -------------------------------------------------------------------------------------------------------------------------
@@ -254,11 +206,47 @@ def test_a_folder_with_another_question_is_refused_by_the_field(tmp_path, change
     assert line_of(trial, line(), **{**asked, **change}).startswith(f"{str(tmp_path)!r} holds another trial: {field}")
 
 
+def test_options_of_a_workload_are_part_of_the_question(tmp_path):
+    """Runs by another attention, at another length or of another input are others."""
+    pytest.importorskip("transformers")
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 32, "bos_token_id": 0, "eos_token_id": 0}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **sizes}))
+    asked = {"batches": (2, 2), "steps": 1, "base_lr": 0.1, "out": tmp_path / "out"}
+    eager, sdpa = (bsmodel.Workload.named(str(tmp_path), seq_len=8, attention=attention) for attention in ("eager", "sdpa"))
+    found = trial(eager, **asked)
+
+    assert found.question["options"] == {"attention": "eager", "seq_len": 8} and trial(eager, **asked) == found
+    assert "options.attention is 'eager' there, and 'sdpa' here" in line_of(trial, sdpa, **asked)
+    assert "options" not in Trial.load(ROOT / "benchmarks" / "results" / "digits-trial").question
+
+
+def test_numbers_are_taken_as_numpy_and_floats_have_them(tmp_path):
+    asked = {"batches": (8, 8), "steps": 2, "split": 0.1, "out": tmp_path}
+    plain = trial(line(), **asked, seeds=2, evaluate_every=1, target_loss=-2.0)
+
+    assert trial(line(), **asked, seeds=2.0, evaluate_every=np.int64(1), target_loss=np.float32(-2)) == plain
+
+
+def test_each_run_keeps_the_environment_it_ran_in():
+    """A trial may go on on another day, with another driver; runs of older versions did not keep theirs."""
+    rung = Rung(8, 8, 1, 1, 0.1, 1, 0, 1, 1, 0.1)
+    old, new = (Run(rung, seed, "finished", (), 1, 1, kept) for seed, kept in ((0, None), (1, {"gpu": "a100-40gb", "driver": "then"})))
+    rows = rows_of([old, new], "line", "fp32 sgd", {"gpu": "a100-40gb", "driver": "now"})
+
+    assert [row["environment"]["driver"] for row in rows] == ["now", "then"]
+
+
 def test_folders_without_a_trial_are_refused(tmp_path):
     assert "holds no trial" in line_of(Trial.load, tmp_path)
     (tmp_path / "trial.json").write_text('{"schema_version": 0}')
     assert "holds a trial of another version than 1" in line_of(Trial.load, tmp_path)
     (tmp_path / "file").write_text("")
+    recipe = {"precision": "fp32", "optimizer": "sgd"}
+    kept = {"workload": "line", "device": "cpu", "recipe": recipe, "data": "synthetic", "seeds": [0], "target_loss": None, "remarks": []}
+    for question, said in (({}, "workload: Field required"), (kept | {"rungs": [{"batch": "many"}]}, "rungs.0.batch: Input should be a valid integer")):
+        (tmp_path / "trial.json").write_text(json.dumps({"schema_version": 1, **question}))
+        assert said in line_of(Trial.load, tmp_path) and "expected what bsmodel trial --out wrote" in line_of(Trial.load, tmp_path)
+    (tmp_path / "trial.json").unlink()
     assert "cannot write" in line_of(trial, line(), batches=(8, 8), steps=1, out=tmp_path / "file")
 
 
@@ -365,6 +353,7 @@ def test_what_cannot_be_run_is_refused(changes, asked, reason):
 SPLIT = {"steps": 4, "split": 0.06, "evaluate_every": 2, "micro_batch": 4}
 TOGETHER = """
 import sys
+from bsmodel.command import main
 from tests.test_trial import SPLIT
 from tests.trials import buffered
 from bsmodel.trials import trial
@@ -372,6 +361,9 @@ written = []
 found = trial(buffered(), batches=(8, 16), **SPLIT, track=("tensorboard",), out=sys.argv[1], watch=lambda *seen: written.append(seen))
 nowhere = trial(buffered(), batches=(8, 8), **SPLIT)
 print(f"RUNS {len(found.runs)} {len(nowhere.runs)} {len(written)}", flush=True)
+digits = f"{sys.argv[2]}/benchmarks/digits.py:workload"
+for words in (["--steps", "1"], ["--lr-range", "1e-3:1e-2", "--steps", "10"]):
+    assert main(["trial", digits, "--batches", "8", *words]) == 0
 """
 
 
@@ -379,13 +371,16 @@ def test_two_processes_see_what_one_sees(tmp_path):
     """Validation in an odd number of batches, by a model whose buffers are sent along in forward: nothing waits for ever."""
     pytest.importorskip("sklearn")
     (tmp_path / "together.py").write_text(TOGETHER)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "together.py"), str(tmp_path / "out")]
+    script = [str(tmp_path / "together.py"), str(tmp_path / "out"), str(ROOT)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script]
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(launch, env=surroundings, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
     two, one = Trial.load(tmp_path / "out"), trial(buffered(), batches=(16, 32), **SPLIT)
 
     assert sorted(re.findall(r"RUNS 2 1 \d", result.stdout)) == ["RUNS 2 1 0", "RUNS 2 1 8"]  # two write to one stream, each its words at once
+    assert result.stdout.count("digits: fp32, sgd; ") == 2 and "8 x 1 x 2" in result.stdout  # of two processes one answers, for each command
+    assert "sgd; 16 samples a step, 10 steps" in result.stdout  # eight on each of them
     assert [(run.rung.batch, run.rung.devices, run.rung.micro_batch, run.rung.accumulation) for run in two.runs] == [(16, 2, 4, 2), (32, 2, 4, 4)]
     for name in ("loss", "validation_loss", "micro_square", "accumulated_square", "learning_rate", "samples"):
         for mine, theirs in zip(one.runs, two.runs, strict=True):

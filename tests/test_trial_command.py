@@ -10,7 +10,8 @@ import pytest
 
 from bsmodel.command import main
 from bsmodel.command.documents import schema
-from bsmodel.trials import Trial
+from bsmodel.command.training import training
+from bsmodel.trials import Rung, Trial, Update
 from tests.test_pages import csv_tables
 from tests.test_trial_page import specs
 
@@ -91,6 +92,69 @@ def test_without_an_offer_there_is_no_price_and_a_table_that_is_none_is_refused_
     assert code == 2 and "there is no table of offers on demand of ours" in line and not (tmp_path / "new").exists()
 
 
+def test_a_card_of_which_nothing_can_be_predicted_is_refused_before_the_trial(capsys, tmp_path):
+    words = [DIGITS, *SHORT, "--out", str(tmp_path / "new"), "--gpu", "t4-16gb", "--headroom", "14.4GiB", "--no-cache"]
+    code, printed, line = asked(capsys, *words)
+
+    assert (code, printed) == (2, "") and line.rstrip().endswith("leave out --gpu t4-16gb, for which no batch can be recommended")
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_cannot_be_said_of_a_trial_that_was_run_is_a_note_and_not_its_end(folder, capsys, tmp_path):
+    """Runs may have taken hours, and their folder may be a temporary one."""
+    pytest.importorskip("vl_convert")
+    code, printed, _ = asked(capsys, DIGITS, *SHORT, "--out", str(folder), "--gpu", "t4-16gb", "--devices", "512", "--no-cache")
+    assert code == 0 and "Here: " in printed and "Note: on t4-16gb: " in printed and "for each of 512 devices" in " ".join(printed.split())
+
+    (tmp_path / "none.py").write_text(NO_LOSS)
+    words = [f"{tmp_path}/none.py:workload", "--batches", "4:8", "--steps", "2", "--base-lr", "0.1"]
+    code, printed, _ = asked(capsys, *words, "--out", str(tmp_path / "out"), "--picture", str(tmp_path / "none.svg"))
+    assert code == 0 and "diverged" in printed and "the picture is not written: there is nothing to draw" in " ".join(printed.split())
+    read, _, line = asked(capsys, "--report", str(tmp_path / "out"), "--picture", str(tmp_path / "none.svg"))
+    assert read == 2 and "there is nothing to draw" in line and not (tmp_path / "none.svg").exists()
+
+
+NO_LOSS = """
+import math, torch, bsmodel
+workload = bsmodel.Workload(
+    lambda: torch.nn.Linear(2, 1),
+    lambda size: torch.zeros(size, 2),
+    lambda model, batch: model(batch).mean() * math.nan,
+    training=bsmodel.Training(optimizer="sgd"),
+)
+"""
+
+
+def test_updates_are_those_that_were_made(capsys):
+    """A run that is at the target makes no more of them."""
+    rows = [line.split() for line in asked(capsys, "--report", KEPT)[1].splitlines()]
+    made = {row.rung.batch: row.steps_to_target.mean for row in Trial.load(KEPT).rows}
+
+    assert {int(row[0]): float(row[7]) for row in rows if row[0:1] != ["batch"] and row[2:3] == ["x"]} == pytest.approx(made, rel=1e-3)
+    assert all(row.rung.steps == 1500 for row in Trial.load(KEPT).rows)
+
+
+def test_each_run_that_is_over_has_a_line(capsys):
+    """Also one that made fewer steps than it might have; one that breaks off has none."""
+    first, second = Rung(8, 8, 1, 1, 0.1, 50), Rung(16, 16, 1, 1, 0.1, 50)
+    told = [(first, 0), (first, 0), (first, 1), (second, 0), (second, 0)]
+    with training() as watch:
+        for step, (rung, seed) in enumerate(told, start=1):
+            watch(rung, seed, Update(step, step * rung.batch, 0.5, 1.0, 0.1))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["batch 8, seed 0", "batch 8, seed 1", "batch 16, seed 0"]
+
+    with pytest.raises(KeyboardInterrupt):
+        _broken_off(first)
+    assert capsys.readouterr().err == ""
+
+
+def _broken_off(rung):
+    with training() as watch:
+        watch(rung, 0, Update(1, 8, 0.5, 1.0, 0.1))
+        raise KeyboardInterrupt
+
+
 def test_a_page_and_a_picture_are_written(tmp_path, capsys):
     pytest.importorskip("vl_convert")
     page, picture = tmp_path / "trial.html", tmp_path / "trial.svg"
@@ -153,6 +217,7 @@ def test_a_text_is_cut_into_samples(tmp_path, capsys):
         ([DIGITS, "--batches", "16", "--effective-batches", "16"], "are both given"),
         ([DIGITS, "--batches", "16", "--steps", "10", "--samples", "100"], "steps"),
         ([DIGITS, "--batches", "16", "--track", "tensorbord"], "unknown tracker 'tensorbord'; nearest: tensorboard"),
+        ([DIGITS, "--batches", "16", "--track", "comet", "--offline"], "tracker comet sends to wherever it is set up for"),
         ([DIGITS, "--batches", "16", "--patience", "2"], "no samples to validate with"),
         ([DIGITS, "--batches", "16", "--data", "no.txt"], "cannot read data 'no.txt'"),
         ([DIGITS, "--batches", "16", "--optimizer", "adamw"], "no learning rate is known for digits with adamw"),

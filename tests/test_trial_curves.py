@@ -62,8 +62,15 @@ def test_a_target_is_reached_at_the_first_whole_window_that_is_there(losses, bat
 def test_validation_decides_where_there_is_any():
     run = made(4, [0.1] * 6, validation={2: 1.0, 4: 0.5, 6: 0.4})
 
-    assert reached(run, 0.5, 4).step == 4
-    assert reached(run, 0.3, 4) is None
+    assert reached(run, 0.5, 4, validates=True).step == 4
+    assert reached(run, 0.3, 4, validates=True) is None
+
+
+def test_a_run_that_broke_off_before_its_first_validation_is_not_judged_by_its_losses_in_training():
+    broken, whole = made(4, [0.1, 0.1, math.nan], status="diverged"), made(8, [0.1, 0.1], validation={2: 1.0})
+
+    assert [row.seeds_at_target for row in trial_of(broken, whole, target=0.5).rows] == [0, 0]
+    assert trial_of(broken, target=0.5).rows[0].seeds_at_target == 1  # where nothing was to be validated
 
 
 def test_losses_are_read_at_samples_and_at_seconds():
@@ -104,6 +111,16 @@ def test_steps_that_grow_or_fall_faster_than_batches_are_at_an_end_of_the_law():
 def test_two_batches_are_needed():
     assert "was reached with 1 of the batches" in line_of(steps_law, [8, 16], [[10.0], []])
     assert steps_law([8, 16, 32], [[10.0], [math.inf, 6.0], [4.0]]).critical_batch > 0
+
+
+def test_laws_of_seeds_are_of_their_own_steps_where_others_did_not_get_there():
+    """Steps of one seed are never put beside those of another."""
+    steps = {(16, 1): 500, (64, 0): 900, (64, 1): 200}  # the other seed did not with the smaller batch
+    runs = [made(batch, [0.5 if step >= reached_at else 1.0 for step in range(1, 1001)], seed) for (batch, seed), reached_at in steps.items()]
+    law = trial_of(made(16, [1.0] * 8), *runs, target=0.5).law
+
+    assert law.low == law.high == pytest.approx(6464 / 99)  # 99 + 6464 / batch: 503, a window of four steps later, and 200
+    assert steps_law([16, 64], [[math.inf, 500], [900, math.inf]]).low == steps_law([16, 64], [[500], [900]]).critical_batch
 
 
 # -- rows and what is recommended --------------------------------------------------------------------------------------------------------

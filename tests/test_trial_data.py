@@ -46,6 +46,9 @@ def test_epochs_are_shuffled_anew_and_so_are_seeds():
 
 @given(length=st.integers(10, 40), share=st.floats(0.05, 0.9), seed=st.integers(0, 3))
 def test_what_is_held_out_is_the_same_for_all_seeds_and_never_trained_on(length, share, seed):
+    if not round(length * share):
+        assert "keeps none to validate with; give at least" in line_of(of_samples, torch.arange(length), seed, split=share)
+        return
     data = of_samples(torch.arange(length), seed, split=share)
     kept = [sample for _, batch in data.validation() for sample in batch.tolist()] if data.validation else []
 
@@ -280,6 +283,20 @@ def test_validation_is_the_mean_over_all_its_samples():
     assert found.runs[0].updates[0].validation_loss == pytest.approx(sum(float(y**2) for _, y in pair) / 37 / 2, rel=1e-9)
     empty = TensorDataset(torch.zeros(0, DIMENSION), torch.zeros(0))
     assert line_of(trial, line(), validation=empty, batches=(8, 8), steps=1) == "there are no samples to validate with; give some, or none"
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked", "said"),
+    [
+        ({"data": None}, {"split": 0.1}, "a split of 0.1 is given, and there are none to train on: line has only its example batches"),
+        ({"data": None}, {"validation": [1]}, "samples to validate with are given, and there are none to train on"),
+        ({}, {"split": 0.1, "validation": line_data(8)}, "a split of 0.1 and samples to validate with are both given; give one"),
+        ({"data": lambda: (line_data(64), line_data(8))}, {"split": 0.1}, "a split of 0.1 and samples to validate with are both given; give one"),
+        ({}, {"split": 0.001}, "a split of 0.001 of 256 samples keeps none to validate with; give at least 0.0039"),
+    ],
+)
+def test_validation_is_never_left_out_in_silence(changes, asked, said):
+    assert line_of(trial, line(**changes), batches=(8, 8), steps=1, **asked).startswith(said)
 
 
 def test_a_loss_that_nothing_can_be_learnt_from_is_refused():

@@ -240,6 +240,26 @@ def test_a_noise_scale_without_an_upper_bound_is_drawn_as_such():
     assert trial.recommended is None and "No batch is recommended" in words(found)
 
 
+def test_why_there_is_no_noise_scale_is_told_apart():
+    """Steps of one micro-batch, or gradients that cannot be told from noise."""
+    rung = a_rung(64, 32)
+    updates = tuple(Update(step, 64 * step, 0.1 * step, 2.0, 0.01, 4.0, 2.0) for step in range(1, 41))
+    endless = a_trial([Run(rung, 0, "finished", updates)])
+
+    assert math.isinf(endless.rows[0].noise_scale.samples) and not drawn.noise(endless)
+    assert "it is ∞ with every batch" in words(page(endless)) and "every step was one micro-batch" not in words(page(endless))
+    assert "too few steps have several micro-batches" in words(page(a_trial([Run(rung, 0, "finished", updates[:1])])))
+    assert "every step was one micro-batch" in words(page(a_trial([a_run(a_rung(64))])))
+
+
+def test_a_target_of_zero_is_one():
+    """And stands on an axis that has a zero."""
+    runs = [a_run(a_rung(batch), noisy=False) for batch in (32, 64)]
+    axes = [json.dumps(specs(page(a_trial(runs, target_loss=target)))["loss-samples"]) for target in (0.0, None)]
+
+    assert '"target 0"' in axes[0] and '"type": "log"' not in axes[0] and "target" not in axes[1]
+
+
 def test_validation_losses_are_drawn_beside_those_of_training():
     trial = a_trial([a_run(a_rung(batch), validated=True) for batch in (32, 64)])
 

@@ -53,11 +53,13 @@ def run(options: argparse.Namespace) -> Answer:
     tape = on_devices(arguments.tapes_for(found, options, [gpu])[0], options.devices)
     largest, recorded = fit(tape, gpu), Recorded.of(tape)
     verdict = check(largest, options.require_batch, before, options.allow or Allowance()) if options.require_batch or before else None
-    saved = Baseline.of(largest, options.batch or options.require_batch) if options.save_baseline else None
+    saves = options.save_baseline and (verdict is None or verdict.passes)  # a training that fails is none to hold others against
+    saved = Baseline.of(largest, options.batch or options.require_batch) if saves else None
     if saved is not None:
         saved.save(options.save_baseline)
     lines = [verdict.line, *verdict.below] if verdict else []
     lines += [f"saved: {saved.workload} at a micro-batch of {saved.batch:,} on {gpu.id}, as baseline {options.save_baseline}"] if saved else []
+    lines += ["Note: no baseline is written of a training that fails."] if options.save_baseline and not saves else []
     lines += [uncounted(recorded.uncounted)] if recorded.uncounted else []
     notes = [*arguments.room_asked(options), *of_other_versions(found)]
     lines += [f"Note: {note}." for note in notes]

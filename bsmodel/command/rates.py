@@ -12,7 +12,7 @@ from bsmodel.command.report import Answer
 from bsmodel.command.terminal import render, table
 from bsmodel.errors import InvalidInputError
 from bsmodel.training import Training
-from bsmodel.trials import RateRange, lr_range
+from bsmodel.trials import RateRange, lr_range, processes, speaks
 from bsmodel.workloads import Workload
 
 _SHOWN = 12  # rows of the curve
@@ -23,9 +23,10 @@ def answer(workload: Workload, recipe: Training, data: Any, options: argparse.Na
     low_batch, high_batch = options.effective_batches or options.batches or (0, 0)
     if low_batch != high_batch or not low_batch:
         raise InvalidInputError("--lr-range is at one batch; give it as --batches N or --effective-batches N")
+    batch = low_batch * (1 if options.effective_batches else processes())  # --batches are those of each device
     low, high = options.lr_range
     steps = {} if options.steps is None else {"steps": options.steps}
-    found = lr_range(workload, recipe, data=data, batch=low_batch, micro_batch=options.micro_batch, low=low, high=high, **steps)
+    found = lr_range(workload, recipe, data=data, batch=batch, micro_batch=options.micro_batch, low=low, high=high, **steps)
     document = RatesDocument(
         command="trial",
         notes=found.remarks,
@@ -34,6 +35,8 @@ def answer(workload: Workload, recipe: Training, data: Any, options: argparse.Na
         diverged_at=found.diverged_at,
         tenth_of_divergence=found.tenth_of_divergence,
     )
+    if not speaks():
+        return Answer(document, "", plain=True)
     _draw(workload.name, recipe, found, options)
     return Answer(document, _text(workload.name, recipe, found))
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -17,11 +17,13 @@ from bsmodel.command.terminal import Cell, Part, render, table
 from bsmodel.command.training import training
 from bsmodel.errors import InvalidInputError
 from bsmodel.hardware import Gpu
-from bsmodel.planning import NoiseScale
+from bsmodel.memory import Fit, fit
+from bsmodel.pages import number
+from bsmodel.planning import why_untimed
 from bsmodel.prices import price_line
 from bsmodel.studies import Goal, tapes
 from bsmodel.training import Training
-from bsmodel.trials import TRACKERS, Recommendation, Spread, Trial, TrialRow
+from bsmodel.trials import TRACKERS, Recommendation, Spread, Trial, TrialRow, interval, spread
 from bsmodel.units import format_bytes
 from bsmodel.workloads import Source, Workload
 
@@ -100,20 +102,36 @@ def run(options: argparse.Namespace) -> Answer:
     goal = Goal(prices=prices(options, options.price, gpus) if gpus else ())
     pictures.require_drawable(options.html)
     pictures.require_drawable(options.picture, pictures.PICTURE)
+    fits = _fits(options, gpus)
     if options.model is None:
-        source, found = None, Trial.load(options.report)
+        found = Trial.load(options.report)
     else:
-        source = arguments.named(options)
-        asked = _asked(source, options)
+        asked = _asked(arguments.named(options), options)
         if options.lr_range is not None:
             from bsmodel.command.rates import answer
 
             return answer(asked.workload, asked.recipe, asked.data, options)
         found = _run(asked, options)
-    elsewhere = {gpu.id: _elsewhere(found, source, gpu, options, goal) for gpu in gpus}
-    _draw(found, [choice for choice in elsewhere.values() if choice], options)
-    notes = (*found.remarks, *offer_notes(options))
-    document = TrialDocument(
+        if not _speaks():  # of several processes one answers, draws and writes
+            return Answer(_document(found, {}, ()), "", plain=True)
+    return _answer(found, fits, options, goal)
+
+
+def _answer(found: Trial, fits: Sequence[Fit], options: argparse.Namespace, goal: Goal) -> Answer:
+    """What a trial says here and of other cards. Runs may have taken hours: what cannot be said or drawn of them is a note, and not the end."""
+    elsewhere, failed = dict[str, Recommendation | None](), list[str]()
+    for each in fits:
+        try:
+            elsewhere[each.gpu.id] = found.recommended_on(each, options.devices, goal.offers(each.gpu.id))
+        except InvalidInputError as error:
+            failed.append(f"on {each.gpu.id}: {error}")
+    failed += _draw(found, [choice for choice in elsewhere.values() if choice], options)
+    notes = (*found.remarks, *offer_notes(options), *failed)
+    return Answer(_document(found, elsewhere, notes), _text(found, elsewhere, notes))
+
+
+def _document(found: Trial, elsewhere: Mapping[str, Recommendation | None], notes: tuple[str, ...]) -> TrialDocument:
+    return TrialDocument(
         command="trial",
         notes=notes,
         question=dict(found.question),
@@ -124,7 +142,6 @@ def run(options: argparse.Namespace) -> Answer:
         recommended=found.recommended,
         elsewhere={name: choice for name, choice in elsewhere.items() if choice},
     )
-    return Answer(document, _text(found, elsewhere, notes))
 
 
 _SHOWN = ("html", "picture")
@@ -146,13 +163,24 @@ def _require_effect(options: argparse.Namespace, elsewhere: bool) -> None:
         leave_out(options, "these are for cards elsewhere, and --gpu names none", ("price", *OFFERS, "devices", "context", "headroom"))
 
 
-def _draw(found: Trial, elsewhere: Sequence[Recommendation], options: argparse.Namespace) -> None:
+def _draw(found: Trial, elsewhere: Sequence[Recommendation], options: argparse.Namespace) -> list[str]:
+    """Writes what is asked, and says what cannot be; of a trial that was only read, that is raised."""
     from bsmodel.trials import page, picture
 
-    if options.html:
-        pictures.write(options.html, page(found, elsewhere))
-    if options.picture:
-        pictures.write(options.picture, picture(found), pictures.PICTURE)
+    failed = []
+    drawn: dict[str, tuple[str | None, Callable[[], str]]] = {
+        pictures.PAGE: (options.html, lambda: page(found, elsewhere)),
+        pictures.PICTURE: (options.picture, lambda: picture(found)),
+    }
+    for what, (path, made) in drawn.items():
+        try:
+            if path:
+                pictures.write(path, made(), what)
+        except InvalidInputError as error:
+            if options.report is not None:
+                raise
+            failed.append(f"{what} is not written: {error}")
+    return failed
 
 
 _BOTH = "--report says what a trial that was run has found; leave out the model"
@@ -175,6 +203,12 @@ def _asked(source: Source, options: argparse.Namespace) -> _Asked:
     return _Asked(workload, Training(**{**dict(workload.training), **arguments.changes(options)}), *found)
 
 
+def _speaks() -> bool:
+    from bsmodel.trials import speaks
+
+    return speaks()
+
+
 def _run(asked: _Asked, options: argparse.Namespace) -> Trial:
     from bsmodel.trials import Options, trial
 
@@ -183,14 +217,18 @@ def _run(asked: _Asked, options: argparse.Namespace) -> Trial:
         return trial(asked.workload, asked.recipe, data=asked.data, validation=asked.validation, out=options.out, watch=watch, **given)
 
 
-def _elsewhere(found: Trial, source: Source | None, gpu: Gpu, options: argparse.Namespace, goal: Goal) -> Recommendation | None:
-    """What is recommended for a card that one might rent, by prediction."""
-    from bsmodel.memory import fit
-
-    if source is None:
-        raise InvalidInputError(f"a trial's folder does not hold its model; give it and --out {options.report} instead of --report, to predict for {gpu.id}")
-    tape = tapes(source, arguments.changes(options), [gpu], options.cache)[0]
-    return found.recommended_on(fit(tape, gpu), options.devices, goal.offers(gpu.id))
+def _fits(options: argparse.Namespace, gpus: Sequence[Gpu]) -> list[Fit]:
+    """The largest batch on each card that one might rent, before anything is run: raises `InvalidInputError` for one of which nothing can be predicted."""
+    if not gpus:
+        return []
+    if options.model is None:
+        asked = f"give it and --out {options.report} instead of --report, to predict for {gpus[0].id}"
+        raise InvalidInputError(f"a trial's folder does not hold its model; {asked}")
+    found = [fit(tape, gpu) for tape, gpu in zip(tapes(arguments.named(options), arguments.changes(options), gpus, options.cache), gpus, strict=True)]
+    for each in found:
+        if reason := f"{each.tape.name} {each.verdict}" if each.batch < 1 else why_untimed(each.tape, each.gpu):
+            raise InvalidInputError(f"{reason}; leave out --gpu {each.gpu.id}, for which no batch can be recommended")
+    return found
 
 
 # -- as text -----------------------------------------------------------------------------------------------------------------------------
@@ -215,16 +253,18 @@ def _losses(found: Trial, rows: Sequence[TrialRow]) -> Part:
     first = (("batch", "right"), ("micro x accumulation x devices", ""), ("learning rate", "right"), ("updates", "right"))
     samples, seconds = found.equal_samples, found.equal_seconds
     places = ("at equal samples", "at equal seconds") if samples is None else (f"after {samples:,} samples", f"after {seconds:.3g} s")
-    losses = (("last loss", "right"), *((place, "right") for place in places), ("ended", ""))
-    return table(*first, *reached, *losses, rows=[_loss_cells(row, target) for row in rows])
+    last = "last validation loss" if found.validates else "last loss"
+    losses = ((last, "right"), *((place, "right") for place in places), ("ended", ""))
+    return table(*first, *reached, *losses, rows=[_loss_cells(found, row) for row in rows])
 
 
-def _loss_cells(row: TrialRow, target: float | None) -> list[Cell]:
+def _loss_cells(found: Trial, row: TrialRow) -> list[Cell]:
     rung = row.rung
-    there = [] if target is None else [_spread(row.steps_to_target, "{:,.0f}"), _spread(row.samples_to_target, "{:,.0f}"), _spread(row.seconds_to_target)]
-    losses = [_spread(row.validation_loss or row.final_loss), _spread(row.loss_at_samples), _spread(row.loss_at_seconds)]
+    there = [] if found.target_loss is None else [_spread(row.steps_to_target), _spread(row.samples_to_target), _spread(row.seconds_to_target)]
+    losses = [_spread(row.validation_loss if found.validates else row.final_loss), _spread(row.loss_at_samples), _spread(row.loss_at_seconds)]
     split = f"{rung.micro_batch} x {rung.accumulation} x {rung.devices}"
-    return [f"{rung.batch:,}", split, f"{rung.learning_rate:.3g}", f"{rung.steps:,}", *there, *losses, row.status]
+    made = Spread.of(len(run.updates) for run in found.by_rung[rung])
+    return [f"{rung.batch:,}", split, f"{rung.learning_rate:.3g}", _spread(made), *there, *losses, row.status]
 
 
 def _measured(rows: Sequence[TrialRow]) -> Part:
@@ -250,7 +290,7 @@ def _measured_cells(row: TrialRow) -> list[Cell]:
     pairs = ((row.allocated_bytes, rung.predicted_allocated_bytes), (row.reserved_bytes, rung.predicted_reserved_bytes))
     memory = [_UNKNOWN if value is None else format_bytes(value) for pair in pairs for value in pair]
     seconds = [_UNKNOWN if value is None else f"{value:.4g}" for value in (row.step_seconds, rung.predicted_step_seconds)]
-    scale = _UNKNOWN if noise is None else _interval(noise)
+    scale = _UNKNOWN if noise is None else interval(noise)
     return [f"{rung.batch:,}", _UNKNOWN if row.samples_per_s is None else f"{row.samples_per_s:,.4g}", *seconds, *memory, scale]
 
 
@@ -261,7 +301,7 @@ def _conclusions(found: Trial) -> list[Part]:
         critical = f"critical batch {law.critical_batch:,.0f}" + (f" ({law.low:,.0f} to {law.high:,.0f})" if law.low < law.high else "")
         said.append(f"Steps to the target: {law.fewest_steps:,.1f} + {law.fewest_samples:,.0f} / batch; {critical} samples.")
     if noise is not None:
-        said.append(f"Gradient noise scale: {_interval(noise)} samples, over {noise.steps:,} steps; it grows in training.")
+        said.append(f"Gradient noise scale: {interval(noise)} samples, over {noise.steps:,} steps; it grows in training.")
     said.append(f"Here: {_recommended(found.recommended, law is not None)}")
     return said
 
@@ -275,16 +315,9 @@ def _recommended(choice: Recommendation | None, to_target: bool) -> str:
     if not to_target:
         return f"{said}, with steps by the noise scale: no target was reached by two batches."
     cost = next(each for each in choice.choices if each.batch == choice.batch)
-    money = "" if cost.usd is None else f", {cost.usd:,.2g} USD"
+    money = "" if cost.usd is None else f", {number(cost.usd)} USD"
     return f"{said}: {cost.seconds:,.4g} s to the target{money}."
 
 
-def _interval(noise: NoiseScale) -> str:
-    return f"{noise.samples:,.0f} ({noise.low:,.0f} to {noise.high:,.0f})"
-
-
-def _spread(value: Spread | None, form: str = "{:.4g}") -> str:
-    if value is None:
-        return _UNKNOWN
-    mean, low, high = (form.format(each) for each in (value.mean, value.low, value.high))
-    return mean if low == high else f"{mean} ({low} to {high})"
+def _spread(value: Spread | None) -> str:
+    return _UNKNOWN if value is None else spread(value)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from fractions import Fraction
 
 from bsmodel.errors import InvalidInputError, UnknownNameError
 from bsmodel.units import finite, shown
@@ -55,7 +56,7 @@ def _share(figure: str, text: str) -> float:
     except ValueError:
         raise InvalidInputError(f"allowance {shown(text)} cannot be read; {_EXPECTED}") from None
     if figure.strip().endswith("%"):
-        return share / 100
+        return float(Fraction(repr(share)) / 100)  # that nearest to what is written
     if share >= 1:
         raise InvalidInputError(f"allowance {shown(text)} may be meant as a percentage or as a factor; {_EXPECTED}")
     return share

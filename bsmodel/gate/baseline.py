@@ -89,7 +89,13 @@ class Baseline(BaseModel):
         )
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON, modules by name, so that the same figures are the same file; raises `InvalidInputError` where it cannot be written."""
+        """Write it as JSON, modules by name, so that the same figures are the same file.
+
+        Raises `InvalidInputError` for a micro-batch that does not train, which nothing could be held against, and where it cannot be written.
+        """
+        if self.batch > self.largest_batch:
+            trains = f"{self.workload} does not train at a micro-batch of {self.batch:,} on {self.gpu} (largest {self.largest_batch:,})"
+            raise InvalidInputError(f"{trains}: no baseline is written; give a batch that trains")
         write_whole(path, (self.model_dump_json(indent=2) + "\n").encode(), "the baseline")
 
     @staticmethod
@@ -123,6 +129,8 @@ class Baseline(BaseModel):
 def _require_equal(name: str, kept: Any, asked: Any, write: Callable[[Any], str] | None = None) -> None:
     if kept != asked:
         before, after = (write(value) if write else _word(value) for value in (kept, asked))
+        if before == after:  # sizes that round alike
+            before, after = f"{kept:,} bytes", f"{asked:,} bytes"
         label = name.replace("_", "-")
         raise InvalidInputError(f"the baseline has {label} {before}, and {after} is asked: that is another question; ask the same, or write it anew")
 

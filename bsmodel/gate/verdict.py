@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 from bsmodel.errors import InvalidInputError
@@ -97,7 +98,8 @@ def check(fit: Fit, require_batch: int | None = None, against: Baseline | None =
     """Whether micro-batch `require_batch` trains on the fit's card, and whether its training is no worse than a baseline by more than is allowed.
 
     Compared are, at the baseline's batch, the peak (`max_memory_allocated`) and the time of an optimizer step, and the largest batch: memory and time fail
-    above `before (1 + share)`, the largest batch below `floor(before (1 - share))`. `allow` is an `Allowance` or what it is parsed from, by default 1 %.
+    above `before (1 + share)`, the largest batch below `floor(before (1 - share))`, and below the baseline's own batch where that trained. `allow` is an
+    `Allowance` or what it is parsed from, by default 1 %.
     Raises `InvalidInputError` where neither is given, for what is no batch, and for a baseline of another question.
     """
     if require_batch is None and against is None:
@@ -123,8 +125,10 @@ def _required(fit: Fit, batch: int) -> Required:
 
 def _changes(before: Baseline, after: Baseline, allowance: Allowance) -> Iterator[Change]:
     yield _more("peak memory", before.allocated_bytes, after.allocated_bytes, allowance.memory)
-    least, most = math.floor(before.largest_batch * (1 - allowance.batch)), math.ceil(before.largest_batch * (1 + allowance.batch))
-    largest = after.largest_batch
+    share, largest = _exact(allowance.batch), after.largest_batch
+    least, most = math.floor(before.largest_batch * (1 - share)), math.ceil(before.largest_batch * (1 + share))
+    if before.batch <= before.largest_batch:  # what trained has to train, whatever else is allowed
+        least = max(least, before.batch)
     yield Change("largest batch", before.largest_batch, largest, least, "worse" if largest < least else "better" if largest > most else "the same")
     if before.seconds is not None and after.seconds is not None:
         yield _more("step time", before.seconds, after.seconds, allowance.time)
@@ -132,8 +136,14 @@ def _changes(before: Baseline, after: Baseline, allowance: Allowance) -> Iterato
 
 def _more(measure: Measure, before: float, after: float, share: float) -> Change:
     """Of what is worse the more there is."""
-    direction: Literal["worse", "better", "the same"] = "worse" if after > before * (1 + share) else "better" if after < before * (1 - share) else "the same"
-    return Change(measure, before, after, before * (1 + share), direction)
+    most, least = (Fraction(before) * (1 + sign * _exact(share)) for sign in (1, -1))
+    direction: Literal["worse", "better", "the same"] = "worse" if after > most else "better" if after < least else "the same"
+    return Change(measure, before, after, float(most), direction)
+
+
+def _exact(share: float) -> Fraction:
+    """The share as it is written: 0.07 is seven hundredths."""
+    return Fraction(repr(share))
 
 
 def _grown(before: Baseline, after: Baseline) -> tuple[tuple[Growth, ...], tuple[Growth, ...]]:

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from bsmodel.trials.curves import StepsLaw
+from bsmodel.trials.drawn import interval, spread
 from bsmodel.trials.rates import RateRange
 from bsmodel.trials.results import Choice, Recommendation, Spread, Trial, TrialRow
 from bsmodel.trials.trackers import TRACKERS
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from bsmodel.trials.rising import lr_range
     from bsmodel.trials.sources import data_named
     from bsmodel.trials.tables import of_batches
+    from bsmodel.trials.training import processes, speaks
 
 __all__ = (
     "TRACKERS",
@@ -36,14 +38,18 @@ __all__ = (
     "Watch",
     "data_named",
     "find_batch",
+    "interval",
     "loss_curves",
     "lr_range",
     "of_batches",
     "page",
     "picture",
+    "processes",
     "rate_losses",
     "rates_page",
     "rates_picture",
+    "speaks",
+    "spread",
     "trial",
 )
 
@@ -56,9 +62,11 @@ _HOMES = {
     "of_batches": "tables",
     "page": "html",
     "picture": "html",
+    "processes": "training",
     "rate_losses": "html",
     "rates_page": "html",
     "rates_picture": "html",
+    "speaks": "training",
     "trial": "asking",
 }
 

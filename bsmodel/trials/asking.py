@@ -20,6 +20,7 @@ from bsmodel.trials.finding import fitted_on
 from bsmodel.trials.ladder import Course, Rate, powers, rungs
 from bsmodel.trials.results import Trial
 from bsmodel.trials.run import Asked, run
+from bsmodel.trials.trackers import require_known
 from bsmodel.trials.training import processes
 from bsmodel.trials.values import Rung, Update, Watch
 from bsmodel.units import finite, whole
@@ -67,7 +68,7 @@ class Options:
     track: Sequence[str] = ()
     """Names of `bsmodel.trials.TRACKERS`; JSON lines are always written."""
     offline: bool = False
-    """Whether trackers send nothing."""
+    """Whether trackers send nothing; mlflow and comet are refused then, which cannot be told so."""
 
     @staticmethod
     def of(**given: Any) -> Options:
@@ -79,12 +80,12 @@ class Options:
         return Options(**given)
 
     def __post_init__(self) -> None:
-        whole("seeds", self.seeds)
-        for name in ("evaluate_every", "patience"):
+        for name in ("seeds", "evaluate_every", "patience"):
             if getattr(self, name) is not None:
-                whole(name, getattr(self, name))
+                object.__setattr__(self, name, whole(name, getattr(self, name)))
         if self.target_loss is not None:
-            finite("target loss", self.target_loss)
+            object.__setattr__(self, "target_loss", finite("target loss", self.target_loss))
+        require_known(self.track, self.offline)
         if self.base_batch is not None and self.base_lr is None:
             raise InvalidInputError("base_batch is given without base_lr, and says nothing alone; give both")
         if self.batches is not None and self.effective_batches is not None:
@@ -189,6 +190,8 @@ def _batches(options: Options, fitted: Fit | None, devices: int) -> tuple[list[i
         return [batch * devices for batch in tried], ()
     left = [batch for batch in tried if batch > fitted.batch]
     said = f"{', '.join(map(str, left))} left out: {fitted.gpu.id} has room for {fitted.batch} at once; effective batches are accumulated"
+    if left == tried and fitted.batch >= 1:  # of no room at all `rungs` says more
+        raise InvalidInputError(f"there is no batch to try; {said}")
     return [batch * devices for batch in tried if batch <= fitted.batch], (said,) if left else ()
 
 
@@ -200,7 +203,12 @@ def own_samples(workload: Workload) -> tuple[Any, Any]:
 
 def data_of(workload: Workload, given: tuple[Any, Any], seed: int, split: float = 0.0, validation_batch: int = _VALIDATED) -> Data:
     """The samples that are given, to train on and to validate with, in the order of a seed; without any the workload's own example batches."""
-    return synthetic(workload) if given[0] is None else of_samples(given[0], seed, given[1], validation_batch, split)
+    if given[0] is not None:
+        return of_samples(given[0], seed, given[1], validation_batch, split)
+    if given[1] is not None or split:
+        what = "samples to validate with are" if given[1] is not None else f"a split of {split:g} is"
+        raise InvalidInputError(f"{what} given, and there are none to train on: {workload.name} has only its example batches; give data, too")
+    return synthetic(workload)
 
 
 def in_silence(rung: Rung, seed: int, update: Update) -> None:

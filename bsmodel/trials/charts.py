@@ -28,7 +28,8 @@ def loss(trial: Trial, against: str, look: Look) -> Spec:
     rows, validated, ended = (
         [row for row in rows if row[against] >= begins] for rows in (drawn.losses(trial), drawn.validation_losses(trial), drawn.ends(trial))
     )
-    low, high = _extent([row[name] for row in (*rows, *validated) for name in ("low", "high")] + [trial.target_loss or rows[0]["loss"]])
+    target = [] if trial.target_loss is None else [trial.target_loss]
+    low, high = _extent([row[name] for row in (*rows, *validated) for name in ("low", "high")] + target)
     scale = alt.Scale(type="log", nice=False) if low > 0 and high / low > 20 else alt.Scale(zero=False, padding=12)
     x = _course(rows, against)
     y, colour = alt.Y("loss:Q", title="loss").scale(scale), _of_batch(trial, look)
@@ -116,7 +117,7 @@ def costs(trial: Trial, found: Sequence[Recommendation], of: str, look: Look) ->
         seen = alt.Chart(alt.Data(values=measured)).encode(x=x, tooltip=told("batch", cost="measured seconds", low="least", high="most"))
         layers.append(seen.mark_rule(color=look.ink).encode(y=alt.Y("low:Q"), y2="high:Q"))
         layers.append(seen.mark_point(shape="diamond", size=50, color=look.ink, fill=look.page, opacity=1).encode(y=y))
-    return framed(layers, look, f"{unit.capitalize()} against the batch, on logarithmic axes; the recommended batch is marked")
+    return framed(layers, look, f"{unit[0].upper()}{unit[1:]} against the batch, on logarithmic axes; the recommended batch is marked")
 
 
 # -- predicted and measured ----------------------------------------------------------------------------------------------------------------

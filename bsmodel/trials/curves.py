@@ -43,12 +43,13 @@ def latest(updates: Sequence[Update], rung: Rung, window_samples: int, validates
     return None if len(updates) < wide else float(np.mean([update.loss for update in updates[-wide:]]))
 
 
-def reached(run: Run, target: float, window_samples: int) -> Update | None:
-    """The first step at which the loss is at the target or below: that of validation where there is one, else the smoothed one; None where none is.
+def reached(run: Run, target: float, window_samples: int, validates: bool = False) -> Update | None:
+    """The first step at which the loss is at the target or below: that of validation where the trial `validates`, else the smoothed one; None where none is.
 
     A smoothed loss counts once a whole window was seen.
     """
-    if known := validated(run.updates):
+    if validates:
+        known = validated(run.updates)
         return next((update for update in known if update.validation_loss is not None and update.validation_loss <= target), None)
     losses, wide = smoothed(run, window_samples), max(1, round(window_samples / run.rung.batch))
     return next((update for update, loss in zip(run.updates[wide - 1 :], losses[wide - 1 :], strict=True) if loss <= target), None)
@@ -93,16 +94,20 @@ class StepsLaw:
 def steps_law(batches: Sequence[int], steps: Sequence[Sequence[float]]) -> StepsLaw:
     """The law through steps to the target, several seeds a batch: least squares of relative errors in `steps = a + c / batch`, neither below zero.
 
-    Raises `InvalidInputError` for fewer than two batches.
+    A seed has the same place with every batch; with those that it did not get there with, its steps are infinite. A law of its own takes two batches, and
+    of laws of seeds only those count that rest on the most. Raises `InvalidInputError` for fewer than two batches.
     """
-    known = [(batch, [each for each in counts if math.isfinite(each)]) for batch, counts in zip(batches, steps, strict=True)]
-    known = [(batch, counts) for batch, counts in known if counts]
+    there = [(place, batch, each) for batch, counts in zip(batches, steps, strict=True) for place, each in enumerate(counts) if math.isfinite(each)]
+    known = {batch for _, batch, _ in there}
     if len(known) < 2:
         raise InvalidInputError(f"the target was reached with {len(known)} of the batches; steps as a function of the batch need two")
-    fewest, samples = _line([batch for batch, counts in known for _ in counts], [each for _, counts in known for each in counts])
-    seeds = min(len(counts) for _, counts in known)
-    lines = [_line([batch for batch, _ in known], [counts[seed] for _, counts in known]) for seed in range(seeds)]
-    critical = [_ratio(samples, fewest) for fewest, samples in lines]
+    fewest, samples = _line([batch for _, batch, _ in there], [each for _, _, each in there])
+    seeds: dict[int, list[tuple[int, float]]] = {}
+    for place, batch, each in there:
+        seeds.setdefault(place, []).append((batch, each))
+    most = max(map(len, seeds.values()))
+    lines = [_line([batch for batch, _ in seen], [each for _, each in seen]) for seen in seeds.values() if len(seen) == most > 1]
+    critical = [_ratio(samples, fewest) for fewest, samples in lines or [(fewest, samples)]]
     return StepsLaw(fewest, samples, min(critical), max(critical))
 
 

@@ -45,17 +45,21 @@ def of_samples(given: Any, seed: int, validation: Any = None, validation_batch: 
     """Samples of a `torch.utils.data.Dataset`, any sequence, a Hugging Face dataset, or an iterable that can be gone through again.
 
     Sequences are shuffled anew for each epoch, iterables come in their own order. `split` is the share of a sequence that is kept for validation
-    where none is given. Raises `InvalidInputError` for what is none of these, or empty.
+    where none is given. Raises `InvalidInputError` for what is none of these, or empty, a share of which not one sample is kept, and one beside `validation`.
     """
     name, split = getattr(given, "what", type(given).__name__), _share(split)
+    if split and validation is not None:
+        raise InvalidInputError(f"a split of {split:g} and samples to validate with are both given; give one")
     if validation is not None:
         _is_sequence(validation, "validation")
     if not _is_sequence(given, "data"):
-        if split and validation is None:
+        if split:
             raise InvalidInputError(f"data is {name}, an iterable, of which no share can be kept for validation; give samples to validate with instead")
         stream = _Stream(given)
         return Data(f"{name}, an iterable", lambda places: collated(stream.at(places)), None, _validation(validation, validation_batch))
-    held = round(len(given) * split) if validation is None else 0
+    held = round(len(given) * split)
+    if split and not held and len(given):
+        raise InvalidInputError(f"a split of {split:g} of {len(given):,} samples keeps none to validate with; give at least {1 / len(given):.2g}")
     length = len(given) - held
     if length < 1:
         raise InvalidInputError(f"data has {len(given)} samples, of which {held} are for validation; expected at least one to train on")

@@ -12,7 +12,7 @@ import numpy as np
 from bsmodel.errors import InvalidInputError
 from bsmodel.pages import number, short
 from bsmodel.planning import NoiseScale
-from bsmodel.trials.curves import reached, smoothed, validated
+from bsmodel.trials.curves import smoothed, validated
 from bsmodel.trials.results import Recommendation, Spread, Trial
 from bsmodel.trials.values import Run, noise_of
 from bsmodel.units import GiB
@@ -127,10 +127,7 @@ def apart(rows: Rows, against: str) -> tuple[float, float] | None:
 
 def to_target(trial: Trial) -> Rows:
     """What each run took to the target."""
-    target = trial.target_loss
-    if target is None:
-        return []
-    found = [(run, reached(run, target, trial.window_samples)) for run in trial.runs]
+    found = [(run, trial.reached(run)) for run in trial.runs]
     return [
         {"batch": run.rung.batch, "seed": run.seed, "steps": update.step, "samples": update.samples, "seconds": short(update.seconds)}
         for run, update in found

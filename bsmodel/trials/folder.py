@@ -8,9 +8,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.files import write_whole
@@ -21,6 +22,27 @@ SCHEMA_VERSION = 1
 _QUESTION, _RUNS, ROWS = "trial.json", "runs", "rows.jsonl"
 _UPDATE = TypeAdapter(Update)
 _RUNG = TypeAdapter(Rung)
+
+
+class _Recipe(TypedDict):
+    precision: str
+    optimizer: str
+
+
+class _Question(TypedDict):
+    """What is read of a question; there may be more in it."""
+
+    workload: str
+    device: str
+    recipe: _Recipe
+    data: str
+    rungs: Annotated[list[Rung], Field(min_length=1)]
+    seeds: Annotated[list[int], Field(min_length=1)]
+    target_loss: float | None
+    remarks: list[str]
+
+
+_QUESTION_FORM = TypeAdapter(_Question)
 
 
 def began(folder: Path, question: Mapping[str, Any]) -> None:
@@ -60,6 +82,12 @@ def question_in(folder: Path) -> dict[str, Any]:
         raise InvalidInputError(f"{str(folder)!r} holds no trial: expected {_QUESTION} in it, as bsmodel trial --out writes it") from None
     if not isinstance(found, dict) or found.get("schema_version") != SCHEMA_VERSION:
         raise InvalidInputError(f"{str(folder)!r} holds a trial of another version than {SCHEMA_VERSION}, which this bsmodel reads: run it again")
+    try:
+        _QUESTION_FORM.validate_python(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place, said = ".".join(map(str, first["loc"])), first["msg"]
+        raise InvalidInputError(f"{_QUESTION} of {str(folder)!r} cannot be read: {place}: {said}; expected what bsmodel trial --out wrote") from None
     return found
 
 

@@ -113,6 +113,8 @@ def _split(batch: int, devices: int, micro_batch: int | None, fitted: Fit | None
     if fitted is None:
         return split, (None, None, None)
     peak = predict(fitted.tape, fitted.gpu, split.micro_batch, split.accumulation, fitted.settings)
+    if not peak.fits:  # gradients that are kept between micro-batches take more than one of them alone
+        raise UnreachableTargetError(f"{fitted.gpu.id} has no room for {split.accumulation} micro-batches of {split.micro_batch}, as is predicted")
     try:
         seconds = step_time(fitted.tape, fitted.gpu, split.micro_batch, split.accumulation).seconds
     except InvalidInputError:  # a card whose row lacks a rate

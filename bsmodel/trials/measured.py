@@ -11,8 +11,12 @@ from bsmodel.validation import rows
 
 
 def rows_of(runs: Iterable[Run], workload: str, recipe: str, environment: Mapping[str, Any]) -> list[rows.Row]:
-    """A row of kind "step" for each run whose peaks are known: one optimizer step of a micro-batch, accumulated as the case says."""
-    return [_row(run, workload, recipe, environment) for run in runs if run.allocated_bytes is not None and run.rung.predicted_allocated_bytes is not None]
+    """A row of kind "step" for each run whose peaks are known: one optimizer step of a micro-batch, accumulated as the case says.
+
+    Each is of the environment that it ran in; `environment` is that of runs of older versions, which did not keep theirs.
+    """
+    known = [run for run in runs if run.allocated_bytes is not None and run.rung.predicted_allocated_bytes is not None]
+    return [_row(run, workload, recipe, run.environment or environment) for run in known]
 
 
 def _row(run: Run, workload: str, recipe: str, environment: Mapping[str, Any]) -> rows.Row:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bsmodel.planning import Endless
 from bsmodel.shown import Charted
 
 KEPT = 0.8  # of the average at each step: its weights have a mean age of 4 steps, and 10 steps a decade can still be told apart
@@ -41,8 +42,8 @@ class RateRange(Charted):
 
     batch: int
     rates: tuple[float, ...]
-    losses: tuple[float, ...]
-    smoothed: tuple[float, ...]
+    losses: tuple[Endless, ...]
+    smoothed: tuple[Endless, ...]
     remarks: tuple[str, ...] = field(default=())
 
     @property

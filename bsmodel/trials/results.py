@@ -19,7 +19,7 @@ from bsmodel.prices import Price
 from bsmodel.shown import Charted
 from bsmodel.trials import folder as files
 from bsmodel.trials.curves import StepsLaw, loss_at, reached, steps_law, validated
-from bsmodel.trials.values import Run, Rung, Status, noise_of
+from bsmodel.trials.values import Run, Rung, Status, Update, noise_of
 
 NEARLY = 1.1  # of the least time or money
 FAILED: tuple[Status, ...] = ("diverged", "out of memory")
@@ -110,6 +110,15 @@ class Trial(Charted):
         target: float | None = self.question.get("target_loss")
         return target
 
+    @cached_property
+    def validates(self) -> bool:
+        """Whether losses of validation decide: those of training are never held against them, also where a run broke off before its first validation."""
+        return any(validated(run.updates) for run in self.runs)
+
+    def reached(self, run: Run) -> Update | None:
+        """The step at which a run was at the target; None where it never was, or there is none."""
+        return None if self.target_loss is None else reached(run, self.target_loss, self.window_samples, self.validates)
+
     @property
     def remarks(self) -> tuple[str, ...]:
         """What it rests on."""
@@ -149,8 +158,7 @@ class Trial(Charted):
 
     def _row(self, rung: Rung, runs: Sequence[Run]) -> TrialRow:
         window, samples, seconds = self.window_samples, self.equal_samples, self.equal_seconds
-        target = self.target_loss
-        there = [update for run in runs if target is not None and (update := reached(run, target, window)) is not None]
+        there = [update for run in runs if (update := self.reached(run)) is not None]
         evaluated = [updates[-1] for run in runs if (updates := validated(run.updates))]
         step_seconds = _median(run.step_seconds for run in runs)
         return TrialRow(
@@ -181,12 +189,13 @@ class Trial(Charted):
     @cached_property
     def law(self) -> StepsLaw | None:
         """Steps to the target as a function of the batch; None where fewer than two batches reached it."""
-        target = self.target_loss
-        if target is None:
-            return None
-        steps = {rung.batch: [update.step for run in runs if (update := reached(run, target, self.window_samples))] for rung, runs in self.by_rung.items()}
+        seeds = sorted({run.seed for run in self.runs})
+        steps = {rung.batch: dict.fromkeys(seeds, math.inf) for rung in self.by_rung}
+        for run in self.runs:
+            if (update := self.reached(run)) is not None:
+                steps[run.rung.batch][run.seed] = update.step
         try:
-            return steps_law(list(steps), list(steps.values()))
+            return steps_law(list(steps), [list(counts.values()) for counts in steps.values()])
         except InvalidInputError:
             return None
 

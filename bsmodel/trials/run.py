@@ -52,6 +52,7 @@ class Asked:
         data = self.data(self.seeds[0])
         return {
             "workload": self.workload.name,
+            **({"options": _plain(self.workload.options)} if self.workload.options else {}),
             "device": device,
             "recipe": {**self.training.model_dump(mode="json", exclude={"optimizer"}), "optimizer": self.training.optimizer_name},
             "data": data.what,
@@ -62,6 +63,11 @@ class Asked:
             "patience": self.patience,
             "remarks": [*self.remarks, *data.remarks],
         }
+
+
+def _plain(options: Mapping[str, Any]) -> Any:
+    """As JSON has them: those of a function of the user's own may be anything."""
+    return json.loads(json.dumps(dict(options), default=repr))
 
 
 def run(asked: Asked, folder: Path, watch: Watch) -> Trial:
@@ -162,7 +168,9 @@ def ended(asked: Asked, rung: Rung, seen: Sequence[Update], validates: bool) -> 
     return None
 
 
-def _peaks() -> Mapping[str, int]:
+def _peaks() -> Mapping[str, Any]:
+    """What was counted on a CUDA device, and in which environment: a trial may go on in another."""
     if not torch.cuda.is_available():
         return {}
-    return {"allocated_bytes": torch.cuda.max_memory_allocated(), "reserved_bytes": torch.cuda.max_memory_reserved()}
+    peaks = {"allocated_bytes": torch.cuda.max_memory_allocated(), "reserved_bytes": torch.cuda.max_memory_reserved()}
+    return {**peaks, "environment": environment_here()}

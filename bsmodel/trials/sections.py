@@ -121,10 +121,20 @@ def _predicted(trial: Trial, look: Look) -> Section:
     return Section(title, tuple(said), tuple(drawings))
 
 
+def _no_noise(trial: Trial) -> str:
+    """Why none is drawn."""
+    if all(rung.micro_batch == rung.batch for rung in trial.by_rung):
+        return "it compares the micro-batches of a step with their mean, and every step was one micro-batch"
+    known = [row.noise_scale.samples for row in trial.rows if row.noise_scale is not None]
+    if not known:
+        return "too few steps have several micro-batches to compare with their mean"
+    return f"it is {' or '.join(sorted({number(samples) for samples in known}))} with every batch, which a logarithmic axis does not have"
+
+
 def _noise(trial: Trial, look: Look) -> Section:
     rows, over, title = drawn.noise(trial), drawn.noise_over(trial), "Gradient noise scale"
     if not rows:
-        return Section(title, ("There is no noise scale: it compares the micro-batches of a step with their mean, and every step was one micro-batch.",))
+        return Section(title, (f"There is no chart of the noise scale: {_no_noise(trial)}.",))
     said = ["The batch at which the noise of a step's gradient is as large as the gradient: about where larger batches begin to save few steps."]
     said.append(
         "It grows as training goes on, holds for plain SGD near a minimum, and the best batch may be smaller or larger (Merrill 2025, arXiv 2505.23971)."

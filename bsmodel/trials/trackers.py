@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +24,24 @@ TRACKERS = {
     "comet": ("comet_ml", "comet_ml"),
     "jsonl": ("", ""),  # always written
 }
+_SENDS = ("mlflow", "comet")  # to whichever server they are set up for: accelerate has no word for them that nothing is to be sent
+
+
+def require_known(names: Sequence[str], offline: bool) -> None:
+    """Raises `UnknownNameError` for a tracker that is none, `InvalidInputError` for one that cannot be kept from sending where it is to be."""
+    for name in names:
+        if name not in TRACKERS:
+            raise UnknownNameError("tracker", name, TRACKERS)
+        if offline and name in _SENDS:
+            raise InvalidInputError(f"tracker {name} sends to wherever it is set up for, and offline does not keep it from that; leave out one of them")
 
 
 def known(names: tuple[str, ...]) -> list[str]:
     """As accelerate calls them. Raises `UnknownNameError` for another, `InvalidInputError` for one whose package is not installed."""
     import importlib.util
 
+    require_known(names, offline=False)
     for name in names:
-        if name not in TRACKERS:
-            raise UnknownNameError("tracker", name, TRACKERS)
         package = TRACKERS[name][1]
         if package and importlib.util.find_spec(package) is None:
             raise InvalidInputError(f"tracker {name} needs {package}, which is not installed; pip install {package.replace('_', '-')}")

@@ -62,6 +62,11 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def speaks() -> bool:
+    """Whether this process is the one of them that says what all have found."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def warmed_up(rung: Rung, step: int) -> float:
     """The learning rate of a step, counted from 1: the rung's own, after a linear rise over its warm-up."""
     return rung.learning_rate * min(1.0, step / rung.warmup if rung.warmup else 1.0)

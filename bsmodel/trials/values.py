@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +57,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Run:
-    """A rung with one seed: `status` says why it ended, and peaks are what `torch.cuda` counted, None elsewhere."""
+    """A rung with one seed: `status` says why it ended, and peaks are what `torch.cuda` counted in this `environment`, None elsewhere."""
 
     rung: Rung
     seed: int
@@ -65,17 +65,13 @@ class Run:
     updates: tuple[Update, ...]
     allocated_bytes: int | None = None
     reserved_bytes: int | None = None
+    environment: Mapping[str, Any] | None = None
 
     @property
     def step_seconds(self) -> float | None:
         """The median of its optimizer steps but the first; None of fewer than two."""
         took = np.diff([update.seconds for update in self.updates])[_WARM - 1 :]
         return float(np.median(took)) if len(took) else None
-
-    @property
-    def samples_per_s(self) -> float | None:
-        """Samples a second at that."""
-        return None if self.step_seconds is None else self.rung.batch / self.step_seconds
 
     def noise_scale(self, first: float = 0.0, last: float = 1.0) -> NoiseScale:
         """The gradient noise scale from this share of its steps to that one; raises `InvalidInputError` where they have no micro-batches to compare."""

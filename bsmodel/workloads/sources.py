@@ -50,7 +50,12 @@ class Source:
 
     def workload(self) -> Workload:
         """The workload itself; see `Workload.named` for what is refused."""
-        name, options = self.name, dict(Source.of(self.name, **dict(self.options)).options)
+        options = dict(Source.of(self.name, **dict(self.options)).options)
+        made = self._made(dict(options))
+        return replace(made, options=options) if options else made
+
+    def _made(self, options: dict[str, Any]) -> Workload:
+        name = self.name
         if "input" in options:
             shape = options.pop("input")
             if other := [option for option in options if option != "loss"]:

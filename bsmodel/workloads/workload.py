@@ -29,6 +29,7 @@ class Workload:
     * `tokens_per_sample`: tokens in each sample, 1 where it is no text; tokens a second are counted by it.
     * `data()` -> samples to train on in a trial, or a pair of those and of samples to validate with: a `torch.utils.data.Dataset`, any sequence, a
       Hugging Face dataset, or an iterable that can be gone through again. A batch of them, collated, is what `loss` takes.
+    * `options`: those that its name was asked with, such as `seq_len`, which `Workload.named` keeps.
     * `remarks`: sentences that an answer rests on and nobody asked for; read when a recording is over, so that `loss` may add what it chose.
     """
 
@@ -47,6 +48,7 @@ class Workload:
     weights: str | None = None
     quantized: Mapping[str, Any] = field(default_factory=dict)
     data: Callable[[], Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.loss is None) == (self.step is None):
