@@ -36,7 +36,7 @@ def on_devices(tape: Tape, devices: int) -> Tape:
 
 def devices_of(tape: Tape) -> int:
     """How many devices a tape is of: as it was recorded, or as many as sum its gradients."""
-    return max(tape.devices, *(each.ranks for each in tape.collectives))
+    return max([tape.devices, *(each.ranks for each in tape.collectives)])
 
 
 def data_parallel(tape: Tape) -> Tape:

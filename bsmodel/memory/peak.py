@@ -137,7 +137,6 @@ def replays(tape: Tape, gpu: Gpu, accumulation: int, settings: Settings) -> Repl
     Small blocks wander, and may need one segment more: a run that comes close to the end of the card has to survive without that segment, too.
     If only what is left at its end counted, a little more memory would turn one that releases its cache into one that fails.
     """
-
     at_worst = None if tape.worst is None else replays(tape.worst, gpu, accumulation, settings)
 
     def trained(batch: int, assumed: str, capacity_bytes: int) -> CachingAllocator | None:

@@ -96,8 +96,9 @@ def _rates(gpu: Gpu, measured: dict[str, Any]) -> dict[str, tuple[Any, int, str]
 def _left_out(gpu: Gpu, rates: Sequence[rows.Row]) -> list[str]:
     """A note where copies are faster than the row says that the card is."""
     copied, peak = rates[-1]["measured"].get("copy_bytes_per_s") if rates else None, gpu.bandwidth_bytes_per_s
-    above = copied and peak and copied > peak
-    return [f"copies reach {copied / 1e9:,.0f} GB/s, more than the {peak / 1e9:,.0f} of the row: left out, the row is of another card"] if above else []
+    if not (copied and peak and copied > peak):
+        return []
+    return [f"copies reach {copied / 1e9:,.0f} GB/s, more than the {peak / 1e9:,.0f} of the row: left out, the row is of another card"]
 
 
 def _with(gpu: Gpu, figures: dict[str, tuple[Any, int, str]], file_name: str, measured_on: date) -> Gpu:
