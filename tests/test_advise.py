@@ -6,7 +6,11 @@ import json
 import pytest
 
 import bsmodel
+from bsmodel import Parallel
 from bsmodel.command import main
+from bsmodel.studies import Goal
+from bsmodel.studies.advise import _tried
+from bsmodel.workloads import Source
 from tests.test_adapters import LLAMA
 
 pytest.importorskip("peft")
@@ -63,3 +67,10 @@ def test_several_cards_share_the_model_before_anything_else_is_changed(config, c
     assert code == 0 and recipes[0]["row"]["status"] == "does not fit"
     assert mildest["recipe"] == "--parallel fsdp2 --devices 4" and mildest["change"]["parallel"]["kind"] == "fsdp2"
     assert [each["recipe"] for each in recipes if "nf4" in each["recipe"]] == ["--lora-rank 16 --checkpointing --weights nf4 --double-quant"]
+
+
+def test_a_recipe_that_does_not_go_with_what_is_asked_is_a_row_that_says_why():
+    """Packed weights are not sharded, and nothing is recorded to find that out."""
+    gpu, asked = bsmodel.Gpu.named("rtx-3070-8gb"), {"parallel": Parallel(kind="fsdp2", devices=8)}
+    ((made,), recorded) = _tried(Source.of("resnet50"), asked, {"lora_rank": 16, "weights": "nf4"}, [gpu], (8, Goal()), lambda *_: pytest.fail("recorded"))
+    assert made.row.status == "refused" and "'nf4' are not sharded" in made.row.verdict and not recorded

@@ -14,6 +14,7 @@ from bsmodel.studies import Goal, study
 from bsmodel.studies.executors import Here
 from bsmodel.units import MiB
 from tests.models import SGD, attention, of_size, workload
+from tests.test_refusals import line_of
 
 A100_80 = bsmodel.Gpu.named("a100-80gb")
 GPT2_BYTES = 4 * 124_439_808  # of its gradients: a tied weight counts once
@@ -102,3 +103,23 @@ def test_a_fit_with_buckets_is_not_fitted_again(tape, a100):
     fit = bsmodel.fit(data_parallel(tape), a100)
 
     assert bsmodel.plan(dataclasses.replace(fit, batch=8), devices=4).split == Split(8, 1, 4)
+
+
+def test_buckets_are_of_several_devices(tape, a100):
+    """A fit that has them is planned for as many as sum gradients, and for one it is refused, here as in a study."""
+    shared = bsmodel.fit(data_parallel(tape), a100)
+    assert bsmodel.plan(shared).split.devices == 2
+    assert bsmodel.plan(bsmodel.plan(shared, devices=8).fit).split.devices == 8
+    assert line_of(bsmodel.plan, shared, devices=1) == "devices is 1; the recording has gradient buckets for several: expected at least 2"
+
+    one, two = study([shared.tape], gpus=[a100], devices=[1, 2], goals=[Goal()], executor=Here()).rows
+    assert (one.status, two.status) == ("refused", "plan") and one.verdict.startswith("devices is 1; ")
+
+
+def test_a_number_of_devices_that_is_none_of_the_recordings_is_refused_alone(tape, a100):
+    recorded = dataclasses.replace(tape, recipe={**tape.recipe, "parallel": {"kind": "ddp", "devices": 8}})
+    counts = [4, 1, 8, 2]
+    rows = study([recorded], gpus=[a100], devices=counts, goals=[Goal()], executor=Here()).rows
+
+    assert {row.devices: row.status for row in rows} == {4: "refused", 1: "refused", 8: "plan", 2: "refused"}
+    assert rows[0].verdict == "devices is 4; the recording is of one of 8"

@@ -11,6 +11,8 @@ import torch
 import bsmodel
 from bsmodel import Parallel, Training, Workload
 from bsmodel.memory.allocator import CachingAllocator
+from bsmodel.memory.lagging import Lagging
+from bsmodel.tape import Wait
 from bsmodel.units import MiB
 from tests.test_parallel import BF16, workload
 from tests.test_refusals import line_of
@@ -73,18 +75,28 @@ def test_a_host_that_waits_for_everything_makes_a_lagging_device_one_that_is_don
 def test_a_lent_block_is_taken_again_when_it_is_reclaimed_or_memory_runs_short():
     allocator = CachingAllocator(48 * MiB)
     allocator.run([0], [16 * MiB])
-    block = allocator.lend(0)
+    lending = allocator.lend(0)
     allocator.run([1], [0, 16 * MiB])
     assert allocator.allocated_bytes == 16 * MiB and allocator.reserved_bytes == 32 * MiB
 
-    allocator.reclaim(block)
-    allocator.reclaim(block)
+    allocator.reclaim(lending)
+    allocator.reclaim(lending)
     allocator.run([2], [0, 0, 16 * MiB])
     assert allocator.allocated_bytes == 32 * MiB == allocator.reserved_bytes
 
     allocator.lend(1)
     allocator.run([3], [0, 0, 0, 32 * MiB])
     assert allocator.retries == 1 and allocator.reserved_bytes == 48 * MiB
+
+
+@pytest.mark.parametrize(("until", "lent"), [(0, 1), (3, 1), (6, 0)])
+def test_who_waits_for_a_lending_that_memory_ran_short_of_takes_no_later_one(until, lent, tape):
+    """Tensor 0 is lent, reclaimed for tensor 2, and tensor 3 lent in its place: only who waits for that one takes it again."""
+    events, waits = (0, 1, ~0, 2, 3, ~3), (Wait(6, 1, until),)
+    lagging = Lagging(CachingAllocator(20 * MiB), replace(tape, blocks={"first": events}, lent={0: (1,), 3: (1,)}, streams={}, waits={"first": waits}))
+    lagging.run("first", [9 * MiB] * 4, {2})
+
+    assert lagging.allocator.forgone == {2} and len(lagging.allocator.layout()[-1]) == lent
 
 
 def test_parameters_are_those_of_the_whole_model(tape, a100):

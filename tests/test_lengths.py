@@ -10,10 +10,14 @@ import pytest
 import bsmodel
 from bsmodel import Training
 from bsmodel.command import main
+from bsmodel.command.lengths import batch_cells
 from bsmodel.memory import longest
 from bsmodel.recording.checks import same_memory
+from bsmodel.studies import by_length, padded_to_most
 from bsmodel.studies.padded import longest_of
-from bsmodel.tape import load_all, load_lengths, piece_from, save_lengths
+from bsmodel.tape import Lengths, load_all, load_lengths, piece_from, save_lengths
+from bsmodel.timing import step_time
+from tests.models import of_size
 from tests.test_adapters import GPT2, LLAMA, MOE
 from tests.test_configs import BERT, built
 from tests.test_refusals import line_of
@@ -92,6 +96,24 @@ def test_the_longest_context_and_the_largest_batch_are_inverse(lengths, a100):
         assert tokens in lengths.known and bsmodel.fit(lengths.at(tokens), a100).batch >= batch
         assert tokens == lengths.most or bsmodel.fit(lengths.at(tokens + 128), a100).batch < batch
     assert longest(lengths, a100, 1 << 19) == 0
+    assert line_of(longest, lengths, a100, 0) == "batch is 0; expected a whole number of at least 1"
+
+
+def test_each_card_has_the_limit_of_its_own_recordings(lengths, a100):
+    """Two cards of which one has recordings up to 512 tokens only: what it holds may be longer, what the other holds is the longest."""
+    short = Lengths((replace(lengths.pieces[0], most=512),))
+    gpus = [a100, of_size(a100, 8000).model_copy(update={"id": "small"})]
+    made = by_length([short, lengths], gpus, [256])
+    assert made.limits == {a100.id: 512, "small": lengths.most} and made.limit == 512 < made.longest["small"] < lengths.most
+    assert [cells[-2:] for cells in batch_cells(made)[1][-1:]] == [["512 or more", f"{made.longest['small']:,}"]]
+
+
+def test_what_is_padded_is_counted_as_it_is_timed(lengths, a100):
+    """Samples of 130 tokens are padded to 256: about half of them is text, in the share as in the speed."""
+    (row,) = padded_to_most([lengths], [a100], 130, 130).rows
+    assert row.padded_len == 256 and row.useful == 130 / 256
+    speed = step_time(lengths.at(256), a100, row.likely_batch).samples_per_s * 256
+    assert row.useful_tokens_per_s == pytest.approx(row.useful * speed)
 
 
 def test_what_was_not_recorded_is_refused(lengths, workload, a100):
@@ -112,6 +134,13 @@ def test_a_size_that_is_no_polynomial_ends_its_piece(lengths):
 
     piece = piece_from(recorded, 256, 4096, 128)
     assert piece.most == 1152 and "no polynomial of degree 2; ask for one at a time" in piece.ends
+
+    def dearer(length):
+        tape = lengths.at(length)
+        return replace(tape, operations=replace(tape.operations, fixed=tape.operations.fixed + max(0, length - 1152)))
+
+    piece = piece_from(dearer, 256, 4096, 128)
+    assert piece.most == 1152 and "computes or sends is no polynomial in the length" in piece.ends
     odd = piece_from(lambda length: replace(lengths.at(length), fixed_bytes=lengths.at(length).fixed_bytes + length % 3), 256, 4096, 128)
     assert odd.lengths == (256,) and odd.most == 256 and odd.ends
 
@@ -191,6 +220,9 @@ def test_real_lengths_are_padded_to_the_longest_of_a_batch(config, capsys, tmp_p
     file.write_text("12\nmany\n")
     assert main(["plan", folder, "--lengths", str(file)]) == 2
     assert "lengths.txt, line 2 is 'many'; expected a whole number of at least 1" in capsys.readouterr().err
+    file.write_text("12\n\n\u00b2\n", encoding="utf-8")
+    assert main(["plan", folder, "--lengths", str(file)]) == 2
+    assert "lengths.txt, line 3 is '\u00b2'; expected a whole number of at least 1" in capsys.readouterr().err
     file.write_text("5000\n")
     assert main(["plan", folder, "--lengths", str(file), "--gpu", "rtx-3070-8gb"]) == 2
     assert "the longest sample has 5,000 tokens; the model has 1,024 positions" in capsys.readouterr().err

@@ -130,7 +130,8 @@ def test_one_length_is_a_page(made, lengths):
 
 def test_names_are_text_wherever_they_stand(made, lengths):
     rows = tuple(replace(row, gpu=EVIL + row.gpu) for row in made.rows)
-    evil = replace(made, rows=rows, longest={EVIL + gpu: length for gpu, length in made.longest.items()})
+    renamed = {name: {EVIL + gpu: length for gpu, length in getattr(made, name).items()} for name in ("longest", "limits")}
+    evil = replace(made, rows=rows, **renamed)
     found = drawn_of(replace(evil, recorded=(replace(made.recorded[0], name=EVIL),)), [lengths])
 
     assert not Parts(found).open and "<script>alert" not in found and all(tag != "img" for tag, _ in Parts(found).tags)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Limit cases and numbers worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -139,3 +141,11 @@ def test_sizes_read_and_print():
     for wrong in ("", "lots", "-1GiB", "0", "3 TiB"):
         with pytest.raises(ValueError, match="cannot read"):
             parse_bytes(wrong)
+
+
+def test_tables_are_of_batches_at_which_the_step_is_known(tape):
+    short = replace(tape, same_path_up_to=8)
+    for table in (bsmodel.by_module, bsmodel.by_operator):
+        assert table(short, 8) == table(tape, 8)
+        with pytest.raises(bsmodel.InvalidInputError, match=r"^batch is 9; the step takes another path from batch 9 on"):
+            table(short, 9)

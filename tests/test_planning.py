@@ -322,3 +322,16 @@ def test_a_number_that_says_nothing_without_another_is_refused(tape, a100):
             bsmodel.plan(found, **alone)
         with pytest.raises(bsmodel.InvalidInputError, match="says nothing alone"):
             bsmodel.Goal(**alone)
+
+
+@pytest.mark.parametrize("mebibytes", [0, 20, 24, 64, 150])
+def test_a_part_of_a_card_is_as_good_as_a_card_of_that_size(mebibytes, tape, a100):
+    """Largest batch, headroom and verdict: what the context takes is not of the part."""
+    part = bsmodel.fit(tape, of_size(a100, 1000), settings=Settings(per_process_memory_fraction=mebibytes / 1000))
+    if not mebibytes:
+        assert part.batch == 0 and "of 0 B, " in part.verdict
+        return
+    all_of_it = bsmodel.fit(tape, of_size(a100, 500 + mebibytes))
+
+    for name in ("batch", "likely_batch", "headroom_bytes", "verdict"):
+        assert getattr(part, name) == getattr(all_of_it, name)

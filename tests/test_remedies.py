@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 import bsmodel
-from bsmodel import Training
-from bsmodel.studies import Goal, Progress, study
+from bsmodel import Parallel, Training
+from bsmodel.studies import Goal, Progress, Recorded, Row, study
 from bsmodel.studies.executors import Here
+from bsmodel.studies.grid import Cell, Recipe
+from bsmodel.studies.remedies import remedied
 from tests.models import of_size, workload
 
 WIDTH, LONG = 256, 4096
@@ -152,3 +154,21 @@ def test_a_remedy_that_cannot_be_recorded_is_passed_over():
     unusual = replace(WEIGHTS, model=lambda: nn.Sequential(*(Unusual(2048, 2048) for _ in range(4))), name="unusual")
 
     assert "bf16" not in row_of(unusual, card(150)).verdict
+
+
+@pytest.mark.parametrize(("kind", "tried"), [("ddp", False), ("zero1", True), ("fsdp2", True)])
+def test_states_that_devices_divide_are_held_against_a_device_by_their_part(kind, tried):
+    """Of 70 B parameters AdamW's states take 1.12 TB: 17.5 GB on each of 64 cards, where each has a part."""
+    recipe, gpu = {"parallel": Parallel(kind=kind, devices=64)}, bsmodel.Gpu.named("h100-80gb")
+    as_recorded = {"parallel": {"kind": kind, "devices": 64}, "checkpointing": False}
+    known = Recorded("llama", 70 * 10**9, 70 * 10**9, "fp32", "adamw", as_recorded, {"torch": "2.11"}, (), ())
+    cell = Cell(WEIGHTS, Recipe.of(recipe), gpu, 64, Goal())
+    row = Row("llama", recipe, gpu.id, 64, None, "does not fit", "does not fit", known, largest_batch=0)
+    asked = []
+
+    def work(cells):
+        asked.extend(dict(each.recipe.changes) for each in cells)
+        return [(each, replace(row, status="plan", largest_batch=1)) for each in cells]
+
+    ((_, found),) = remedied([(cell, row)], work)
+    assert ({**recipe, "checkpointing": True} in asked) == tried == ("; try --checkpointing: up to batch 1" in found.verdict)

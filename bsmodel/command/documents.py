@@ -43,12 +43,13 @@ class PlanDocument(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class LengthsDocument(Document):
-    """`bsmodel plan --seq-len N:M` or `--image-size N:M`: a row for each length and GPU, and the longest that trains alone on each GPU, up to `limit`."""
+    """`bsmodel plan --seq-len N:M` or `--image-size N:M`: a row for each length and GPU, and the longest that trains alone on each GPU, of at most `limits`."""
 
     workload: Recorded
     option: str
     rows: tuple[LengthRow, ...]
     longest: dict[str, int]
+    limits: dict[str, int]
     limit: int
 
 

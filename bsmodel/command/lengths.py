@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -43,6 +44,7 @@ from bsmodel.units import whole
 from bsmodel.workloads import Source
 
 LONG = ("seq_len", "image_size")  # the options of which a range may be given
+_DIGITS = re.compile("[0-9]{1,18}")  # of lengths that anybody has
 _OF_A_RUN = ("target_batch", "samples", "epochs", "base_lr", "base_batch", "price", *OFFERS, "network")
 
 
@@ -75,7 +77,8 @@ def answer(options: argparse.Namespace) -> Answer:
         found = _found(options, asked, executor)
         made = by_length(found.lengths, found.gpus, asked.wanted, found.notes, executor)
     recorded = together(made.recorded)
-    document = LengthsDocument(command="plan", notes=made.notes, workload=recorded, option=option, rows=made.rows, longest=made.longest, limit=made.limit)
+    reached = {name: getattr(made, name) for name in ("longest", "limits", "limit")}
+    document = LengthsDocument(command="plan", notes=made.notes, workload=recorded, option=option, rows=made.rows, **reached)
     if options.html:
         _draw(recorded, made, found.lengths, options.html)
     parts: list[Part] = [title(recorded), "", *_tables(made), "", *foot(recorded, made.notes)]
@@ -104,7 +107,7 @@ def of_a_file(options: argparse.Namespace) -> Answer:
         command="plan", notes=made.notes, workload=recorded, gpus=made.rows, samples=made.samples, mean_len=made.mean_len, longest=made.longest
     )
     samples, to = ("samples", "the longest of all") if made.samples is None else (f"{made.samples:,} samples", "its longest")
-    said = f"{samples} of {made.mean_len:,.0f} tokens on average, {made.longest:,} at most, each batch padded to {to}"
+    said = f"{samples} of {made.mean_len:,.0f} tokens on average, {made.longest:,} at most, each batch padded to {to}, in steps of {STEP}"
     right = ("largest", "likely", "padded to", "useful", "useful tokens per s")
     columns = (("GPU", ""), *((heading, "right") for heading in right))
     shown = table(*columns, rows=[_padded_cells(row) for row in made.rows])
@@ -170,7 +173,7 @@ def _of_recordings(options: argparse.Namespace, asked: _Asked) -> _Found:
 def _mean_and_longest(text: str) -> tuple[int, int] | None:
     """`MEAN:LONGEST`, where that is no file."""
     parts = text.split(":")
-    if Path(text).exists() or len(parts) != 2 or not all(part.isdecimal() for part in parts):
+    if Path(text).exists() or len(parts) != 2 or not all(map(_DIGITS.fullmatch, parts)):
         return None
     mean, longest = (whole("lengths", int(part)) for part in parts)
     if mean > longest:
@@ -179,14 +182,14 @@ def _mean_and_longest(text: str) -> tuple[int, int] | None:
 
 
 def _read(path: Path) -> list[int]:
-    """Whole numbers, one a line."""
+    """Whole numbers, one a line; lines without any are passed over."""
     try:
-        lines = path.read_text().split()
+        lines = [(number, line.strip()) for number, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
     except (OSError, ValueError) as error:
         raise InvalidInputError(f"cannot read the lengths {str(path)!r}: {error}") from None
     if not lines:
         raise InvalidInputError(f"the lengths {str(path)!r} are none; expected one for each sample, in tokens")
-    return [whole(f"{path.name}, line {number}", int(line) if line.isdigit() else line) for number, line in enumerate(lines, 1)]
+    return [whole(f"{path.name}, line {number}", int(line) if _DIGITS.fullmatch(line) else line) for number, line in lines]
 
 
 def _padded_cells(row: PaddedRow) -> list[Cell]:
@@ -216,8 +219,8 @@ def speed_cells(made: ByLength) -> tuple[list[tuple[str, str]], list[list[Cell]]
 
 def _cells(made: ByLength, of: Callable[[LengthRow], str]) -> tuple[list[tuple[str, str]], list[list[Cell]]]:
     unit = "pixels a side" if made.option == "image_size" else "tokens a sample"
-    lengths = list(dict.fromkeys(row.image_size or row.seq_len or 0 for row in made.rows))
-    rows = {(row.gpu, row.image_size or row.seq_len): row for row in made.rows}
+    lengths = list(dict.fromkeys(row.length for row in made.rows))
+    rows = {(row.gpu, row.length): row for row in made.rows}
     columns = [(unit, "right"), *((name, "right") for name in made.longest)]
     return columns, [[f"{length:,}", *(of(rows[name, length]) for name in made.longest)] for length in lengths]
 
@@ -235,4 +238,4 @@ def _speed(row: LengthRow) -> str:
 
 def _longest(made: ByLength, gpu: str) -> str:
     length = made.longest[gpu]
-    return f"{length:,} or more" if length == made.limit else f"{length:,}" if length else "none"
+    return f"{length:,} or more" if length == made.limits[gpu] else f"{length:,}" if length else "none"

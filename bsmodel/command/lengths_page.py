@@ -26,17 +26,13 @@ def page(recorded: Recorded, made: ByLength, lengths: Sequence[Lengths], tables:
     return document(f"Lengths of {recorded.name}", top, parts)
 
 
-def _length(row: LengthRow) -> int:
-    return row.image_size or row.seq_len or 0
-
-
 def _size(row: LengthRow) -> int:
     """Tokens of a sample, or pixels."""
     return row.seq_len or (row.image_size or 0) ** 2
 
 
 def _asked(made: ByLength) -> str:
-    return ", ".join(dict.fromkeys(f"{_length(row):,}" for row in made.rows))
+    return ", ".join(dict.fromkeys(f"{row.length:,}" for row in made.rows))
 
 
 def _findings(made: ByLength) -> list[str]:
@@ -46,8 +42,8 @@ def _findings(made: ByLength) -> list[str]:
     for gpu, longest in made.longest.items():
         rows = [row for row in made.rows if row.gpu == gpu and row.largest_batch]
         ends = dict.fromkeys((rows[0], rows[-1])) if rows else {}
-        fits = " and ".join(f"{row.largest_batch:,} samples of {_length(row):,} {unit}" for row in ends)
-        alone = f"one alone may have {longest:,} {unit}{' or more' if longest == made.limit else ''}" if longest else "not one sample fits, however short"
+        fits = " and ".join(f"{row.largest_batch:,} samples of {row.length:,} {unit}" for row in ends)
+        alone = f"one alone may have {longest:,} {unit}{' or more' if longest == made.limits[gpu] else ''}" if longest else "not one sample fits, however short"
         found.append(f"{gpu}: {f'{fits} surely fit; ' if fits else ''}{alone}.")
     return found
 
@@ -62,7 +58,7 @@ def _curves(made: ByLength, of: Callable[[LengthRow], float | None]) -> tuple[Cu
     curves = []
     for gpu in made.longest:
         rows = [(row, value) for row in made.rows if row.gpu == gpu and row.largest_batch and (value := of(row)) is not None]
-        reached = [Reach(_length(row), value, max(value, row.likely_batch), row.largest_batch * _size(row)) for row, value in rows]
+        reached = [Reach(row.length, value, max(value, row.likely_batch), row.largest_batch * _size(row)) for row, value in rows]
         curves.append(Curve(gpu, tuple(reached)))
     return tuple(curves)
 
@@ -75,7 +71,7 @@ def _batches(made: ByLength, recorded: Sequence[int], axis: tuple[str, str, int]
     said = [f"Not drawn, where no sample of these lengths fits: {', '.join(without)}."] if without else []
     if len(without) == len(curves):
         return Section(name, ("There is no chart: no sample of these lengths fits.",), table=table)
-    sizes = list(dict.fromkeys(map(_length, made.rows)))
+    sizes = list(dict.fromkeys(row.length for row in made.rows))
     caption = f"Lines are what surely fits, up to where not one sample does; bands go up to what likely fits. Dotted: equally many {axis[1]} a step."
     spec = largest_by_length(curves, recorded, sizes, axis, of_page(0))
     return Section(
@@ -90,7 +86,7 @@ def _figures(made: ByLength, sample: str, unit: str, table: Table) -> Section:
     """The size of a step, and throughput."""
     from bsmodel.pages import by_length
 
-    sizes = list(dict.fromkeys(map(_length, made.rows)))
+    sizes = list(dict.fromkeys(row.length for row in made.rows))
     speed = "samples" if made.option == "image_size" else unit
     figures: dict[str, tuple[str, Callable[[LengthRow], float | None]]] = {
         "sizes": (f"{unit} a step", lambda row: row.largest_batch * _size(row)),

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -83,7 +84,7 @@ def in_window() -> bool:
 def width() -> int:
     """Columns of the terminal, or of `COLUMNS`; 140 for a pipe."""
     asked = os.environ.get("COLUMNS", "")
-    if asked.isdigit() and int(asked) > 0:
+    if re.fullmatch("0*[1-9][0-9]{,8}", asked):
         return max(40, int(asked))
     return max(40, os.get_terminal_size(sys.stdout.fileno()).columns) if in_window() else PIPE_COLUMNS
 

@@ -3,7 +3,7 @@
 
 from bsmodel.memory.allocator import CachingAllocator, OutOfMemoryError
 from bsmodel.memory.closed_form import Breakdown, Footprint, Moment, Share, breakdown, footprint
-from bsmodel.memory.data_parallel import buckets_bytes, data_parallel, on_devices
+from bsmodel.memory.data_parallel import buckets_bytes, data_parallel, devices_of, on_devices
 from bsmodel.memory.largest import LARGEST, Fit, fit
 from bsmodel.memory.longest import longest
 from bsmodel.memory.over_time import StepMemory, over_a_step
@@ -26,6 +26,7 @@ __all__ = (
     "breakdown",
     "buckets_bytes",
     "data_parallel",
+    "devices_of",
     "fit",
     "footprint",
     "longest",

@@ -65,7 +65,7 @@ class CachingAllocator:
     `capacity_bytes` is what the driver can give (the card less the CUDA context), None without limit. `total_bytes` is the memory of
     the card, of which `per_process_memory_fraction` allows a part; without it, that part is of the capacity.
     `segment_events` lists what was asked of the driver: (action, address, bytes, stream), the actions named as in PyTorch's memory snapshots;
-    `forgone` are the optional tensors there was no memory for.
+    `most_bytes` is the less of what there is and what is allowed; `forgone` are the optional tensors there was no memory for.
     """
 
     def __init__(self, capacity_bytes: int | None = None, settings: Settings | None = None, *, total_bytes: int | None = None) -> None:
@@ -77,9 +77,8 @@ class CachingAllocator:
         self.segment_events: list[tuple[str, int, int, int]] = []
 
         self._capacity = _UNLIMITED if capacity_bytes is None else capacity_bytes
-        fraction = settings.per_process_memory_fraction
-        self._allowed = int(fraction * total_bytes) if total_bytes is not None and fraction < 1 else None
-        self._most_bytes = self._capacity if self._allowed is None else min(self._capacity, self._allowed)
+        self._allowed = settings.allowed_bytes(total_bytes) if total_bytes is not None and settings.per_process_memory_fraction < 1 else None
+        self.most_bytes = self._capacity if self._allowed is None else min(self._capacity, self._allowed)
         self._collects = self._allowed is not None and settings.garbage_collection_threshold > 0
         self._max_split = _UNLIMITED if settings.max_split_size_bytes is None else settings.max_split_size_bytes
         self._first_fit = not (settings.expandable_segments or self._collects or settings.max_split_size_bytes is not None)
@@ -94,7 +93,8 @@ class CachingAllocator:
         self._segments: dict[int, Block] = {}  # the first block of every segment, in the order of addresses
         self._live: dict[int, Block | None] = {}  # by tensor, the oldest instance; those behind it wait in _younger
         self._younger: dict[int, deque[Block | None]] = {}
-        self._lent: dict[int, Block] = {}  # by address: what is freed and may not be taken again
+        self._lent: dict[int, Block] = {}  # by the number of the lending: what is freed and may not be taken again
+        self._lendings = 0
         self.forgone: set[int] = set()
 
     def run(self, operations: Iterable[int], sizes: Sequence[int], optional: Container[int] = (), streams: Mapping[int, int] = _ONE_STREAM) -> None:
@@ -122,9 +122,7 @@ class CachingAllocator:
                         raise InvalidInputError(f"operation {index} frees tensor {tensor}, which is not alive")
                     block = live.pop(tensor)
                     if younger and tensor in younger:
-                        live[tensor] = younger[tensor].popleft()
-                        if not younger[tensor]:
-                            del younger[tensor]
+                        self._grow_older(tensor)
                     if block is not None:
                         free(block)
         except OutOfMemoryError as error:
@@ -178,31 +176,39 @@ class CachingAllocator:
         block.age_base = self._large_searches
         pool.put(block)
 
-    def lend(self, tensor: int) -> Block | None:
-        """Free the oldest living instance of a tensor, whose block another stream still uses: nobody takes it before it is reclaimed."""
+    def _grow_older(self, tensor: int) -> None:
+        """The next instance of a tensor is its oldest."""
+        self._live[tensor] = self._younger[tensor].popleft()
+        if not self._younger[tensor]:
+            del self._younger[tensor]
+
+    def lend(self, tensor: int) -> int | None:
+        """Free the oldest living instance of a tensor, whose block another stream still uses: nobody takes it before it is reclaimed.
+
+        Returns the number of the lending, for `reclaim`; None where the tensor has no bytes.
+        """
         block = self._live.pop(tensor)
         if tensor in self._younger:
-            self._live[tensor] = self._younger[tensor].popleft()
-            if not self._younger[tensor]:
-                del self._younger[tensor]
-        if block is not None:
-            self.allocated_bytes -= block.size_bytes
-            self.requested_bytes -= block.requested_bytes
-            self._lent[block.address] = block
-        return block
+            self._grow_older(tensor)
+        if block is None:
+            return None
+        self.allocated_bytes -= block.size_bytes
+        self.requested_bytes -= block.requested_bytes
+        self._lendings += 1
+        self._lent[self._lendings] = block
+        return self._lendings
 
-    def reclaim(self, block: Block) -> None:
-        """No other stream uses a block that was lent; it may have been reclaimed already, where memory ran short."""
-        if self._lent.get(block.address) is block:
-            del self._lent[block.address]
+    def reclaim(self, lending: int) -> None:
+        """No other stream uses what was lent; it may have been reclaimed already, where memory ran short, and lent again since."""
+        if (block := self._lent.pop(lending, None)) is not None:
             self.allocated_bytes += block.size_bytes
             self.requested_bytes += block.requested_bytes
             self.free(block)
 
     def release_cached(self) -> None:
         """Return what holds no allocated block to the driver, as `torch.cuda.empty_cache()` does: whole segments, or whole pages."""
-        for block in list(self._lent.values()):  # synchronize_and_free_events
-            self.reclaim(block)
+        for lending in list(self._lent):  # synchronize_and_free_events
+            self.reclaim(lending)
         starts = list(self._segments)
         for pools in (self._large, self._small):
             for _, pool in sorted(pools.items()):
@@ -219,18 +225,18 @@ class CachingAllocator:
     @property
     def spare_bytes(self) -> int:
         """What the driver could still give."""
-        return self._most_bytes - self.reserved_bytes
+        return self.most_bytes - self.reserved_bytes
 
     @property
     def least_spare_bytes(self) -> int:
         """What it could still give when most was reserved."""
-        return self._most_bytes - self.max_reserved_bytes
+        return self.most_bytes - self.max_reserved_bytes
 
     def layout(self) -> tuple[object, ...]:
         """Where the large blocks lie, free and allocated, and how often the driver was asked; small blocks wander almost without end."""
         free = tuple(tuple(pool.keys) for _, pool in sorted(self._large.items()))
         live = frozenset((tensor, block.address) for tensor, block in self._live.items() if block is not None and block.size_bytes > SMALL_SIZE)
-        return len(self.segment_events), free, live, frozenset(self._lent)
+        return len(self.segment_events), free, live, frozenset(block.address for block in self._lent.values())
 
     def _search(self, pool: Pool, size: int) -> int:
         """The index of the free block to use, past the end where there is none: get_free_block."""

@@ -26,10 +26,17 @@ def on_devices(tape: Tape, devices: int) -> Tape:
     """The step on one of several devices: as it was recorded for them, or else `data_parallel`; raises `InvalidInputError` for one of another number."""
     if tape.devices not in (1, devices):
         raise InvalidInputError(f"devices is {devices}; the recording is of one of {tape.devices}")
+    if devices == 1 and buckets_bytes(tape):
+        raise InvalidInputError("devices is 1; the recording has gradient buckets for several: expected at least 2")
     if devices == 1 or tape.devices > 1:
         return tape
     shared = data_parallel(tape)
     return replace(shared, collectives=tuple(each._replace(ranks=devices) for each in shared.collectives))
+
+
+def devices_of(tape: Tape) -> int:
+    """How many devices a tape is of: as it was recorded, or as many as sum its gradients."""
+    return max([tape.devices, *(each.ranks for each in tape.collectives)])
 
 
 def data_parallel(tape: Tape) -> Tape:

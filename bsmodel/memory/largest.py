@@ -65,27 +65,28 @@ def fit(tape: Tape, gpu: Gpu, accumulation: int | None = None, settings: Setting
     form = footprint(tape, accumulation, gpu)
     if form(1) > BOUNDLESS // 2:
         raise InvalidInputError(f"{tape.name} needs {format_bytes(form(1))} for one sample; expected at most half an exbibyte")
+    allowed_bytes = min(gpu.sure_bytes, settings.allowed_bytes(gpu.memory_bytes))
     most = min(LARGEST, tape.same_path_up_to or LARGEST)
     bound = min(form.largest(gpu.usable_bytes), most)
     replay = replays(tape, gpu, accumulation, settings)
-    sure = bound if tape.worst is None else min(bound, footprint(tape.worst, accumulation, gpu).largest(gpu.sure_bytes))
-    batch = bit_by_bit(_sturdily(functools.cache(lambda candidate: survives(candidate, replay)), tape), sure)
+    sure = bound if tape.worst is None else min(bound, footprint(tape.worst, accumulation, gpu).largest(allowed_bytes))
+    batch = bit_by_bit(sturdily(functools.cache(lambda candidate: survives(candidate, replay)), tape), sure)
     likely = max(batch, bit_by_bit(lambda candidate: replay(candidate, "lenient", True) is not None, bound))
     peak = peak_at(form, max(batch, 1), gpu, replay)
     if batch == 0:
-        missing = peak.reserved_upper_bytes - gpu.sure_bytes
+        missing = peak.reserved_upper_bytes - allowed_bytes
         verdict = (
-            f"does not fit on {gpu.id}: one sample needs {format_bytes(peak.reserved_upper_bytes)} of {format_bytes(gpu.sure_bytes)}, "
+            f"does not fit on {gpu.id}: one sample needs {format_bytes(peak.reserved_upper_bytes)} of {format_bytes(allowed_bytes)}, "
             f"{format_bytes(missing)} too much, at the {peak.moment}"
         )
         return Fit(tape, gpu, accumulation, settings, 0, likely, peak.moment, -missing, verdict, None)
-    headroom = gpu.sure_bytes - peak.reserved_upper_bytes
+    headroom = allowed_bytes - peak.reserved_upper_bytes
     binding, verdict = _why(tape, batch, most, str(form.binding(batch)))
     return Fit(tape, gpu, accumulation, settings, batch, likely, binding, headroom, verdict, peak, batch < most)
 
 
-def _sturdily(survives: Callable[[int], bool], tape: Tape) -> Callable[[int], bool]:
-    """Whether a batch survives and, where blocks of several streams cannot stand in for one another, some that are up to a tenth smaller do, too.
+def sturdily(survives: Callable[[int], bool], tape: Tape) -> Callable[[int], bool]:
+    """Whether a batch survives and, where blocks of several streams cannot stand in for one another, some that are up to an eighth smaller do, too.
 
     There what is cached fits a larger batch better now and then, and who then takes a smaller one for safety's sake would run out of memory.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -139,12 +139,12 @@ def replays(tape: Tape, gpu: Gpu, accumulation: int, settings: Settings) -> Repl
     Small blocks wander, and may need one segment more: a run that comes close to the end of the card has to survive without that segment, too.
     If only what is left at its end counted, a little more memory would turn one that releases its cache into one that fails.
     """
-
     at_worst = None if tape.worst is None else replays(tape.worst, gpu, accumulation, settings)
 
     def trained(batch: int, assumed: str, capacity_bytes: int) -> CachingAllocator | None:
         sizes, optional = _ASSUMED[assumed](tape, batch, gpu).tolist(), tape.workspaces if assumed == "lenient" else ()
-        allocator = CachingAllocator(capacity_bytes, settings, total_bytes=max(gpu.memory_bytes, capacity_bytes))
+        held_to = settings if capacity_bytes < BOUNDLESS - SMALL_SEGMENT else replace(settings, per_process_memory_fraction=1.0)
+        allocator = CachingAllocator(capacity_bytes, held_to, total_bytes=max(gpu.memory_bytes, capacity_bytes))
         lagging = Lagging(allocator, tape) if assumed == "upper" and tape.lent else None
         return allocator if train(allocator, tape, sizes, accumulation, optional, lagging) else None
 
@@ -167,7 +167,7 @@ def replays(tape: Tape, gpu: Gpu, accumulation: int, settings: Settings) -> Repl
         if run is None:
             return None
         spare_bytes = 0 if run.retries else run.least_spare_bytes
-        if spare_bytes < SMALL_SEGMENT and trained(batch, assumed, capacity_bytes - SMALL_SEGMENT) is None:
+        if spare_bytes < SMALL_SEGMENT and trained(batch, assumed, run.most_bytes - SMALL_SEGMENT) is None:
             return None
         largest = max(_ASSUMED[assumed](tape, batch, gpu).tolist(), default=0)
         return _Reached(run.max_allocated_bytes, run.max_reserved_bytes, spare_bytes > largest, not (run.forgone or run.retries))

@@ -67,6 +67,10 @@ class Settings:
             object.__setattr__(self, name, value)
         return per_interval if several else per_interval * INTERVALS
 
+    def allowed_bytes(self, total_bytes: int) -> int:
+        """What `per_process_memory_fraction` allows of a card: all of it by default."""
+        return int(self.per_process_memory_fraction * total_bytes) if self.per_process_memory_fraction < 1 else total_bytes
+
     @property
     def divisions(self) -> tuple[int, ...]:
         """The divisions of each interval."""

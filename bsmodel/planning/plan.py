@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from bsmodel.errors import InvalidInputError, UnreachableTargetError
 from bsmodel.hardware import Gpu
-from bsmodel.memory import LARGEST, Fit, Peak, Settings, buckets_bytes, footprint, on_devices, predict
+from bsmodel.memory import LARGEST, Fit, Peak, Settings, buckets_bytes, devices_of, footprint, on_devices, predict
 from bsmodel.memory import fit as fit_tape
 from bsmodel.planning.advice import advice
 from bsmodel.planning.learning_rate import learning_rate, warmup_steps
@@ -98,7 +98,7 @@ def plan(
     that are none or out of range, or a fit of nothing; `UnreachableTargetError` for a target that needs accumulation where the step cannot.
     """
     require_together(samples=samples, epochs=epochs, base_lr=base_lr, base_batch=base_batch)
-    fit, target, devices, samples, epochs = _asked(fit, target_batch, fit.tape.devices if devices is None else devices, samples, epochs)
+    fit, target, devices, samples, epochs = _asked(fit, target_batch, devices_of(fit.tape) if devices is None else devices, samples, epochs)
     untimed = why_untimed(fit.tape, fit.gpu)
     fewest, chosen, peak = _chosen(fit, target, devices, in_time=not untimed and target_batch is not None)
     rate, rule = _rate(fit, chosen, base_lr, base_batch)

@@ -93,8 +93,9 @@ def _tried(
 ) -> tuple[list[Advice], list[Tape]]:
     """A recipe on some cards, and its recordings; none where it is refused."""
     of, asked = _asked(source, changes, change)
-    recipe, label = Recipe.of(asked), str(of)
+    recipe, label = Recipe(tuple(sorted(asked.items()))), str(of)
     try:
+        recipe = Recipe.of(asked)
         recorded = record(of, asked, gpus)
     except BsmodelError as error:
         if not change:

@@ -46,11 +46,16 @@ def _can_be_sent() -> Iterator[None]:
 
 def answer(label: str, recipe: Recipe, tape: Tape, gpu: Gpu, asks: Sequence[Ask]) -> list[Row]:
     """The rows of one recording on one card: the largest batch once for one device and once for several, then a plan for each ask."""
-    alike = {devices > 1: devices for devices, _ in asks}  # however many there are, each takes the same
-    known = {several: _largest(recipe, on_devices(tape, devices), gpu) for several, devices in alike.items()}
+    known: dict[bool, tuple[dict[str, Any], Fit | BsmodelError]] = {}  # however many there are, each takes the same
     rows = []
     for ask in asks:
-        head, found = known[ask[0] > 1]
+        try:
+            shared = on_devices(tape, ask[0])
+        except BsmodelError as error:
+            rows.append(replace(refused(label, recipe, gpu, ask, error), recorded=Recorded.of(tape)))
+            continue
+        several = ask[0] > 1
+        head, found = known[several] = known.get(several) or _largest(recipe, shared, gpu)
         empty = replace(refused(label, recipe, gpu, ask, found if isinstance(found, BsmodelError) else ""), **head)
         rows.append(empty if isinstance(found, BsmodelError) else _row(empty, found, ask[1]))
     return rows

@@ -32,10 +32,15 @@ class LengthRow:
     samples_per_s: float | None
     tokens_per_s: float | None
 
+    @property
+    def length(self) -> int:
+        """Tokens of a sample, or pixels a side."""
+        return self.image_size or self.seq_len or 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class ByLength:
-    """Rows by length and GPU, and for each GPU the longest sample that trains alone, where `limit` is as far as recordings hold.
+    """Rows by length and GPU, and for each GPU the longest sample that trains alone; `limits` are how far its recordings hold, `limit` the least of these.
 
     What is long is the `option`: "seq_len", in tokens, or "image_size", in pixels a side.
     """
@@ -45,6 +50,7 @@ class ByLength:
     recorded: tuple[Recorded, ...]
     rows: tuple[LengthRow, ...]
     longest: dict[str, int]
+    limits: dict[str, int]
     limit: int
     notes: tuple[str, ...]
 
@@ -71,9 +77,10 @@ def by_length(found: Sequence[Lengths], gpus: Sequence[Gpu], wanted: Sequence[in
     begun = [hands.submit(_rows, each, gpu, part) for each, gpu in cards for part in parts]
     rows = {row for future in begun for row in future.result()}
     order = {gpu.id: number for number, gpu in enumerate(gpus)}
-    ordered = tuple(sorted(rows, key=lambda row: (row.seq_len or 0, row.image_size or 0, order[row.gpu])))
+    ordered = tuple(sorted(rows, key=lambda row: (row.length, order[row.gpu])))
     longest_of = {gpu.id: future.result() for gpu, future in zip(gpus, alone, strict=True)}
-    return ByLength(option=found[0].option, recorded=heads_of(found), rows=ordered, longest=longest_of, limit=limit, notes=(*notes, *ends[:1]))
+    limits, said = {gpu.id: each.most for each, gpu in cards}, (*notes, *ends[:1])
+    return ByLength(option=found[0].option, recorded=heads_of(found), rows=ordered, longest=longest_of, limits=limits, limit=limit, notes=said)
 
 
 def heads_of(found: Sequence[Lengths]) -> tuple[Recorded, ...]:

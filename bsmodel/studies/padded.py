@@ -22,7 +22,8 @@ from bsmodel.timing import step_time
 class PaddedRow:
     """One GPU: the largest batch that is safe with the longest samples in it, and the likely one, whose longest is as long as it is on average.
 
-    `padded_len` is how long that is, `useful` the share of tokens in the likely batch that are no padding, and `useful_tokens_per_s` those a second.
+    `padded_len` is how long that is in whole steps of 128 tokens, `useful` the share of tokens in the likely batch, padded so, that are no padding, and
+    `useful_tokens_per_s` those a second.
     """
 
     gpu: str
@@ -58,7 +59,7 @@ def padded(found: Sequence[Lengths], gpus: Sequence[Gpu], lengths: Sequence[int]
 
 
 def padded_to_most(found: Sequence[Lengths], gpus: Sequence[Gpu], mean_len: float, longest: int, notes: Sequence[str] = ()) -> Padded:
-    """What batches of samples take of which only the mean and the longest are known: each padded to the longest. Raises as `padded` does."""
+    """What batches of samples take of which only the mean and the longest are known: each padded to the longest, as `padded` does it."""
     _require_known(found, longest, notes)
     rows = []
     for lengths, gpu in zip(found, gpus, strict=True):
@@ -96,7 +97,7 @@ def _of_batch(lengths: Lengths, gpu: Gpu, batches: tuple[int, int], longest: flo
     if not likely:
         return PaddedRow(gpu=gpu.id, largest_batch=0, likely_batch=0, padded_len=padded_len, useful=None, useful_tokens_per_s=None)
     speed = mean_len * likely / step_time(lengths.at(padded_len), gpu, likely).seconds
-    return PaddedRow(gpu=gpu.id, largest_batch=safe, likely_batch=likely, padded_len=padded_len, useful=mean_len / longest, useful_tokens_per_s=speed)
+    return PaddedRow(gpu=gpu.id, largest_batch=safe, likely_batch=likely, padded_len=padded_len, useful=mean_len / padded_len, useful_tokens_per_s=speed)
 
 
 def _likely(lengths: Lengths, gpu: Gpu, ordered: NDArray[np.int64]) -> int:

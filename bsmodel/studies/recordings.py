@@ -93,13 +93,14 @@ def _by_family(
             found[gpu.kernel_family] = known
         elif gpu.kernel_family not in found:
             missing.setdefault(gpu.kernel_family, gpu)
+    total = len(found) + len(missing)
     libraries = [source.library] if source.library else []
     hands: Executor = executor or (executors.pool(libraries) if executors.pays(len(missing), 0) else executors.Here())
     try:
         begun = {family: begin(hands, gpu) for family, gpu in missing.items()}
         for family, future in begun.items():
             found[family] = future.result()
-            tell(len(found), len(found) + len(missing), found[family])
+            tell(len(found), total, found[family])
     except BrokenExecutor:
         raise UntraceableError(executors.LOST) from None
     finally:

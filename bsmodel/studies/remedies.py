@@ -39,7 +39,13 @@ def remedies(cell: Cell, row: Row) -> tuple[dict[str, Any], ...]:
 
 def _hopeless(cell: Cell, row: Row, change: dict[str, Any]) -> bool:
     """Whether even the states do not fit: then no recording is needed to know."""
-    return row.recorded is not None and _states_bytes(row.recorded, change) > cell.gpu.usable_bytes
+    return row.recorded is not None and _states_bytes(row.recorded, change) // _shards(row.recorded) > cell.gpu.usable_bytes
+
+
+def _shards(recorded: Recorded) -> int:
+    """Among how many devices states are divided at the most."""
+    parallel = recorded.recipe.get("parallel") or {"kind": "ddp"}
+    return 1 if parallel["kind"] == "ddp" else int(parallel["devices"])
 
 
 def _states_bytes(recorded: Recorded, change: dict[str, Any]) -> int:

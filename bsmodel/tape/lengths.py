@@ -195,7 +195,7 @@ def require_same_step(first: Tape, other: Tape, length: int, another: int) -> No
 
 
 def require_through(piece: Piece, tape: Tape, length: int) -> None:
-    """Raises `UntraceableError` where the step of a piece is not what was recorded at another length, or a size not what its polynomials say."""
+    """Raises `UntraceableError` where the step of a piece is not what was recorded at another length, or its sizes and its work not what polynomials say."""
     require_same_step(piece.tapes[0], tape, piece.lengths[0], length)
     told = piece.at(length)
     at = ", ".join(map(str, (*piece.lengths, length)))
@@ -207,5 +207,8 @@ def require_through(piece: Piece, tape: Tape, length: int) -> None:
             raise UntraceableError(f"{where} takes {values} bytes at lengths {at}: no polynomial of degree {DEGREES[piece.option]}; ask for one at a time")
     if piece.tapes[0].worst is not None and tape.worst is not None:
         require_through(replace(piece, tapes=tuple(each.worst for each in piece.tapes if each.worst is not None)), tape.worst, length)
+    work = all(np.allclose(getattr(told.operations, name), getattr(tape.operations, name), rtol=1e-9) for name in COEFFICIENTS)
+    if not work or told.collectives != tape.collectives or told.tokens_per_sample != tape.tokens_per_sample:
+        raise UntraceableError(f"what {tape.name} computes or sends is no polynomial in the length, by lengths {at}; ask for one at a time")
     if told.terms != tape.terms or told.workspaces != tape.workspaces:
         raise UntraceableError(f"buffers inside of kernels of {tape.name} are no polynomials in the length, by lengths {at}; ask for one at a time")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bsmodel.tape.asked import micro_batches
 from bsmodel.tape.polynomials import Polynomial, values
 from bsmodel.tape.tape import WEIGHTS, Tape
 from bsmodel.units import whole
@@ -34,7 +35,7 @@ class ModuleRow:
 def by_module(tape: Tape, batch: int) -> tuple[ModuleRow, ...]:
     """Every module that computes or holds something, each with its descendants' share, in the order of the model; the first is the whole.
 
-    Raises `InvalidInputError` for a batch that is no whole number of at least 1.
+    Raises `InvalidInputError` for a batch that is no whole number of at least 1, or one at which the step takes another path than recorded.
     """
     sums: dict[str, list[float]] = {"": [0, 0, 0, 0]}
 
@@ -45,7 +46,7 @@ def by_module(tape: Tape, batch: int) -> tuple[ModuleRow, ...]:
         for name in names:
             sums.setdefault(name, [0, 0, 0, 0])[column] += amount
 
-    batch = whole("batch", batch)
+    batch = int(micro_batches(tape, whole("batch", batch)))
     for module, count in tape.parameters.items():
         add(module, 0, count)
     flops, activations = (tape.operations.column(name, batch) for name in ("counted_flops", "activations"))
@@ -73,9 +74,9 @@ class OperatorRow:
 def by_operator(tape: Tape, batch: int) -> tuple[OperatorRow, ...]:
     """Every operator that forward runs on the device, by FLOPs and then by the bytes it reads and writes.
 
-    Raises `InvalidInputError` for a batch that is no whole number of at least 1.
+    Raises `InvalidInputError` for a batch that is no whole number of at least 1, or one at which the step takes another path than recorded.
     """
-    batch = whole("batch", batch)
+    batch = int(micro_batches(tape, whole("batch", batch)))
     columns = [tape.operations.column(name, batch) for name in ("counted_flops", "activations", "moved_bytes")]
     sums: dict[str, list[float]] = {}
     for row in tape.operations.where("forward").nonzero()[0]:
@@ -101,10 +102,6 @@ def counted(tape: Tape) -> Polynomial:
     states = sum(int(tape.fixed_bytes[k]) for k in range(len(tape.categories)) if tape.categories[k] in _STATES)
     kept = _kept_for_backward(tape)
     return Polynomial(states, int(tape.per_sample_bytes[kept].sum()), int(tape.per_pair_bytes[kept].sum()))
-
-
-def _allocated(tape: Tape, block: str) -> list[int]:
-    return [event for event in tape.blocks[block] if event >= 0]
 
 
 def _kept_for_backward(tape: Tape) -> list[int]:

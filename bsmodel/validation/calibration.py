@@ -56,7 +56,7 @@ def calibrate(found: Sequence[rows.Row], file_name: str, base: str | None = None
     measured_on = max(item["environment"]["date"] for item in (*used, *rates, *workspaces))
     calibrated = _with(gpu, figures, file_name, date.fromisoformat(measured_on))
     errors = _errors(gpu, calibrated, used, held_out)
-    return Calibration(calibrated, errors, _notes(gpu, calibrated, figures, errors, device))
+    return Calibration(calibrated, errors, (*_notes(gpu, calibrated, figures, errors, device), *_left_out(gpu, rates)))
 
 
 def _card(found: Sequence[rows.Row], base: str | None) -> tuple[Gpu, str]:
@@ -91,6 +91,14 @@ def _rates(gpu: Gpu, measured: dict[str, Any]) -> dict[str, tuple[Any, int, str]
     if copied and gpu.bandwidth_bytes_per_s and copied <= gpu.bandwidth_bytes_per_s:
         figures["bandwidth_efficiency"] = (round(copied / gpu.bandwidth_bytes_per_s, 4), 1, "copy of 256 MiB, bytes read and written over the peak")
     return figures
+
+
+def _left_out(gpu: Gpu, rates: Sequence[rows.Row]) -> list[str]:
+    """A note where copies are faster than the row says that the card is."""
+    copied, peak = rates[-1]["measured"].get("copy_bytes_per_s") if rates else None, gpu.bandwidth_bytes_per_s
+    if not (copied and peak and copied > peak):
+        return []
+    return [f"copies reach {copied / 1e9:,.0f} GB/s, more than the {peak / 1e9:,.0f} of the row: left out, the row is of another card"]
 
 
 def _with(gpu: Gpu, figures: dict[str, tuple[Any, int, str]], file_name: str, measured_on: date) -> Gpu:
