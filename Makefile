@@ -7,8 +7,8 @@ BIN := .venv/bin
 plan: .venv/installed
 	$(BIN)/bsmodel plan resnet50
 
-test: .venv/installed # one process more than there are processors, one thread each: many a test waits for a command that it has started
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )) --dist worksteal
+test: .venv/installed # on every processor, one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 check: .venv/installed
 	$(BIN)/ruff check .
