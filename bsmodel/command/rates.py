@@ -56,5 +56,4 @@ def _text(name: str, recipe: Training, found: RateRange) -> str:
     columns = (("learning rate", "right"), ("loss", "right"), ("smoothed", "right"))
     rows = [[f"{found.rates[at]:.3g}", f"{found.losses[at]:.4g}", f"{found.smoothed[at]:.4g}"] for at in places]
     head = f"{name}: {recipe.precision}, {recipe.optimizer_name}; {found.batch:,} samples a step, {count} steps"
-    said = [f"{line[0].upper()}{line[1:]}." for line in found.suggestions]
-    return render(head, "", table(*columns, rows=rows), "", *said, *(f"Note: {remark.removesuffix('.')}." for remark in found.remarks))
+    return render(head, "", table(*columns, rows=rows), "", *found.sentences, *(f"Note: {remark.removesuffix('.')}." for remark in found.remarks))

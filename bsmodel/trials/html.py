@@ -68,8 +68,7 @@ def rates_page(name: str, training: Training, found: RateRange) -> str:
     caption = "The rate rises from step to step. The thick line is the average, by which the rates are read; what is far above its fall is not drawn."
     kinds = tuple(enumerate(rates_chart.KINDS))
     drawing = Drawing("rates", "Loss against the learning rate", caption, rates_chart.rising(found, of_page(0)), kinds)
-    came = [f"{line[0].upper()}{line[1:]}." for line in found.suggestions]
-    top = head(("What came of it", came), ("What was tried", tables.facts_of_rates(name, training, found)), found.remarks)
+    top = head(("What came of it", found.sentences), ("What was tried", tables.facts_of_rates(name, training, found)), found.remarks)
     return document(f"Learning rates of {name}", top, [Section("Every step", (), (drawing,), tables.of_rates(found))], stills=True)
 
 

@@ -74,6 +74,11 @@ class RateRange(Charted):
         """Both rates, each with what it means and how far that goes."""
         return self._of_steepest(), self._of_divergence()
 
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The suggestions as they are read one after the other."""
+        return tuple(f"{line[0].upper()}{line[1:]}." for line in self.suggestions)
+
     def _of_steepest(self) -> str:
         if self.steepest is None:
             return "steepest fall: none, the smoothed loss does not fall; give lower rates, more steps or data that can be learnt"

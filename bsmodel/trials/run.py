@@ -23,7 +23,7 @@ from bsmodel.trials.data import Data
 from bsmodel.trials.measured import rows_of
 from bsmodel.trials.results import Trial
 from bsmodel.trials.training import accelerator, apart, updates
-from bsmodel.trials.values import Rung, Status, Update, Watch
+from bsmodel.trials.values import Rung, Status, Update, Watch, recipe_of
 from bsmodel.validation import environment_here, is_out_of_memory, recipe_words
 from bsmodel.workloads import Workload
 
@@ -54,7 +54,7 @@ class Asked:
             "workload": self.workload.name,
             **({"options": _plain(self.workload.options)} if self.workload.options else {}),
             "device": device,
-            "recipe": {**self.training.model_dump(mode="json", exclude={"optimizer"}), "optimizer": self.training.optimizer_name},
+            "recipe": recipe_of(self.training),
             "data": data.what,
             "rungs": [asdict(rung) for rung in self.rungs],
             "seeds": list(self.seeds),

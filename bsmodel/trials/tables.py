@@ -12,6 +12,7 @@ from bsmodel.training import Training
 from bsmodel.trials.drawn import BY_MONEY, interval, spread, way
 from bsmodel.trials.rates import RateRange
 from bsmodel.trials.results import NEARLY, Recommendation, Trial, TrialRow
+from bsmodel.trials.values import recipe_of
 from bsmodel.units import GiB
 
 _SAID = {"schema_version", "workload", "recipe", "data", "rungs", "seeds", "evaluate_every", "target_loss", "patience", "remarks"}
@@ -126,8 +127,13 @@ def of_costs(trial: Trial, found: Sequence[Recommendation]) -> Table:
 def facts_of_rates(name: str, training: Training, found: RateRange) -> list[tuple[str, str]]:
     """What a learning rate range test was asked, each with its name."""
     rates = f"{number(found.rates[0])} to {number(found.rates[-1])}"
-    given = recipe({**training.model_dump(mode="json", exclude={"optimizer"}), "optimizer": training.optimizer_name})
-    return [("Workload", name), ("Recipe", given), ("Batch", f"{found.batch:,}"), ("Steps", f"{len(found.rates):,}"), ("Learning rates", rates)]
+    return [
+        ("Workload", name),
+        ("Recipe", recipe(recipe_of(training))),
+        ("Batch", f"{found.batch:,}"),
+        ("Steps", f"{len(found.rates):,}"),
+        ("Learning rates", rates),
+    ]
 
 
 def of_rates(found: RateRange) -> Table:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bsmodel.errors import InvalidInputError
 from bsmodel.planning import NoiseScale, noise_scale
+from bsmodel.training import Training
 
 Status = Literal["finished", "reached", "stopped", "diverged", "out of memory"]
 _WARM = 1  # steps that are not timed: the first makes the optimizer's state, and loads kernels
@@ -98,3 +99,8 @@ def noise_of(runs: list[Run], first: float = 0.0, last: float = 1.0) -> NoiseSca
 
 
 Watch = Callable[[Rung, int, Update], None]  # what is called after every optimizer step: its rung, its seed, and the step
+
+
+def recipe_of(training: Training) -> dict[str, Any]:
+    """The fields of a recipe as JSON has them, its optimizer by name."""
+    return {**training.model_dump(mode="json", exclude={"optimizer"}), "optimizer": training.optimizer_name}
